@@ -1,0 +1,1 @@
+"""Data sets and data loading; every module is imported on first use, never here."""
