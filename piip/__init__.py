@@ -1,0 +1,1 @@
+"""piip: Parameter-Inverted Image Pyramid Networks."""

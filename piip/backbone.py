@@ -1,0 +1,139 @@
+"""The pyramid backbone: read this first.
+
+One image is resized to several resolutions; each resolution has its own network (branch). Index 0 is the largest
+network at the lowest resolution, the last one the smallest at the highest. After every stage neighbouring branches
+exchange features; at the end the branches are merged into one map, from which a neck may make several levels.
+
+Source: arXiv 2406.04330, Figure 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from piip.branches.base import Branch
+from piip.features import BranchFeatures
+from piip.interaction import Interaction
+from piip.merge import BranchMerge
+from piip.pyramid import check_image, image_pyramid, official_image_pyramid, pyramid_sizes
+
+
+class PIIPBackbone(nn.Module):
+    """Any number of branches that interact and are merged.
+
+    Args:
+        branches: Networks cut into the same number of stages.
+        interactions: One exchange after each stage.
+        merge: Makes one map of all branches; None keeps one map a branch.
+        neck: Makes levels from merged maps, or None.
+        image_sizes: Nominal side of each branch's image; only the ratios matter.
+        stage_merges: Further merges after some stages, whose maps the neck gets before the final one.
+        official_resize: Resize by factors as the released code does, instead of to whole patches.
+
+    Raises:
+        ValueError: Branches that are not cut into as many stages as there are interactions.
+    """
+
+    def __init__(
+        self,
+        branches: Sequence[Branch],
+        interactions: Sequence[Interaction],
+        merge: BranchMerge | None = None,
+        neck: nn.Module | None = None,
+        *,
+        image_sizes: Sequence[int],
+        stage_merges: Mapping[int, BranchMerge] | None = None,
+        official_resize: bool = False,
+    ) -> None:
+        super().__init__()
+        for index, branch in enumerate(branches):
+            if len(branch.stages) != len(interactions):
+                raise ValueError(
+                    f"Branch {index} has {len(branch.stages)} stages and there are {len(interactions)} interactions; "
+                    "cut every branch into one stage an interaction."
+                )
+        self.branches = nn.ModuleList(branches)
+        self.interactions = nn.ModuleList(interactions)
+        self.merge = merge
+        self.neck = neck
+        self.stage_merges = nn.ModuleDict({str(stage): part for stage, part in (stage_merges or {}).items()})
+        self.image_sizes = tuple(image_sizes)
+        self.ratios = tuple(size / image_sizes[-1] for size in image_sizes)
+        self.official_resize = official_resize
+
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        """Return the image (B, 3, H, W) resized for each branch."""
+        if self.official_resize:
+            return official_image_pyramid(image, self.ratios)
+        height, width = image.shape[-2:]
+        strides = [branch.stride for branch in self.branches]
+        return image_pyramid(image, pyramid_sizes((height, width), self.ratios, strides))
+
+    def run(self, image: Tensor) -> tuple[list[BranchFeatures], list[Tensor]]:
+        """Run all branches.
+
+        Args:
+            image: Normalised RGB images, float, (B, 3, H, W), any size of at least one patch.
+
+        Returns:
+            The finished features of every branch, and the intermediate merged maps.
+
+        Raises:
+            ValueError: Something that is not such a batch of images.
+        """
+        check_image(image, min_size=self.branches[-1].stride)
+        images = self.pyramid(image)
+        features = [branch.embed(resized) for branch, resized in zip(self.branches, images, strict=True)]
+        stage_maps = []
+        for stage, interaction in enumerate(self.interactions):
+            features = [branch.run_stage(stage, tokens) for branch, tokens in zip(self.branches, features, strict=True)]
+            features = interaction(features)
+            if str(stage) in self.stage_merges:
+                stage_maps.append(self.stage_merges[str(stage)](features))
+        return [branch.finish(tokens) for branch, tokens in zip(self.branches, features, strict=True)], stage_maps
+
+    def forward_features(self, image: Tensor) -> list[BranchFeatures]:
+        """Return the finished features of every branch, before merging; see `run`."""
+        return self.run(image)[0]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return feature maps of images (B, 3, H, W).
+
+        Returns:
+            One map (B, C, H, W) after a merge, one a branch without, or the levels of the neck, finest first.
+        """
+        features, stage_maps = self.run(image)
+        return self.forward_maps(features, stage_maps)
+
+    def forward_maps(self, features: list[BranchFeatures], stage_maps: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Merge finished features and apply the neck; see `forward`."""
+        if self.merge is None:
+            return [tokens.as_map() for tokens in features]
+        maps = [*stage_maps, self.merge(features)]
+        return maps if self.neck is None else self.neck(maps)
+
+    @property
+    def feature_info(self) -> list[dict[str, int | float]]:
+        """Channels and stride (`reduction`, image pixels a cell) of every returned map, as timm names them."""
+        if self.merge is None:
+            # strides count pixels of the given image, branches see smaller ones
+            stages = [branch.stages[-1] for branch in self.branches]
+            return [
+                {"num_chs": stage.channels, "reduction": stage.stride / ratio}
+                for stage, ratio in zip(stages, self.ratios, strict=True)
+            ]
+        stride = self.branches[-1].stages[-1].stride
+        if self.neck is None:
+            return [{"num_chs": self.merge.out_channels, "reduction": stride}]
+        return [{"num_chs": self.neck.out_channels, "reduction": stride / scale} for scale in self.neck.scales]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the branches' blocks in the backward pass instead of keeping their activations."""
+        for branch in self.branches:
+            branch.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of parameters that are usually not decayed."""
+        return {f"branches.{i}.{name}" for i, branch in enumerate(self.branches) for name in branch.no_weight_decay()}

@@ -1,0 +1,139 @@
+"""What every branch of a pyramid can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from piip.features import BranchFeatures, StageInfo
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Branch(nn.Module, ABC):
+    """A pretrained network cut into stages, between which branches interact.
+
+    Attributes:
+        stages: Channels, stride and depth after each stage.
+        stride: Pixels every image side must be a multiple of (patch size, or the coarsest stride used).
+        depth: Number of blocks.
+        num_prefix_tokens: Class and register tokens P.
+        fixed_size: The only accepted image size (H, W), or None.
+        mean: Channel means the network was trained with, RGB in [0, 1].
+        std: Channel deviations the network was trained with.
+    """
+
+    stages: tuple[StageInfo, ...]
+    stride: int
+    depth: int
+    num_prefix_tokens: int
+    fixed_size: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    grad_checkpointing: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("input_scale", None, persistent=False)
+        self.register_buffer("input_shift", None, persistent=False)
+
+    def renormalize_from(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Expect images normalised with another mean and std, and turn them into this branch's own.
+
+        Args:
+            mean: Channel means the images will be normalised with, RGB in [0, 1].
+            std: Channel deviations likewise.
+        """
+        own_mean, own_std = torch.tensor(self.mean), torch.tensor(self.std)
+        scale = torch.tensor(tuple(std)) / own_std
+        shift = (torch.tensor(tuple(mean)) - own_mean) / own_std
+        self.register_buffer("input_scale", scale.view(-1, 1, 1), persistent=False)
+        self.register_buffer("input_shift", shift.view(-1, 1, 1), persistent=False)
+
+    def renormalize(self, image: Tensor) -> Tensor:
+        """Return the image (B, 3, H, W) as this branch expects it; see `renormalize_from`."""
+        if self.input_scale is None or self.input_shift is None:
+            return image
+        return image * self.input_scale.to(image.dtype) + self.input_shift.to(image.dtype)
+
+    @abstractmethod
+    def embed(self, image: Tensor) -> BranchFeatures:
+        """Turn an image (B, 3, H, W) into the tokens that enter the first stage."""
+
+    @abstractmethod
+    def run_stage(self, stage: int, features: BranchFeatures) -> BranchFeatures:
+        """Run the blocks of one stage."""
+
+    @abstractmethod
+    def finish(self, features: BranchFeatures) -> BranchFeatures:
+        """Apply what the network does after its last block (its final norm)."""
+
+    @abstractmethod
+    def layer_depth(self, parameter_name: str) -> int:
+        """Return the depth of a parameter: 0 for embeddings, k for the k-th block, `depth` + 1 after the last.
+
+        Args:
+            parameter_name: Name relative to this branch.
+        """
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of parameters, relative to this branch, that are usually not decayed."""
+        return set()
+
+    def forward(self, image: Tensor) -> BranchFeatures:
+        """Run the whole network alone, without interactions."""
+        features = self.embed(image)
+        for stage in range(len(self.stages)):
+            features = self.run_stage(stage, features)
+        return self.finish(features)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+
+def even_split(count: int, parts: int) -> list[tuple[int, int]]:
+    """Split `count` items into `parts` runs of nearly equal length.
+
+    Returns:
+        Half-open ranges (start, stop), all non-empty.
+
+    Raises:
+        ValueError: More parts than items, or fewer than one part.
+    """
+    if not 1 <= parts <= count:
+        raise ValueError(f"{count} blocks or stages cannot be split into {parts} groups; choose 1 to {count}.")
+    bounds = [round(index * count / parts) for index in range(parts + 1)]
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
+
+
+def group_ranges(
+    count: int, groups: Sequence[int] | Sequence[tuple[int, int]] | None, parts: int
+) -> list[tuple[int, int]]:
+    """Return the half-open block range of every stage.
+
+    Args:
+        count: Number of blocks or stages of the network.
+        groups: Group sizes that add up to `count`, inclusive (first, last) pairs, or None for an even split.
+        parts: Number of groups wanted.
+
+    Raises:
+        ValueError: A wrong number of groups, sizes that do not add up, or ranges outside the network.
+    """
+    if groups is None:
+        return even_split(count, parts)
+    if len(groups) != parts:
+        raise ValueError(f"block_groups has {len(groups)} groups, expected {parts}: one before every interaction.")
+    ranges: list[tuple[int, int]] = []
+    for group in groups:
+        start = ranges[-1][1] if ranges else 0
+        ranges.append((start, start + group) if isinstance(group, int) else (group[0], group[1] + 1))
+    if isinstance(groups[0], int) and ranges[-1][1] != count:
+        raise ValueError(f"block_groups adds up to {ranges[-1][1]} blocks, the network has {count}.")
+    if any(not 0 <= start < stop <= count for start, stop in ranges):
+        raise ValueError(f"block_groups {tuple(groups)} reaches outside the network's {count} blocks or is empty.")
+    return ranges

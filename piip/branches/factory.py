@@ -1,0 +1,151 @@
+"""From a timm name to a branch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.layers import DropPath
+from timm.models import FeatureListNet
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from piip.branches.base import Branch, group_ranges
+from piip.branches.staged import StagedBranch, count_stages
+from piip.branches.vit import ViTBranch
+from piip.config import BranchConfig, nearest_names
+
+OWN_FIELDS = ("num_classes", "global_pool", "img_size", "drop_path_rate", "features_only", "out_indices")
+PlainViT = VisionTransformer | Eva
+
+
+def create_network(config: BranchConfig) -> nn.Module:
+    """Build the timm network of a branch, with its pretrained weights if asked.
+
+    Args:
+        config: The branch.
+
+    Returns:
+        A `VisionTransformer` or `Eva` that takes any image size, or a `FeatureListNet`.
+
+    Raises:
+        ValueError: An unknown name (with the nearest ones), arguments the network does not take, or a network that
+            cannot be run stage by stage.
+    """
+    name = config.network
+    if not timm.is_model(name):
+        raise ValueError(
+            f"timm {timm.__version__} has no network {name!r}. {nearest_names(name.split('.')[0], timm.list_models())}"
+        )
+    clash = [key for key in config.timm_args if key in OWN_FIELDS]
+    if clash:
+        raise ValueError(f"timm_args of {name} sets {', '.join(clash)}; use the fields of BranchConfig instead.")
+    if config.timm_args.get("patch_drop_rate"):
+        raise ValueError(f"timm_args of {name} sets patch_drop_rate; a pyramid needs every patch.")
+    args = _timm_arguments(config)
+    network = timm.create_model(name, pretrained=config.pretrained, **args)
+    if config.drop_path_rate and config.drop_path_rule == "constant":
+        _set_constant_drop_path(network, config)
+    return network
+
+
+def _timm_arguments(config: BranchConfig) -> dict[str, Any]:
+    """Find the arguments that build this network for a pyramid, trying them on the meta device."""
+    args = dict(config.timm_args)
+    if config.drop_path_rate and config.drop_path_rule == "linear":
+        args["drop_path_rate"] = config.drop_path_rate
+    plain = _probe(config.network, {**args, "num_classes": 0})
+    if isinstance(plain, PlainViT):
+        side = config.image_size
+        if config.position_grid is not None:
+            side = config.position_grid * plain.patch_embed.patch_size[0]
+        return {**args, "num_classes": 0, "img_size": side, "dynamic_img_size": True}
+    staged = {**args, "features_only": True}
+    if needs_fixed_size(plain, config):
+        staged["img_size"] = config.image_size
+    tried: Exception | None = None
+    for extra in ({}, {"feature_cfg": {"feature_cls": "list", "flatten_sequential": True}}):
+        try:
+            if isinstance(_probe(config.network, {**staged, **extra}), FeatureListNet):
+                return {**staged, **extra}
+        except ValueError as error:
+            tried = error
+    reason = f" ({tried})" if tried else ""
+    raise ValueError(
+        f"{config.network} ({type(plain).__name__}) is neither a plain ViT nor a network that timm can cut into "
+        f"stages, so branches cannot interact inside it{reason}. Choose a ViT, EVA, ConvNeXt, ResNet, Swin, ..."
+    )
+
+
+def _probe(name: str, args: dict[str, Any]) -> nn.Module:
+    """Build a network without allocating weights.
+
+    Raises:
+        ValueError: timm refuses the arguments.
+    """
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, **args)
+    except (TypeError, AssertionError, RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
+        raise ValueError(f"timm cannot build {name} with {args}: {type(error).__name__}: {error}") from error
+
+
+def needs_fixed_size(network: nn.Module, config: BranchConfig) -> bool:
+    """Tell whether a network accepts only the image size it was built for."""
+    described = network.pretrained_cfg.get("fixed_input_size", False)  # type: ignore[union-attr, operator]
+    return bool(described) and not config.timm_args.get("dynamic_img_size", False)
+
+
+def _set_constant_drop_path(network: nn.Module, config: BranchConfig) -> None:
+    if not isinstance(network, PlainViT):
+        raise ValueError(f"drop_path_rule 'constant' needs a plain ViT, {config.network} is none; use 'linear'.")
+    for block in network.blocks:
+        block.drop_path1, block.drop_path2 = DropPath(config.drop_path_rate), DropPath(config.drop_path_rate)
+
+
+def interaction_points(network: nn.Module) -> int:
+    """Return after how many places of a network an interaction can follow: its blocks or its stages."""
+    return len(network.blocks) if isinstance(network, PlainViT) else count_stages(network)
+
+
+def wrap_network(network: nn.Module, config: BranchConfig, groups: int) -> Branch:
+    """Make a branch of a network from `create_network`.
+
+    Args:
+        network: The timm network.
+        config: The branch.
+        groups: Number of stages the branch is cut into.
+
+    Returns:
+        The branch.
+
+    Raises:
+        ValueError: A field that this kind of network does not know, or groups that do not fit.
+    """
+    points = interaction_points(network)
+    try:
+        ranges = group_ranges(points, config.block_groups, groups)
+    except ValueError as error:
+        raise ValueError(f"Branch {config.network}: {error}") from error
+    if isinstance(network, PlainViT):
+        windows = config.window_size
+        return ViTBranch(
+            network,
+            ranges,
+            window_sizes=[windows] * points if isinstance(windows, int) else windows,
+            window_padding=config.window_padding,
+            prefix_tokens=config.prefix_tokens,
+            final_norm=config.final_norm,
+            position_resize=config.position_resize,
+        )
+    if config.window_size:
+        raise ValueError(f"Branch {config.network}: window_size needs a plain ViT; leave it at 0.")
+    side = config.image_size
+    return StagedBranch(
+        network,
+        ranges,
+        pretrained_cfg=network.pretrained_cfg,  # type: ignore[arg-type]
+        fixed_size=(side, side) if needs_fixed_size(network, config) else None,
+    )

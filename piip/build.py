@@ -1,0 +1,256 @@
+"""From a description to a model: the only place where numbers meet modules."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+
+import torch
+from torch import nn
+
+from piip.attention import CrossAttention, DeformableCrossAttention
+from piip.backbone import PIIPBackbone
+from piip.branches import Branch, create_network, interaction_points, wrap_network
+from piip.config import BranchConfig, InteractionConfig, ModelConfig
+from piip.counting import count_forward
+from piip.features import StageInfo
+from piip.heads.classification import PerBranchHead, PIIPClassifier, PooledHead
+from piip.interaction import ConvFFN, Injector, Interaction, InteractionUnit
+from piip.merge import BranchMerge, conv_projection, linear_projection, short_projection, slim_projection
+from piip.necks import InteractionPyramid, SimpleFeaturePyramid
+
+logger = logging.getLogger("piip")
+
+SLIM_WIDTH = 256  # what detection and segmentation heads work at
+
+
+class PyramidWarning(UserWarning):
+    """A pyramid whose larger networks see higher resolutions."""
+
+
+def build_backbone(config: ModelConfig) -> PIIPBackbone:
+    """Build the pyramid that a description names.
+
+    Args:
+        config: The description; its head is not built.
+
+    Returns:
+        A backbone: image (B, 3, H, W) -> list of maps.
+
+    Raises:
+        ValueError: Unknown networks, or parts that do not fit together.
+    """
+    networks = [create_network(branch) for branch in config.branches]
+    points = [interaction_points(network) for network in networks]
+    groups = _number_of_groups(config, points)
+    branches = [
+        wrap_network(network, branch, groups) for network, branch in zip(networks, config.branches, strict=True)
+    ]
+    if config.resize == "exact":
+        _check_sizes(config, branches)
+    if not config.allow_direct:
+        _warn_unless_inverted(config, branches)
+    if config.normalize == "per_branch":
+        _normalize_per_branch(branches)
+    interactions = [
+        Interaction(
+            [
+                _unit(config.interaction, coarse.stages[stage], fine.stages[stage])
+                for coarse, fine in zip(branches[:-1], branches[1:], strict=True)
+            ]
+        )
+        for stage in range(groups)
+    ]
+    merge = None if config.merge.kind == "none" else _final_merge(config, branches)
+    stage_merges = {stage: _short_merge(branches, stage) for stage in _stages_to_merge(config, groups)}
+    return PIIPBackbone(
+        branches,
+        interactions,
+        merge,
+        _neck(config, branches, merge, list(stage_merges.values())),
+        image_sizes=[branch.image_size for branch in config.branches],
+        stage_merges=stage_merges,
+        official_resize=config.resize == "official",
+    )
+
+
+def build_model(config: ModelConfig) -> nn.Module:
+    """Build the whole model of a description: a `PIIPClassifier`, or the backbone where there is no head.
+
+    Args:
+        config: The description.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: Unknown networks, or parts that do not fit together.
+    """
+    backbone = build_backbone(config)
+    head = config.head
+    if head.kind == "none":
+        return backbone
+    if head.kind == "pooled":
+        assert backbone.merge is not None  # ModelConfig refuses a pooled head without a merge
+        pooled = PooledHead(backbone.merge.out_channels, head.num_classes, pool=head.pool)
+        return PIIPClassifier(backbone, pooled, config=config)
+    without = [i for i, branch in enumerate(backbone.branches) if head.pool == "token" and not branch.num_prefix_tokens]
+    if without:
+        names = ", ".join(config.branches[i].network for i in without)
+        raise ValueError(f"HeadConfig.pool 'token' needs class tokens, {names} has none; use pool 'mean'.")
+    widths = [branch.stages[-1].channels for branch in backbone.branches]
+    return PIIPClassifier(backbone, PerBranchHead(widths, head.num_classes, pool=head.pool), config=config)
+
+
+def _number_of_groups(config: ModelConfig, points: list[int]) -> int:
+    if config.interaction.count is not None and len(points) > 1:
+        groups = config.interaction.count
+    elif config.branches[0].block_groups is not None:
+        groups = len(config.branches[0].block_groups)
+    else:
+        groups = min(points) if len(points) > 1 else 1
+    for branch, available in zip(config.branches, points, strict=True):
+        if groups > available:
+            raise ValueError(
+                f"{groups} interactions were asked for, but {branch.network} can take at most {available} (one after "
+                "each block or stage); lower interaction.count."
+            )
+    return groups
+
+
+def _check_sizes(config: ModelConfig, branches: list[Branch]) -> None:
+    for description, branch in zip(config.branches, branches, strict=True):
+        size, stride = description.image_size, branch.stride
+        if size % stride:
+            below, above = size // stride * stride, (size // stride + 1) * stride
+            nearest = f"{below} or {above}" if below else f"{above}"
+            raise ValueError(
+                f"image_size {size} of {description.network} is not a multiple of its stride {stride}; use {nearest}."
+            )
+
+
+def _warn_unless_inverted(config: ModelConfig, branches: list[Branch]) -> None:
+    """Warn when a network is not larger than its neighbour at the next higher resolution."""
+    params = [sum(p.numel() for p in branch.parameters()) for branch in branches]
+    sizes = [branch.image_size for branch in config.branches]
+    wrong = [
+        i for i in range(len(params) - 1) if params[i] <= params[i + 1] or sizes[i] > sizes[i + 1]
+    ]
+    if not wrong:
+        return
+    lines = [
+        f"  branch {i}: {branch.network} at {branch.image_size} px, {params[i] / 1e6:.1f} M parameters, "
+        f"{_branch_macs(branch) / 1e9:.2f} GMACs"
+        for i, branch in enumerate(config.branches)
+    ]
+    warnings.warn(
+        "This pyramid is not parameter-inverted: every branch should be a larger network at a lower resolution than "
+        f"the next one, but branch {wrong[0]} is not, compared with branch {wrong[0] + 1}. Such a pyramid costs more "
+        "and gains less; reorder the branches, or pass allow_direct=True for a baseline.\n" + "\n".join(lines),
+        PyramidWarning,
+        stacklevel=3,
+    )
+
+
+def _branch_macs(config: BranchConfig) -> int:
+    with torch.device("meta"):
+        branch = wrap_network(create_network(dataclasses.replace(config, pretrained=False, block_groups=None)), config, 1)
+    return count_forward(branch, (config.image_size, config.image_size))
+
+
+def _normalize_per_branch(branches: list[Branch]) -> None:
+    """Let every branch see images normalised with its own mean and std, given the first branch's."""
+    first = branches[0]
+    for branch in branches[1:]:
+        branch.renormalize_from(first.mean, first.std)
+
+
+def fitting_heads(width: int, wanted: int) -> int:
+    """Return the largest number of heads up to `wanted` that divides `width`."""
+    return next(heads for heads in range(min(wanted, width), 0, -1) if width % heads == 0)
+
+
+def _attention(config: InteractionConfig, query_dim: int, source_dim: int) -> nn.Module:
+    deformable = config.attention == "deformable"
+    width = int(query_dim * config.value_ratio) if deformable else query_dim
+    if width < 1:
+        raise ValueError(f"value_ratio {config.value_ratio} leaves no values at width {query_dim}; raise it.")
+    heads = fitting_heads(width, config.num_heads)
+    if heads != config.num_heads:
+        logger.warning("%d heads do not divide the attention width %d: using %d.", config.num_heads, width, heads)
+    if not deformable:
+        return CrossAttention(query_dim, source_dim, num_heads=heads)
+    return DeformableCrossAttention(
+        query_dim, source_dim, num_heads=heads, num_points=config.num_points, value_ratio=config.value_ratio
+    )
+
+
+def _injector(config: InteractionConfig, dim: int, source_dim: int) -> Injector:
+    def norm(width: int) -> nn.Module:
+        return nn.LayerNorm(width, eps=1e-6) if config.norm else nn.Identity()
+
+    hidden = int(dim * config.ffn_ratio)
+    return Injector(
+        _attention(config, dim, source_dim),
+        dim,
+        query_norm=norm(dim),
+        source_norm=norm(source_dim),
+        ffn=ConvFFN(dim, hidden) if hidden else None,
+        ffn_norm=norm(dim) if hidden else None,
+        drop_path_rate=config.drop_path_rate,
+    )
+
+
+def _unit(config: InteractionConfig, coarse: StageInfo, fine: StageInfo) -> InteractionUnit:
+    to_coarse, to_fine = config.direction != "to_fine", config.direction != "to_coarse"
+    project = config.projection
+    return InteractionUnit(
+        _injector(config, coarse.channels, coarse.channels if project else fine.channels) if to_coarse else None,
+        _injector(config, fine.channels, fine.channels if project else coarse.channels) if to_fine else None,
+        coarse_projection=nn.Linear(fine.channels, coarse.channels) if project and to_coarse else None,
+        fine_projection=nn.Linear(coarse.channels, fine.channels) if project and to_fine else None,
+    )
+
+
+def _final_merge(config: ModelConfig, branches: list[Branch]) -> BranchMerge:
+    if config.neck.kind == "interaction":
+        return _short_merge(branches, -1)
+    widths = [branch.stages[-1].channels for branch in branches]
+    kind = config.merge.kind
+    width = config.merge.width or (SLIM_WIDTH if kind == "slim" else widths[0])
+    if kind == "linear":
+        parts = [linear_projection(channels, width, is_first=i == 0) for i, channels in enumerate(widths)]
+    else:
+        make = conv_projection if kind == "conv" else slim_projection
+        parts = [make(channels, width) for channels in widths]
+    return BranchMerge(parts, width)
+
+
+def _short_merge(branches: list[Branch], stage: int) -> BranchMerge:
+    widths = [branch.stages[stage].channels for branch in branches]
+    parts = [short_projection(channels, widths[0], is_first=i == 0) for i, channels in enumerate(widths)]
+    return BranchMerge(parts, widths[0])
+
+
+def _stages_to_merge(config: ModelConfig, groups: int) -> tuple[int, ...]:
+    if config.neck.kind != "interaction":
+        return ()
+    outside = [stage for stage in config.neck.interactions if not 0 <= stage < groups]
+    if outside:
+        raise ValueError(f"NeckConfig.interactions names {outside}, but there are interactions 0 to {groups - 1} only.")
+    return config.neck.interactions
+
+
+def _neck(
+    config: ModelConfig, branches: list[Branch], merge: BranchMerge | None, stage_merges: list[BranchMerge]
+) -> nn.Module | None:
+    if config.neck.kind == "none" or merge is None:
+        return None
+    if config.neck.kind == "simple":
+        return SimpleFeaturePyramid(merge.out_channels, scales=config.neck.scales, norm=config.neck.norm)
+    widths = [part.out_channels for part in (*stage_merges, merge)]
+    # a network with stages already brings maps of different sizes
+    uniform = len({stage.stride for stage in branches[-1].stages}) == 1
+    scales = config.neck.scales if uniform else (1,) * len(widths)
+    return InteractionPyramid(widths, scales=scales)

@@ -1,0 +1,288 @@
+"""Descriptions of models: frozen dataclasses of plain values, checked when they are made.
+
+Builders read them, modules never see them. Everything here can be written to and read from JSON or YAML
+(`ModelConfig.to_dict`, `ModelConfig.from_dict`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+MERGE_KINDS = ("linear", "conv", "slim", "none")
+NECK_KINDS = ("none", "simple", "interaction")
+HEAD_KINDS = ("none", "pooled", "per_branch")
+POOL_KINDS = ("token", "mean", "first_patch")
+ATTENTION_KINDS = ("deformable", "dense")
+DIRECTIONS = ("both", "to_coarse", "to_fine")
+RESIZE_KINDS = ("exact", "official")
+NORMALIZE_KINDS = ("shared", "per_branch")
+WINDOW_PADDINGS = ("before_qkv", "after_qkv")
+
+T = TypeVar("T")
+
+
+def nearest_names(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return a sentence naming the known names closest to `name`."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:8]
+    return "Did you mean: " + ", ".join(close) + "?" if close else "Nothing similar is known."
+
+
+def _one_of(owner: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{owner}.{name} is {value!r}, expected one of {', '.join(allowed)}.")
+
+
+def _at_least(owner: str, name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"{owner}.{name} is {value}, expected at least {least}.")
+
+
+@dataclass(frozen=True)
+class BranchConfig:
+    """One network of the pyramid and the resolution it sees.
+
+    Args:
+        network: A timm name, with or without pretraining tag, e.g. "vit_small_patch16_224.augreg_in21k".
+        image_size: Nominal side in pixels of this branch's (square) image. Only the ratios between branches
+            matter at run time, except for networks with a fixed input size.
+        pretrained: Load the network's own weights through timm.
+        drop_path_rate: Stochastic depth of the network's blocks, in [0, 1).
+        drop_path_rule: "linear" from 0 to the rate over the depth (timm), "constant" for all blocks.
+        window_size: Side of attention windows in tokens: one for all blocks, or one a block; 0 is global.
+            Plain ViTs without prefix tokens only.
+        window_padding: Where a grid that windows do not tile is padded with zeros: "before_qkv" (padded tokens
+            have the biases as keys and values) or "after_qkv" (keys and values are zero).
+        block_groups: Blocks (ViTs) or stages (other networks) run before each interaction; None splits evenly.
+        prefix_tokens: Keep class and register tokens; False removes them (detection, windows).
+        final_norm: Apply the network's own final norm before merging.
+        position_resize: "timm" (antialiased bicubic) or "official" (bicubic without antialias, float32).
+        position_grid: Side of the stored position table in tokens; None follows image_size.
+        timm_args: Further arguments of the timm model, e.g. {"depth": 6, "embed_dim": 96}.
+    """
+
+    network: str
+    image_size: int
+    pretrained: bool = False
+    drop_path_rate: float = 0.0
+    drop_path_rule: str = "linear"
+    window_size: int | tuple[int, ...] = 0
+    window_padding: str = "before_qkv"
+    block_groups: tuple[int, ...] | None = None
+    prefix_tokens: bool = True
+    final_norm: bool = True
+    position_resize: str = "timm"
+    position_grid: int | None = None
+    timm_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.network:
+            raise ValueError("BranchConfig.network is empty, expected a timm name such as 'vit_tiny_patch16_224'.")
+        _at_least("BranchConfig", "image_size", self.image_size, 1)
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"BranchConfig.drop_path_rate is {self.drop_path_rate}, expected a value in [0, 1).")
+        _one_of("BranchConfig", "window_padding", self.window_padding, WINDOW_PADDINGS)
+        _one_of("BranchConfig", "position_resize", self.position_resize, ("timm", "official"))
+        _one_of("BranchConfig", "drop_path_rule", self.drop_path_rule, ("linear", "constant"))
+        if self.block_groups is not None and any(size < 1 for size in self.block_groups):
+            raise ValueError(f"BranchConfig.block_groups is {self.block_groups}, expected counts of at least 1.")
+
+
+@dataclass(frozen=True)
+class InteractionConfig:
+    """How neighbouring branches exchange features.
+
+    Args:
+        count: Number of interactions; None takes the largest number that every branch can offer.
+        attention: "deformable" or "dense" cross-attention.
+        num_heads: Wanted attention heads; the largest fitting number below it is taken where a width does not divide.
+        num_points: Sampling points a head (deformable).
+        value_ratio: Width of the values relative to the query (deformable).
+        ffn_ratio: Hidden width of the ConvFFN relative to the branch; 0 leaves the ConvFFN out.
+        projection: Map the other branch to this branch's width before attending.
+        norm: LayerNorm on query, source and FFN input.
+        direction: "both", or only "to_coarse" (towards the larger network) or "to_fine".
+        drop_path_rate: Stochastic depth of the ConvFFN, in [0, 1).
+    """
+
+    count: int | None = None
+    attention: str = "deformable"
+    num_heads: int = 16
+    num_points: int = 4
+    value_ratio: float = 0.5
+    ffn_ratio: float = 0.25
+    projection: bool = True
+    norm: bool = True
+    direction: str = "both"
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.count is not None:
+            _at_least("InteractionConfig", "count", self.count, 1)
+        _one_of("InteractionConfig", "attention", self.attention, ATTENTION_KINDS)
+        _one_of("InteractionConfig", "direction", self.direction, DIRECTIONS)
+        for name in ("num_heads", "num_points"):
+            _at_least("InteractionConfig", name, getattr(self, name), 1)
+        if self.value_ratio <= 0 or self.ffn_ratio < 0:
+            raise ValueError(
+                f"InteractionConfig.value_ratio is {self.value_ratio} and ffn_ratio {self.ffn_ratio}, "
+                "expected value_ratio > 0 and ffn_ratio >= 0."
+            )
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"InteractionConfig.drop_path_rate is {self.drop_path_rate}, expected a value in [0, 1).")
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """How the branches become one map.
+
+    Args:
+        kind: "linear" (official classification), "conv" (official detection), "slim" (ours: to the wanted width
+            first) or "none" (one map a branch).
+        width: Channels of the merged map; None takes the first branch's width (for "slim" 256).
+    """
+
+    kind: str = "linear"
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("MergeConfig", "kind", self.kind, MERGE_KINDS)
+        if self.width is not None:
+            _at_least("MergeConfig", "width", self.width, 1)
+
+
+@dataclass(frozen=True)
+class NeckConfig:
+    """How the merged map becomes levels of several strides.
+
+    Args:
+        kind: "none", "simple" (levels from the merged map) or "interaction" (one level an intermediate merge).
+        scales: Level sizes relative to the merged map, finest first, from {4, 2, 1, 0.5}.
+        norm: "group" (GroupNorm) or "layer" (LayerNorm over channels) in the 4x level.
+        interactions: With kind "interaction": interactions (from 0) after which to merge, one fewer than levels.
+    """
+
+    kind: str = "none"
+    scales: tuple[float, ...] = (4, 2, 1, 0.5)
+    norm: str = "group"
+    interactions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _one_of("NeckConfig", "kind", self.kind, NECK_KINDS)
+        _one_of("NeckConfig", "norm", self.norm, ("group", "layer"))
+        wrong = [scale for scale in self.scales if scale not in (4, 2, 1, 0.5)]
+        if wrong or not self.scales:
+            raise ValueError(f"NeckConfig.scales is {self.scales}, expected values from 4, 2, 1, 0.5.")
+        if self.kind == "interaction" and len(self.interactions) != len(self.scales) - 1:
+            raise ValueError(
+                f"NeckConfig.interactions has {len(self.interactions)} entries, "
+                f"expected {len(self.scales) - 1}: one fewer than levels (the last level is the final merge)."
+            )
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The classifier on top.
+
+    Args:
+        kind: "none", "pooled" (one linear layer on the merged map) or "per_branch" (one a branch, logits averaged).
+        num_classes: Number of classes K.
+        pool: "mean" over patches, "token" (class token, per_branch only) or "first_patch" (official releases).
+    """
+
+    kind: str = "none"
+    num_classes: int = 1000
+    pool: str = "mean"
+
+    def __post_init__(self) -> None:
+        _one_of("HeadConfig", "kind", self.kind, HEAD_KINDS)
+        _one_of("HeadConfig", "pool", self.pool, POOL_KINDS)
+        _at_least("HeadConfig", "num_classes", self.num_classes, 1)
+        if self.kind == "pooled" and self.pool == "token":
+            raise ValueError("HeadConfig.pool 'token' needs kind 'per_branch': a merged map has no class token.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole pyramid model.
+
+    Args:
+        branches: Index 0 is the largest network at the lowest resolution.
+        interaction: Exchange between neighbours; unused with one branch.
+        merge: Branch merging.
+        neck: Levels from the merged map.
+        head: Classifier.
+        resize: "exact" rounds every branch's image to its stride; "official" resizes by the released code's factor.
+        normalize: "shared" (one mean and std, the first branch's) or "per_branch".
+        allow_direct: Do not warn when larger networks see higher resolutions (baselines).
+    """
+
+    branches: tuple[BranchConfig, ...]
+    interaction: InteractionConfig = InteractionConfig()
+    merge: MergeConfig = MergeConfig()
+    neck: NeckConfig = NeckConfig()
+    head: HeadConfig = HeadConfig()
+    resize: str = "exact"
+    normalize: str = "shared"
+    allow_direct: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.branches:
+            raise ValueError("ModelConfig.branches is empty, expected at least one BranchConfig.")
+        _one_of("ModelConfig", "resize", self.resize, RESIZE_KINDS)
+        _one_of("ModelConfig", "normalize", self.normalize, NORMALIZE_KINDS)
+        if self.merge.kind == "none" and self.neck.kind != "none":
+            raise ValueError("ModelConfig.neck needs one merged map: choose merge kind linear, conv or slim.")
+        if self.merge.kind == "none" and self.head.kind == "pooled":
+            raise ValueError("ModelConfig.head 'pooled' needs a merged map; with merge 'none' use head 'per_branch'.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the description as plain dicts, tuples and numbers (JSON-ready)."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> ModelConfig:
+        """Read a description written by `to_dict` or in a recipe.
+
+        Raises:
+            ValueError: An unknown field (with the nearest known ones) or a value out of range.
+        """
+        return _read(ModelConfig, values, "ModelConfig")
+
+
+_NESTED: dict[str, type] = {
+    "interaction": InteractionConfig,
+    "merge": MergeConfig,
+    "neck": NeckConfig,
+    "head": HeadConfig,
+}
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read(cls: type[T], values: Mapping[str, Any], path: str) -> T:
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{path} has no field {name!r}. {nearest_names(name, list(known))}")
+        if name == "branches":
+            arguments[name] = tuple(
+                item if isinstance(item, BranchConfig) else _read(BranchConfig, item, f"{path}.branches[{index}]")
+                for index, item in enumerate(value)
+            )
+        elif name in _NESTED and isinstance(value, Mapping):
+            arguments[name] = _read(_NESTED[name], value, f"{path}.{name}")
+        elif name == "timm_args":
+            arguments[name] = dict(value)
+        else:
+            arguments[name] = _tupled(value)
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}.") from error

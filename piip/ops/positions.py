@@ -1,0 +1,69 @@
+"""Tensors that depend only on sizes: made once a size and kept, so that nothing is rebuilt or sent per call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+
+
+def _kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    @lru_cache(maxsize=128)
+    def keep(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
+            return make(*args, **kwargs)
+
+    @wraps(make)
+    def get(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        # a compiled or exported graph folds its own constants
+        return make(*args, **kwargs) if torch.compiler.is_compiling() else keep(*args, **kwargs)
+
+    return get
+
+
+@_kept
+def cell_centres(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the centres of grid cells as (x, y) in (0, 1), row-major, float32, (H * W, 2).
+
+    Args:
+        grid: (H, W).
+        device: Where the result lives.
+
+    Source: own; convention of Deformable DETR (arXiv 2010.04159).
+    """
+    height, width = grid
+    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+    return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), -1).view(-1, 2)
+
+
+@_kept
+def grid_extent(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Return (W, H) of a grid as a float32 tensor, to scale (x, y) coordinates.
+
+    Args:
+        grid: (H, W).
+        device: Where the result lives.
+    """
+    return torch.tensor((grid[1], grid[0]), dtype=torch.float32, device=device)
+
+
+@_kept
+def bag_starts(batch: int, cells: int, heads: int, device: torch.device) -> Tensor:
+    """Return the first table row of every image and head, int64, (B, 1, heads, 1, 1).
+
+    Rows of the table are ordered (image, cell, head).
+
+    Args:
+        batch: Number of images B.
+        cells: Cells of one map.
+        heads: Number of heads.
+        device: Where the result lives.
+    """
+    image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1) * (cells * heads)
+    return image + torch.arange(heads, device=device).view(1, 1, -1, 1, 1)

@@ -1,0 +1,109 @@
+"""The folder of a training run: finding checkpoints, refusing to mix runs, reading the history.
+
+It holds
+    checkpoints/   step*.ckpt (everything for exact resume; the newest is kept) and recipe.yaml, the resolved recipe
+    best/          the exported model with the highest validation top-1 so far
+    model/         the exported model after the last step
+    csv/           metrics.csv, one version folder for every start; `read_history` joins them
+    tensorboard/   the same numbers for TensorBoard
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from piip.recipe import Recipe, load_recipe
+
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_PATTERN = "step*.ckpt"
+RECIPE_NAME = "recipe.yaml"
+
+# Nothing here changes what a step computes, or where in the run it stands.
+FREE_ON_RESUME = ("data.root", "data.workers", "run.out", "run.checkpoint_every", "run.log_every", "run.precision")
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of the checkpoint after `step` optimiser steps."""
+    return f"step{step:08d}.ckpt"
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """Return the optimiser steps in a checkpoint's name, None where it has another name."""
+    match = re.fullmatch(r"step(\d+)\.ckpt", path.name)
+    return int(match.group(1)) if match else None
+
+
+def find_checkpoint(folder: Path, resume: str | Path | None) -> Path | None:
+    """Return the checkpoint to start from.
+
+    Args:
+        folder: Folder of the run.
+        resume: None for a new run, "auto" for the newest checkpoint in the folder if there is one, or a path.
+
+    Raises:
+        ValueError: The path does not exist, or a new run would overwrite one that is there.
+    """
+    newest = max((folder / CHECKPOINTS).glob(CHECKPOINT_PATTERN), default=None)
+    if resume is None:
+        if newest is not None:
+            raise ValueError(f"{folder} holds a run ({newest.name}). Add --resume auto, or choose another --out.")
+        return None
+    if str(resume) == "auto":
+        return newest
+    if not Path(resume).is_file():
+        raise ValueError(f"There is no checkpoint {str(resume)!r}, expected 'auto' or a file RUN/checkpoints/step*.ckpt.")
+    return Path(resume)
+
+
+def check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
+    """Refuse to go on with another recipe than the one beside the checkpoint.
+
+    Raises:
+        ValueError: A field differs that changes what the steps compute.
+    """
+    beside = checkpoint.parent / RECIPE_NAME
+    if not beside.is_file():
+        return
+    old, new = _flat(load_recipe(beside).to_dict()), _flat(recipe.to_dict())
+    changed = [
+        f"{name} {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name not in FREE_ON_RESUME
+    ]
+    if changed:
+        raise ValueError(
+            f"{beside} differs from this recipe: {'; '.join(changed)}. An exact resume needs the same recipe "
+            "(it may change " + ", ".join(FREE_ON_RESUME) + "); otherwise choose another --out."
+        )
+
+
+def read_history(folder: str | Path) -> list[dict[str, float]]:
+    """Return the logged rows of a run over all its starts, in order.
+
+    Rows that a restart computed again come from the restart.
+
+    Returns:
+        Dicts with "step" (0-based), "epoch" and the logged metrics; a metric that was not logged has no key.
+    """
+    rows: list[dict[str, float]] = []
+    versions = sorted(Path(folder).glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
+    for path in versions:
+        with path.open(newline="") as file:
+            added = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        first = min((row["step"] for row in added), default=float("inf"))
+        rows = [row for row in rows if row["step"] < first] + added
+    return rows
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
