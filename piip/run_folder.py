@@ -55,7 +55,9 @@ def find_checkpoint(folder: Path, resume: str | Path | None) -> Path | None:
     if str(resume) == "auto":
         return newest
     if not Path(resume).is_file():
-        raise ValueError(f"There is no checkpoint {str(resume)!r}, expected 'auto' or a file RUN/checkpoints/step*.ckpt.")
+        raise ValueError(
+            f"There is no checkpoint {str(resume)!r}, expected 'auto' or a file RUN/checkpoints/step*.ckpt."
+        )
     return Path(resume)
 
 

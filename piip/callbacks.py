@@ -1,0 +1,177 @@
+"""Lightning callbacks of a training run: randomness by step, averaged weights, checkpoints, the best model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
+from torch import Tensor, nn
+
+from piip.recipe import Recipe, save_recipe
+from piip.run_folder import CHECKPOINT_PATTERN, RECIPE_NAME, checkpoint_name
+
+
+class StepSeed(pl.Callback):
+    """Make mixing, dropout and stochastic depth functions of (seed, epoch, batch, rank).
+
+    A resumed run then draws exactly what the interrupted one would have drawn, without stored generator states.
+
+    Args:
+        seed: The run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the three generators that models and timm draw from."""
+        key = [self.seed, trainer.current_epoch, batch_idx, trainer.global_rank]
+        first, second, third = (int(word) for word in np.random.SeedSequence(key).generate_state(3))
+        torch.manual_seed(first)
+        np.random.seed(second)  # timm's Mixup draws from numpy's global generator
+        random.seed(third)
+
+
+class AveragedWeights(WeightAveraging):
+    """Exponential moving average of the weights, which validation and export see.
+
+    Args:
+        decay: Weight of the old average, in (0, 1).
+        warmup: Use min(decay, (1 + n) / (10 + n)) after n updates, so that short runs forget their initial weights.
+    """
+
+    def __init__(self, decay: float, *, warmup: bool) -> None:
+        @torch.no_grad()
+        def average(averages: Any, currents: Any, count: Tensor | int) -> None:
+            updates = int(count)
+            rate = min(decay, (1 + updates) / (10 + updates)) if warmup else decay
+            torch._foreach_lerp_(averages, currents, 1 - rate)
+
+        # Buffers are copied, not averaged: an averaged integer table would no longer be one.
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+
+    def copy_to(self, pl_module: pl.LightningModule) -> None:
+        """Give a module the averaged weights."""
+        self._copy_average_to_current(pl_module)
+
+
+class SavedRecipe(pl.Callback):
+    """Write the resolved recipe beside the checkpoints before the first of them.
+
+    Args:
+        recipe: The resolved recipe.
+        folder: Where checkpoints go.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe = recipe
+        self.folder = folder
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the file."""
+        if trainer.is_global_zero:
+            save_recipe(self.recipe, self.folder / RECIPE_NAME)
+
+
+class StepCheckpoint(Checkpoint):
+    """A checkpoint for exact resume every N optimiser steps and after every epoch; only the newest is kept.
+
+    The last batch of an epoch is left to the checkpoint after validation, and a batch that only accumulates
+    gradients is no place to stop: gradients are not part of a checkpoint.
+
+    Args:
+        folder: Where checkpoints go.
+        every: Optimiser steps between checkpoints.
+    """
+
+    def __init__(self, folder: Path, *, every: int) -> None:
+        self.folder = folder
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where the count of optimiser steps asks for it."""
+        accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        is_last = batch_idx + 1 == trainer.num_training_batches
+        if not accumulates and not is_last and trainer.global_step % self.every == 0:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after validation."""
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        path = self.folder / checkpoint_name(trainer.global_step)
+        trainer.save_checkpoint(path, weights_only=False)  # writes a temporary file and renames it
+        if trainer.is_global_zero:
+            for other in self.folder.glob(CHECKPOINT_PATTERN):
+                if other != path:
+                    other.unlink()
+
+
+class BestModel(pl.Callback):
+    """Export the model whenever a validation metric reaches a new maximum.
+
+    Stands before `AveragedWeights` in the list of callbacks, so that the validated (averaged) weights are exported.
+
+    Args:
+        export: Called with the model and the metrics.
+        monitor: Name of the metric.
+    """
+
+    def __init__(self, export: Callable[[nn.Module, dict[str, float]], None], *, monitor: str) -> None:
+        self.export = export
+        self.monitor = monitor
+        self.best = float("-inf")
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare and export."""
+        if trainer.sanity_checking:
+            return
+        metrics = validation_metrics(trainer)
+        if metrics[self.monitor] > self.best:
+            self.best = metrics[self.monitor]
+            if trainer.is_global_zero:
+                self.export(pl_module.model, metrics)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Take the best value of the interrupted run."""
+        self.best = state_dict["best"]
+
+
+class StopAtStep(pl.Callback):
+    """End training after a number of optimiser steps, validating once more.
+
+    Trainer's own `max_steps` would make every restart look like one in mid-epoch.
+
+    Args:
+        max_steps: Optimiser steps.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask the trainer to stop."""
+        if trainer.global_step >= self.max_steps:
+            trainer.should_stop = True
+
+
+def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """Return the latest validation metrics as numbers."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}

@@ -1,0 +1,110 @@
+"""AdamW's parameter groups and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from piip.recipe import OptimConfig, ScheduleConfig
+
+BRANCH_PREFIX = "backbone.branches."
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Return AdamW groups: one rate for the branches, another outside, and decay by depth as an option.
+
+    Groups carry `peak_lr` (the rate the schedule is made for) and `lr_scale` (a factor on the whole schedule, from
+    layer decay). The scale of a parameter of block k in a branch of depth D is layer_decay ** (D + 1 - k), with 0 for
+    the embeddings and D + 1 for the final norm; outside the branches it is 1.
+
+    Args:
+        model: A model with `backbone.branches` and, optionally, `no_weight_decay()`.
+        config: Rates and decays.
+
+    Returns:
+        Dicts with "params", "names", "lr", "peak_lr", "lr_scale", "weight_decay", in the order of the parameters.
+
+    Source:
+        Rates: official classification/main.py and its optimizer grouping (from_scratch_lr_ratio); decay by depth: BEiT.
+    """
+    exempt = model.no_weight_decay() if callable(getattr(model, "no_weight_decay", None)) else set()
+    groups: dict[tuple[float, float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        peak = config.lr if name.startswith(BRANCH_PREFIX) else config.lr * config.rate_outside_branches
+        scale = _depth_scale(model, name, config.layer_decay)
+        decays = config.decay_all or not _exempt_from_decay(name, parameter, exempt)
+        key = (peak, scale, config.weight_decay if decays else 0.0)
+        if key not in groups:
+            groups[key] = {
+                "params": [],
+                "names": [],
+                "lr": peak * scale,
+                "peak_lr": peak,
+                "lr_scale": scale,
+                "weight_decay": key[2],
+            }
+        groups[key]["params"].append(parameter)
+        groups[key]["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
+    """Return AdamW over `parameter_groups`."""
+    groups = [{key: value for key, value in g.items() if key != "names"} for g in parameter_groups(model, config)]
+    return AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: ScheduleConfig, *, total_steps: int, warmup_steps: int
+) -> LambdaLR:
+    """Return the step-wise schedule of every group, `learning_rate` relative to the group's peak.
+
+    Args:
+        optimizer: With groups from `parameter_groups`.
+        config: Warm-up and final rates.
+        total_steps: Optimiser steps of the whole run.
+        warmup_steps: Optimiser steps of the warm-up.
+    """
+
+    def relative_rate(peak: float) -> Callable[[int], float]:
+        def at(step: int) -> float:
+            return learning_rate(step, peak, config, total_steps=total_steps, warmup_steps=warmup_steps) / peak
+
+        return at
+
+    return LambdaLR(optimizer, [relative_rate(group["peak_lr"]) for group in optimizer.param_groups])
+
+
+def learning_rate(step: int, peak: float, config: ScheduleConfig, *, total_steps: int, warmup_steps: int) -> float:
+    """Return the rate of a group at one optimiser step.
+
+    Linear from `warmup_lr` to `peak` over the warm-up, then the cosine that started at step 0 (the warm-up hides its
+    beginning), down to `min_lr` at `total_steps`. Both end rates are absolute, the same for all groups.
+
+    Source:
+        timm `CosineLRScheduler` with `t_in_epochs=False` and its defaults, which the official runs used per epoch.
+    """
+    if step < warmup_steps:
+        return config.warmup_lr + (peak - config.warmup_lr) * step / warmup_steps
+    progress = min(step / total_steps, 1.0)
+    return config.min_lr + 0.5 * (peak - config.min_lr) * (1 + math.cos(math.pi * progress))
+
+
+def _exempt_from_decay(name: str, parameter: Tensor, exempt: set[str]) -> bool:
+    return parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
+
+
+def _depth_scale(model: nn.Module, name: str, layer_decay: float | None) -> float:
+    if layer_decay is None or not name.startswith(BRANCH_PREFIX):
+        return 1.0
+    index, _, local_name = name[len(BRANCH_PREFIX) :].partition(".")
+    branch: Any = model.get_submodule(BRANCH_PREFIX + index)
+    return layer_decay ** (branch.depth + 1 - branch.layer_depth(local_name))

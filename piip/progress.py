@@ -1,0 +1,123 @@
+"""Progress of a training run: images a second, time to go, as a bar in a terminal or as lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import RichProgressBar
+
+PROGRESS_KINDS = ("auto", "bar", "lines", "none")
+
+
+def progress_callbacks(kind: str, *, batch_size: int, every: int) -> list[pl.Callback]:
+    """Return the callbacks that show progress.
+
+    Args:
+        kind: "bar", "lines", "none", or "auto": a bar where stderr is a terminal, else lines.
+        batch_size: Images a batch, over all processes.
+        every: Optimiser steps between measurements and lines.
+
+    Raises:
+        ValueError: An unknown kind.
+    """
+    if kind not in PROGRESS_KINDS:
+        raise ValueError(f"progress is {kind!r}, expected one of {', '.join(PROGRESS_KINDS)}.")
+    if kind == "auto":
+        kind = "bar" if sys.stderr.isatty() else "lines"
+    throughput = Throughput(batch_size, every=every)
+    shown: dict[str, list[pl.Callback]] = {
+        "bar": [ProgressBar()],
+        "lines": [ProgressLines(throughput, every=every)],
+        "none": [],
+    }
+    return [throughput, *shown[kind]]
+
+
+class Throughput(pl.Callback):
+    """Measure and log `train/images_per_second`, without validation and checkpoints between epochs.
+
+    Args:
+        batch_size: Images a batch, over all processes.
+        every: Optimiser steps between measurements.
+    """
+
+    def __init__(self, batch_size: int, *, every: int) -> None:
+        self.batch_size = batch_size
+        self.every = every
+        self.images_per_second = 0.0
+        self._batches = 0
+        self._start = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start a new interval."""
+        self._batches = 0
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and measure at the end of an interval."""
+        self._batches += 1
+        if self._batches < self.every * trainer.accumulate_grad_batches:
+            if self.images_per_second == 0:
+                self._measure()
+            return
+        self._measure()
+        pl_module.log("train/images_per_second", self.images_per_second, prog_bar=True)
+        self.on_train_epoch_start(trainer, pl_module)
+
+    def _measure(self) -> None:
+        self.images_per_second = self._batches * self.batch_size / (time.perf_counter() - self._start)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar without the meaningless version number."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        """Return the metrics shown behind the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class ProgressLines(pl.Callback):
+    """One line every N optimiser steps and after every validation, for logs and pipes.
+
+    Args:
+        throughput: Where the rate comes from.
+        every: Optimiser steps between lines.
+    """
+
+    def __init__(self, throughput: Throughput, *, every: int) -> None:
+        self.throughput = throughput
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print epoch, step, loss, rate and remaining time."""
+        if (batch_idx + 1) % (self.every * trainer.accumulate_grad_batches) or not trainer.is_global_zero:
+            return
+        rate = self.throughput.images_per_second
+        batches = trainer.max_epochs * trainer.num_training_batches
+        done = trainer.current_epoch * trainer.num_training_batches + batch_idx + 1
+        left = timedelta(seconds=int((batches - done) * self.throughput.batch_size / rate)) if rate else "unknown"
+        _print(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {trainer.global_step} "
+            f"loss {float(outputs['loss']):.4f} {rate:.1f} images/s, {left} left"
+        )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the validation metrics."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        metrics = [f"{n} {float(v):.4f}" for n, v in trainer.callback_metrics.items() if n.startswith("val/")]
+        _print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} " + " ".join(metrics))
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,88 @@
+"""Image classification: training and validation steps, and their metrics.
+
+Shapes: B batch, H W image, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytorch_lightning as pl
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.classification import MulticlassAccuracy
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Configure = Callable[[nn.Module], tuple[Optimizer, LRScheduler]]
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the message names the step."""
+
+
+class ClassificationTask(pl.LightningModule):
+    """A classifier with its loss and accuracies.
+
+    Args:
+        model: image (B, 3, H, W) -> logits (B, K).
+        num_classes: K.
+        configure: Builds optimiser and step-wise schedule for the model.
+        mix: Mixup or cutmix: images and labels (B,) -> mixed images and soft labels (B, K); None leaves them alone.
+        label_smoothing: Smoothing in the loss where `mix` is None (`mix` smooths by itself).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int,
+        configure: Configure,
+        mix: Mix | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.configure = configure
+        self.mix = mix
+        self.label_smoothing = label_smoothing
+        self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
+        self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of one batch.
+
+        Raises:
+            NonFiniteLoss: The loss is NaN or infinite.
+        """
+        image, target = batch  # (B, 3, H, W), (B,)
+        smoothing = self.label_smoothing
+        if self.mix is not None:
+            image, target = self.mix(image, target)  # target (B, K)
+            smoothing = 0.0
+        loss = F.cross_entropy(self.model(image).float(), target, label_smoothing=smoothing)
+        if not loss.isfinite():
+            raise NonFiniteLoss(
+                f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}). "
+                "The last checkpoint is kept: lower optim.lr, set optim.clip, or use run.precision 32, then resume."
+            )
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add one batch to the accuracies and the mean loss."""
+        image, label = batch
+        logits = self.model(image).float()  # (B, K)
+        self.top1.update(logits, label)
+        self.top5.update(logits, label)
+        self.log("val/loss", F.cross_entropy(logits, label), on_epoch=True, batch_size=len(label), sync_dist=True)
+        self.log("val/top1", self.top1, on_epoch=True, prog_bar=True)
+        self.log("val/top5", self.top5, on_epoch=True)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return the optimiser and its step-wise schedule."""
+        optimizer, schedule = self.configure(self.model)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
