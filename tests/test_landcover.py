@@ -73,9 +73,7 @@ def covered(plan: SplitPlan, split: str, height: int, width: int) -> np.ndarray:
         (SMALL.segmentation, 96, 192),
     ],
 )
-def test_splits_share_no_pixel_and_keep_the_guard_gap(
-    plan: SplitPlan, height: int, width: int
-) -> None:
+def test_splits_share_no_pixel_and_keep_the_guard_gap(plan: SplitPlan, height: int, width: int) -> None:
     used = {split: np.flatnonzero(covered(plan, split, height, width)) for split in SPLITS}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         distance = np.abs(used[first][:, None] - used[second][None])
@@ -93,8 +91,7 @@ def test_a_classifier_saw_no_held_out_pixel_of_the_segmentation_set() -> None:
     for split in ("val", "test"):
         assert not (train & covered(PLAN.segmentation, split, 2700, 5400)).any()
         assert not (
-            covered(PLAN.classification, split, 2700, 5400)
-            & covered(PLAN.segmentation, "train", 2700, 5400)
+            covered(PLAN.classification, split, 2700, 5400) & covered(PLAN.segmentation, "train", 2700, 5400)
         ).any()
 
 

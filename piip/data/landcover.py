@@ -122,9 +122,7 @@ def check_target(out: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{out} holds no land-cover data sets to replace: choose another folder")
 
 
-def load_sources(
-    *, archive_dir: Path | None, cache: Path | None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def load_sources(*, archive_dir: Path | None, cache: Path | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Read the photograph and the land-cover map, verified.
 
     Args:
@@ -161,10 +159,7 @@ def print_report(report: LandcoverReport, console: Console) -> None:
         table.add_column(f"{split}\npx", justify="right")
     for name in report.images[SPLITS[0]]:
         images = [str(report.images[split][name]) for split in SPLITS]
-        shares = [
-            f"{report.pixels[split][name] / max(1, sum(report.pixels[split].values())):.1%}"
-            for split in SPLITS
-        ]
+        shares = [f"{report.pixels[split][name] / max(1, sum(report.pixels[split].values())):.1%}" for split in SPLITS]
         table.add_row(name, *images, *shares)
     totals = [str(sum(report.images[split].values())) for split in SPLITS]
     tiles = [f"{report.tiles[split]}\ntiles" for split in SPLITS]

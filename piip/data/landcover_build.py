@@ -198,9 +198,7 @@ def _write_patches(photo: NDArray[np.uint8], patches: Patches, size: int, folder
                 _write_jpeg(photo, top, left, size, target)
 
 
-def _write_tiles(
-    photo: NDArray[np.uint8], labels: NDArray[np.uint8], tiles: Tiles, size: int, folder: Path
-) -> None:
+def _write_tiles(photo: NDArray[np.uint8], labels: NDArray[np.uint8], tiles: Tiles, size: int, folder: Path) -> None:
     """Write the segmentation set: images and index PNGs of the same name."""
     for split, windows in tiles.items():
         images, masks = folder / split / "images", folder / split / "labels"

@@ -83,8 +83,7 @@ class SplitPlan:
         for first, last in bands:
             if last - first < self.size:
                 raise ValueError(
-                    f"band {(first, last)} is {last - first} px wide, a window needs {self.size}: "
-                    f"widen the band"
+                    f"band {(first, last)} is {last - first} px wide, a window needs {self.size}: widen the band"
                 )
         for left, right in pairwise(bands):
             if right[0] - left[1] < self.guard:
@@ -181,9 +180,7 @@ def merge_classes(igbp: NDArray[np.uint8], photo: NDArray[np.uint8]) -> NDArray[
     return merged
 
 
-def class_counts(
-    labels: NDArray[np.uint8], windows: Windows, *, size: int, num_classes: int
-) -> NDArray[np.int64]:
+def class_counts(labels: NDArray[np.uint8], windows: Windows, *, size: int, num_classes: int) -> NDArray[np.int64]:
     """Count the pixels of every class in square windows.
 
     Args:

