@@ -109,25 +109,24 @@ class PIIPBackbone(nn.Module):
 
     def forward_maps(self, features: list[BranchFeatures], stage_maps: Sequence[Tensor] = ()) -> list[Tensor]:
         """Merge finished features and apply the neck; see `forward`."""
-        if self.merge is None:
-            return [tokens.as_map() for tokens in features]
-        maps = [*stage_maps, self.merge(features)]
+        finals = [tokens.as_map() for tokens in features] if self.merge is None else [self.merge(features)]
+        maps = [*stage_maps, *finals]
         return maps if self.neck is None else self.neck(maps)
 
     @property
     def feature_info(self) -> list[dict[str, int | float]]:
         """Channels and stride (`reduction`, image pixels a cell) of every returned map, as timm names them."""
-        if self.merge is None:
-            # strides count pixels of the given image, branches see smaller ones
-            stages = [branch.stages[-1] for branch in self.branches]
-            return [
-                {"num_chs": stage.channels, "reduction": stage.stride / ratio}
-                for stage, ratio in zip(stages, self.ratios, strict=True)
-            ]
-        stride = self.branches[-1].stages[-1].stride
-        if self.neck is None:
-            return [{"num_chs": self.merge.out_channels, "reduction": stride}]
-        return [{"num_chs": self.neck.out_channels, "reduction": stride / scale} for scale in self.neck.scales]
+        stages = [branch.stages[-1] for branch in self.branches]
+        if self.neck is not None:
+            stride = stages[-1].stride
+            return [{"num_chs": self.neck.out_channels, "reduction": stride / scale} for scale in self.neck.scales]
+        if self.merge is not None:
+            return [{"num_chs": self.merge.out_channels, "reduction": stages[-1].stride}]
+        # strides count pixels of the given image, branches see smaller ones
+        return [
+            {"num_chs": stage.channels, "reduction": stage.stride / ratio}
+            for stage, ratio in zip(stages, self.ratios, strict=True)
+        ]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the branches' blocks in the backward pass instead of keeping their activations."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -92,8 +93,7 @@ def build_model(config: ModelConfig) -> nn.Module:
     if head.kind == "none":
         return backbone
     if head.kind == "pooled":
-        assert backbone.merge is not None  # ModelConfig refuses a pooled head without a merge
-        pooled = PooledHead(backbone.merge.out_channels, head.num_classes, pool=head.pool)
+        pooled = PooledHead(_map_width(backbone.branches, backbone.merge), head.num_classes, pool=head.pool)
         return PIIPClassifier(backbone, pooled, config=config)
     without = [i for i, branch in enumerate(backbone.branches) if head.pool == "token" and not branch.num_prefix_tokens]
     if without:
@@ -227,6 +227,11 @@ def _final_merge(config: ModelConfig, branches: list[Branch]) -> BranchMerge:
     return BranchMerge(parts, width)
 
 
+def _map_width(branches: Sequence[Branch], merge: BranchMerge | None) -> int:
+    """Return the width of the map that necks and pooled heads read."""
+    return branches[-1].stages[-1].channels if merge is None else merge.out_channels
+
+
 def _short_merge(branches: list[Branch], stage: int) -> BranchMerge:
     widths = [branch.stages[stage].channels for branch in branches]
     parts = [short_projection(channels, widths[0], is_first=i == 0) for i, channels in enumerate(widths)]
@@ -245,11 +250,11 @@ def _stages_to_merge(config: ModelConfig, groups: int) -> tuple[int, ...]:
 def _neck(
     config: ModelConfig, branches: list[Branch], merge: BranchMerge | None, stage_merges: list[BranchMerge]
 ) -> nn.Module | None:
-    if config.neck.kind == "none" or merge is None:
+    if config.neck.kind == "none":
         return None
     if config.neck.kind == "simple":
-        return SimpleFeaturePyramid(merge.out_channels, scales=config.neck.scales, norm=config.neck.norm)
-    widths = [part.out_channels for part in (*stage_merges, merge)]
+        return SimpleFeaturePyramid(_map_width(branches, merge), scales=config.neck.scales, norm=config.neck.norm)
+    widths = [*(part.out_channels for part in stage_merges), _map_width(branches, merge)]
     # a network with stages already brings maps of different sizes
     uniform = len({stage.stride for stage in branches[-1].stages}) == 1
     scales = config.neck.scales if uniform else (1,) * len(widths)

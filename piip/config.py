@@ -56,7 +56,8 @@ class BranchConfig:
             Plain ViTs without prefix tokens only.
         window_padding: Where a grid that windows do not tile is padded with zeros: "before_qkv" (padded tokens
             have the biases as keys and values) or "after_qkv" (keys and values are zero).
-        block_groups: Blocks (ViTs) or stages (other networks) run before each interaction; None splits evenly.
+        block_groups: Blocks (ViTs) or stages (other networks) run before each interaction: counts, or inclusive
+            (first, last) pairs; None splits evenly.
         prefix_tokens: Keep class and register tokens; False removes them (detection, windows).
         final_norm: Apply the network's own final norm before merging.
         position_resize: "timm" (antialiased bicubic) or "official" (bicubic without antialias, float32).
@@ -71,7 +72,7 @@ class BranchConfig:
     drop_path_rule: str = "linear"
     window_size: int | tuple[int, ...] = 0
     window_padding: str = "before_qkv"
-    block_groups: tuple[int, ...] | None = None
+    block_groups: tuple[int, ...] | tuple[tuple[int, int], ...] | None = None
     prefix_tokens: bool = True
     final_norm: bool = True
     position_resize: str = "timm"
@@ -87,8 +88,11 @@ class BranchConfig:
         _one_of("BranchConfig", "window_padding", self.window_padding, WINDOW_PADDINGS)
         _one_of("BranchConfig", "position_resize", self.position_resize, ("timm", "official"))
         _one_of("BranchConfig", "drop_path_rule", self.drop_path_rule, ("linear", "constant"))
-        if self.block_groups is not None and any(size < 1 for size in self.block_groups):
-            raise ValueError(f"BranchConfig.block_groups is {self.block_groups}, expected counts of at least 1.")
+        for group in self.block_groups or ():
+            if (group < 1) if isinstance(group, int) else (len(group) != 2 or not 0 <= group[0] <= group[1]):
+                raise ValueError(
+                    f"BranchConfig.block_groups holds {group}, expected counts of at least 1 or (first, last) pairs."
+                )
 
 
 @dataclass(frozen=True)
@@ -234,9 +238,10 @@ class ModelConfig:
             raise ValueError("ModelConfig.branches is empty, expected at least one BranchConfig.")
         _one_of("ModelConfig", "resize", self.resize, RESIZE_KINDS)
         _one_of("ModelConfig", "normalize", self.normalize, NORMALIZE_KINDS)
-        if self.merge.kind == "none" and self.neck.kind != "none":
+        several_maps = self.merge.kind == "none" and len(self.branches) > 1
+        if several_maps and self.neck.kind != "none":
             raise ValueError("ModelConfig.neck needs one merged map: choose merge kind linear, conv or slim.")
-        if self.merge.kind == "none" and self.head.kind == "pooled":
+        if several_maps and self.head.kind == "pooled":
             raise ValueError("ModelConfig.head 'pooled' needs a merged map; with merge 'none' use head 'per_branch'.")
 
     def to_dict(self) -> dict[str, Any]:
@@ -262,7 +267,7 @@ _NESTED: dict[str, type] = {
 
 
 def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_tupled(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _read(cls: type[T], values: Mapping[str, Any], path: str) -> T:

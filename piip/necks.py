@@ -63,6 +63,7 @@ class InteractionPyramid(nn.Module):
 
     def __init__(self, channels: Sequence[int], *, scales: Sequence[float]) -> None:
         super().__init__()
+        self.scales = tuple(scales)
         self.out_channels = channels[-1]
         self.levels = nn.ModuleList(
             [_level(width, scale, "group") for width, scale in zip(channels, scales, strict=True)]
