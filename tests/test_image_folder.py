@@ -251,6 +251,23 @@ def test_bad_transform_options_are_named(field: str, value: Any) -> None:
         TransformConfig(**{field: value})
 
 
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "rand-m9-mstd0.5-inc1", "augmix-m9", "original", "v0", "3a"])
+def test_every_policy_survives_many_pictures(policy: str) -> None:
+    transform = build_transform(TransformConfig(input_size=8, auto_augment=policy), train=True)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    for index in range(400):
+        with seeded(index):
+            assert transform(image).isfinite().all()
+
+
+def test_posterize_to_zero_bits_is_black() -> None:
+    transform = build_transform(TransformConfig(input_size=8, auto_augment="rand-m10-inc1"), train=True)
+    operations = [op for step in transform.transforms for op in getattr(step, "ops", [])]
+    posterize = next(op for op in operations if op.name == "PosterizeIncreasing")
+    posterize.prob = 1.0
+    assert posterize(Image.new("RGB", (2, 2), "white")).getextrema() == ((0, 0),) * 3
+
+
 def test_a_transform_needs_a_size() -> None:
     with pytest.raises(ValueError, match="input_size is None"):
         build_transform(TransformConfig(), train=False)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+    from torchvision.transforms import Compose
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 CROP_MODES = ("center", "squash", "border")
@@ -97,22 +98,23 @@ def build_transform(config: TransformConfig, *, train: bool) -> Callable[[Image]
     Raises:
         ValueError: `input_size` is None.
     """
-    from timm.data import create_transform
+    from timm.data.transforms_factory import create_transform
 
     if config.input_size is None:
         raise ValueError(
             "transform.input_size is None, expected pixels: set it, or take the side of the model's finest branch with "
             "dataclasses.replace(config, input_size=...)."
         )
-    transform: Callable[[Image], Tensor] = create_transform(
+    # timm adds a jitter of zero as a step that still draws random numbers; None leaves it out.
+    jitter: Any = config.color_jitter or None
+    transform: Any = create_transform(
         (3, config.input_size, config.input_size),
         is_training=train,
         scale=config.scale,
         ratio=config.ratio,
         hflip=config.hflip,
         vflip=config.vflip,
-        # timm adds a jitter of zero as a step that still draws random numbers; None leaves it out.
-        color_jitter=config.color_jitter or None,
+        color_jitter=jitter,
         auto_augment=config.auto_augment,
         interpolation=config.interpolation,
         mean=config.mean,
@@ -122,7 +124,39 @@ def build_transform(config: TransformConfig, *, train: bool) -> Callable[[Image]
         crop_pct=config.crop_pct,
         crop_mode=config.crop_mode,
     )
-    return transform
+    _allow_posterize_to_zero(transform)
+    image_to_tensor: Callable[[Image], Tensor] = transform
+    return image_to_tensor
+
+
+def _allow_posterize_to_zero(transform: Compose) -> None:
+    """Give every "posterize" of timm's policies its old meaning for zero bits.
+
+    At full magnitude timm 1.0 keeps zero bits, which Pillow before 13 answered with a black picture; Pillow 13 raises,
+    in about one of a thousand pictures of "rand-m9-mstd0.5-inc1". Only the operations of this transform are changed.
+    """
+    from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment
+
+    operations: list[Any] = []
+    for step in transform.transforms:
+        if isinstance(step, (RandAugment, AugMixAugment)):
+            operations += step.ops
+        elif isinstance(step, AutoAugment):
+            operations += [operation for policy in step.policy for operation in policy]
+    for operation in operations:
+        if isinstance(operation, AugmentOp) and operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+
+
+def _posterize(image: Image, bits_to_keep: int, **_: object) -> Image:
+    """Keep the highest bits of every channel; `_` takes the options timm gives to all operations."""
+    from PIL import Image, ImageOps
+
+    if bits_to_keep >= 8:
+        return image
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return ImageOps.posterize(image, bits_to_keep)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
