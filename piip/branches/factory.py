@@ -45,6 +45,8 @@ def create_network(config: BranchConfig) -> nn.Module:
     if config.timm_args.get("patch_drop_rate"):
         raise ValueError(f"timm_args of {name} sets patch_drop_rate; a pyramid needs every patch.")
     args = _timm_arguments(config)
+    if config.pretrained and "init_values" in args:
+        args["pretrained_strict"] = False  # the released DeiT weights know no layer scale: it starts at its init value
     network = timm.create_model(name, pretrained=config.pretrained, **args)
     if config.drop_path_rate and config.drop_path_rule == "constant":
         _set_constant_drop_path(network, config)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -52,6 +53,8 @@ class ViTBranch(Branch):
     ) -> None:
         super().__init__()
         _remove_head(vit, keep_norm=final_norm)
+        if not prefix_tokens or position_resize == "official":
+            _separate_prefix_positions(vit)
         if not prefix_tokens:
             _remove_prefix_tokens(vit)
         self.vit = vit
@@ -198,16 +201,26 @@ def _remove_head(vit: VisionTransformer | Eva, *, keep_norm: bool) -> None:
         vit.norm = nn.Identity()
 
 
-def _remove_prefix_tokens(vit: VisionTransformer | Eva) -> None:
-    """Drop class and register tokens and their rows of the position table."""
+def _separate_prefix_positions(vit: VisionTransformer | Eva) -> None:
+    """Move the position rows of class and register tokens into the tokens themselves: the same function."""
     prefix = vit.num_prefix_tokens
-    if not prefix:
+    if not prefix or vit.pos_embed is None or vit.no_embed_class:
         return
-    if vit.pos_embed is not None and not vit.no_embed_class:
-        vit.pos_embed = nn.Parameter(vit.pos_embed.detach()[:, prefix:].clone())
+    if isinstance(vit, VisionTransformerDistilled):
+        raise ValueError("Distilled DeiT cannot be used without its prefix tokens; choose the undistilled network.")
+    with torch.no_grad():
+        rows = vit.pos_embed[:, :prefix].clone()
+        if vit.cls_token is not None:
+            vit.cls_token += rows[:, :1]
+        if vit.reg_token is not None:
+            vit.reg_token += rows[:, -vit.reg_token.shape[1] :]
+    vit.pos_embed = nn.Parameter(vit.pos_embed.detach()[:, prefix:].clone())
+    vit.no_embed_class = True
+
+
+def _remove_prefix_tokens(vit: VisionTransformer | Eva) -> None:
     vit.cls_token = None
     vit.reg_token = None
-    vit.no_embed_class = True
     vit.num_prefix_tokens = 0
     if isinstance(vit, Eva):
         for block in vit.blocks:
