@@ -13,13 +13,14 @@ from pytorch_lightning.callbacks import RichProgressBar
 PROGRESS_KINDS = ("auto", "bar", "lines", "none")
 
 
-def progress_callbacks(kind: str, *, batch_size: int, every: int) -> list[pl.Callback]:
+def progress_callbacks(kind: str, *, batch_size: int, every: int, total_steps: int) -> list[pl.Callback]:
     """Return the callbacks that show progress.
 
     Args:
         kind: "bar", "lines", "none", or "auto": a bar where stderr is a terminal, else lines.
         batch_size: Images a batch, over all processes.
         every: Optimiser steps between measurements and lines.
+        total_steps: Optimiser steps of the whole run.
 
     Raises:
         ValueError: An unknown kind.
@@ -31,7 +32,7 @@ def progress_callbacks(kind: str, *, batch_size: int, every: int) -> list[pl.Cal
     throughput = Throughput(batch_size, every=every)
     shown: dict[str, list[pl.Callback]] = {
         "bar": [ProgressBar()],
-        "lines": [ProgressLines(throughput, every=every)],
+        "lines": [ProgressLines(throughput, every=every, total_steps=total_steps)],
         "none": [],
     }
     return [throughput, *shown[kind]]
@@ -90,11 +91,13 @@ class ProgressLines(pl.Callback):
     Args:
         throughput: Where the rate comes from.
         every: Optimiser steps between lines.
+        total_steps: Optimiser steps of the whole run.
     """
 
-    def __init__(self, throughput: Throughput, *, every: int) -> None:
+    def __init__(self, throughput: Throughput, *, every: int, total_steps: int) -> None:
         self.throughput = throughput
         self.every = every
+        self.total_steps = total_steps
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -103,12 +106,11 @@ class ProgressLines(pl.Callback):
         if (batch_idx + 1) % (self.every * trainer.accumulate_grad_batches) or not trainer.is_global_zero:
             return
         rate = self.throughput.images_per_second
-        batches = trainer.max_epochs * trainer.num_training_batches
-        done = trainer.current_epoch * trainer.num_training_batches + batch_idx + 1
-        left = timedelta(seconds=int((batches - done) * self.throughput.batch_size / rate)) if rate else "unknown"
+        images = (self.total_steps - trainer.global_step) * trainer.accumulate_grad_batches * self.throughput.batch_size
+        loss = float(trainer.callback_metrics["train/loss"])
         _print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {trainer.global_step} "
-            f"loss {float(outputs['loss']):.4f} {rate:.1f} images/s, {left} left"
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {trainer.global_step}/{self.total_steps} "
+            f"loss {loss:.4f}, {rate:.1f} images/s, {timedelta(seconds=int(images / rate))} left"
         )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

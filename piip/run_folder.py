@@ -19,6 +19,8 @@ from typing import Any
 from piip.recipe import Recipe, load_recipe
 
 CHECKPOINTS = "checkpoints"
+BEST = "best"
+MODEL = "model"
 CHECKPOINT_PATTERN = "step*.ckpt"
 RECIPE_NAME = "recipe.yaml"
 

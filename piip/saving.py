@@ -61,7 +61,7 @@ def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32"
     Raises:
         ValueError: A file is missing, the description cannot be read, or keys or shapes differ.
     """
-    from piip.zoo import build_model
+    from piip.build import build_model
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from timm.data import Mixup
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
 from piip.callbacks import (
     AveragedWeights,
@@ -26,12 +25,23 @@ from piip.callbacks import (
     StopAtStep,
     validation_metrics,
 )
-from piip.data.loader import Loaders, class_names, open_loaders
+from piip.data.image_folder import ImageFolder
+from piip.data.loader import ResumableLoader
+from piip.data.sampler import EpochSampler
 from piip.data.transforms import TransformConfig
 from piip.optim import build_optimizer, build_schedule
+from piip.preparation import (
+    RunLength,
+    build_mix,
+    build_recipe_model,
+    check_classes,
+    open_images,
+    run_length,
+    set_transforms,
+)
 from piip.progress import progress_callbacks
-from piip.recipe import NamedModel, Recipe
-from piip.run_folder import CHECKPOINTS, check_same_recipe, checkpoint_step, find_checkpoint
+from piip.recipe import Recipe
+from piip.run_folder import BEST, CHECKPOINTS, MODEL, check_same_recipe, checkpoint_step, find_checkpoint
 from piip.saving import save_model
 from piip.tasks.classification import ClassificationTask
 
@@ -52,23 +62,6 @@ class TrainingResult:
     model_dir: Path
     metrics: dict[str, float]
     steps: int
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a run is.
-
-    Args:
-        epochs: Passes over the data, the last one possibly incomplete.
-        steps_per_epoch: Optimiser steps in one of them.
-        total_steps: Optimiser steps of the run.
-        warmup_steps: Optimiser steps of the warm-up.
-    """
-
-    epochs: int
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
 
 
 def train(
@@ -96,115 +89,51 @@ def train(
     checkpoint = find_checkpoint(folder, resume)
     if checkpoint is not None:
         check_same_recipe(recipe, checkpoint)
+    images, val_images = open_images(recipe)
     torch.manual_seed(recipe.run.seed)
-    root = Path(recipe.data.root)
-    model = build_recipe_model(recipe, num_classes=len(class_names(root / recipe.data.train)))
-    loaders = open_loaders(
-        root / recipe.data.train,
-        root / recipe.data.val,
-        transform=resolved_transform(recipe.data.transform, model),
-        batch_size=recipe.data.batch_size,
-        workers=recipe.data.workers,
-        on_error=recipe.data.on_error,
-        seed=recipe.run.seed,
-        replicas=devices,
-    )
-    num_classes = check_classes(model, loaders.classes)
-    length = run_length(recipe, len(loaders.train))
+    model = build_recipe_model(recipe, num_classes=len(images.classes))
+    num_classes = check_classes(model, images.classes)
+    transform = set_transforms(images, val_images, recipe.data.transform, model)
+    loader = _train_loader(recipe, images, devices)
+    val_loader = DataLoader(val_images, batch_size=recipe.data.batch_size, num_workers=recipe.data.workers)
+    length = run_length(recipe, len(loader))
     task = ClassificationTask(
         model,
         num_classes=num_classes,
         configure=functools.partial(_configure, recipe=recipe, length=length),
-        mix=_mix(recipe, num_classes),
+        mix=build_mix(recipe.regularize, num_classes),
         label_smoothing=recipe.regularize.label_smoothing,
     )
-    export = functools.partial(export_model, recipe=recipe, loaders=loaders)
+    export = functools.partial(export_model, recipe=recipe, classes=images.classes, transform=transform)
     averaging = _averaging(recipe)
     callbacks = [
         StepSeed(recipe.run.seed),
-        BestModel(functools.partial(export, directory=folder / "best"), monitor=MONITOR),
+        BestModel(functools.partial(export, directory=folder / BEST), monitor=MONITOR),
         *averaging,
         SavedRecipe(recipe, folder / CHECKPOINTS),
         StopAtStep(length.total_steps),
         StepCheckpoint(folder / CHECKPOINTS, every=recipe.run.checkpoint_every),
-        *progress_callbacks(progress, batch_size=recipe.data.batch_size * devices, every=recipe.run.log_every),
+        *progress_callbacks(
+            progress,
+            batch_size=recipe.data.batch_size * devices,
+            every=recipe.run.log_every,
+            total_steps=length.total_steps,
+        ),
     ]
     trainer = build_trainer(recipe, length, callbacks, device=device, devices=devices, checkpoint=checkpoint)
-    loaders.train.order.rank = trainer.global_rank
-    trainer.fit(task, loaders.train, loaders.val, ckpt_path=checkpoint, weights_only=True)
-    for callback in averaging:
-        callback.copy_to(task)  # a finished run that is resumed has nothing left to do, not even this
-    metrics = validation_metrics(trainer) or dict(trainer.validate(task, loaders.val, verbose=False)[0])
+    loader.order.rank = trainer.global_rank
+    trainer.fit(task, loader, val_loader, ckpt_path=checkpoint, weights_only=True)
+    for average in averaging:
+        average.copy_to(task)  # Lightning does not where a finished run is resumed
+    metrics = validation_metrics(trainer) or dict(trainer.validate(task, val_loader, verbose=False)[0])
     if trainer.is_global_zero:
-        export(model, metrics, directory=folder / "model")
-    return TrainingResult(folder / "model", metrics, trainer.global_step)
-
-
-def build_recipe_model(recipe: Recipe, *, num_classes: int | None = None) -> nn.Module:
-    """Return the recipe's model, freshly initialised or with the pretrained weights it asks for.
-
-    Args:
-        recipe: Names or describes the model.
-        num_classes: Classes K where the recipe leaves them open; None keeps the model's own number.
-    """
-    from piip.zoo import build_model, create_model
-
-    if not isinstance(recipe.model, NamedModel):
-        return build_model(recipe.model)
-    named = recipe.model
-    return create_model(
-        named.name,
-        num_classes=named.num_classes or num_classes,
-        pretrained=named.pretrained,
-        pretrained_branches=named.pretrained_branches,
-        **named.overrides,
-    )
-
-
-def resolved_transform(config: TransformConfig, model: nn.Module) -> TransformConfig:
-    """Return the transform with the model's normalisation, and its image size where the recipe has none."""
-    facts: Any = model.pretrained_cfg
-    size = config.input_size or facts["input_size"][-1]
-    return dataclasses.replace(config, input_size=size, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
-
-
-def check_classes(model: nn.Module, classes: list[str]) -> int:
-    """Return the number of classes, having compared model and data.
-
-    Raises:
-        ValueError: They differ.
-    """
-    config: Any = model.config
-    num_classes = config.head.num_classes
-    if config.head.kind == "none" or num_classes != len(classes):
-        raise ValueError(
-            f"The model's head {config.head.kind!r} has {num_classes} classes, the training data "
-            f"{len(classes)} ({', '.join(classes[:3])}, ...). Set model.num_classes (named models) or "
-            f"model.head.num_classes to {len(classes)}."
-        )
-    return num_classes
-
-
-def run_length(recipe: Recipe, batches: int) -> Length:
-    """Return the length of a run over `batches` batches an epoch.
-
-    Raises:
-        ValueError: The warm-up does not end before the run.
-    """
-    steps_per_epoch = math.ceil(batches / recipe.run.accumulate)  # the last step of an epoch may have fewer batches
-    total = recipe.schedule.max_steps or recipe.schedule.epochs * steps_per_epoch
-    warmup = round(recipe.schedule.warmup_epochs * steps_per_epoch)
-    if warmup >= total:
-        raise ValueError(
-            f"schedule.warmup_epochs is {recipe.schedule.warmup_epochs} or {warmup} steps, "
-            f"expected fewer than the {total} steps of the run."
-        )
-    return Length(math.ceil(total / steps_per_epoch), steps_per_epoch, total, warmup)
+        export(model, metrics, directory=folder / MODEL)
+    return TrainingResult(folder / MODEL, metrics, trainer.global_step)
 
 
 def build_trainer(
     recipe: Recipe,
-    length: Length,
+    length: RunLength,
     callbacks: list[pl.Callback],
     *,
     device: str = "auto",
@@ -241,44 +170,50 @@ def build_trainer(
         log_every_n_steps=log_every,
         num_sanity_val_steps=1,
         use_distributed_sampler=False,
-        enable_progress_bar=any(isinstance(callback, pl.callbacks.ProgressBar) for callback in callbacks),
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
     )
 
 
 def export_model(
-    model: nn.Module, metrics: dict[str, float], *, directory: Path, recipe: Recipe, loaders: Loaders
+    model: nn.Module,
+    metrics: dict[str, float],
+    *,
+    directory: Path,
+    recipe: Recipe,
+    classes: list[str],
+    transform: TransformConfig,
 ) -> None:
-    """Write the model with all that evaluation and prediction need."""
+    """Write the model with all that evaluation and prediction need.
+
+    Args:
+        model: The trained model.
+        metrics: Its validation metrics.
+        directory: Where to write.
+        recipe: The run it comes from.
+        classes: Names of its classes in the order of the logits.
+        transform: Resolved image transform.
+    """
     metadata = {
-        "classes": loaders.classes,
-        "transform": dataclasses.asdict(loaders.transform),
+        "classes": classes,
+        "transform": dataclasses.asdict(transform),
         "metrics": metrics,
         "recipe": recipe.to_dict(),
     }
     save_model(model, directory, metadata)
 
 
-def _configure(model: nn.Module, *, recipe: Recipe, length: Length) -> tuple[Optimizer, LRScheduler]:
+def _train_loader(recipe: Recipe, images: ImageFolder, devices: int) -> ResumableLoader:
+    order = EpochSampler(len(images), seed=recipe.run.seed, num_replicas=devices)
+    return ResumableLoader(images, order, batch_size=recipe.data.batch_size, workers=recipe.data.workers)
+
+
+def _configure(model: nn.Module, *, recipe: Recipe, length: RunLength) -> tuple[Optimizer, LRScheduler]:
     optimizer = build_optimizer(model, recipe.optim)
     schedule = build_schedule(
         optimizer, recipe.schedule, total_steps=length.total_steps, warmup_steps=length.warmup_steps
     )
     return optimizer, schedule
-
-
-def _mix(recipe: Recipe, num_classes: int) -> Mixup | None:
-    config = recipe.regularize
-    if not config.mixes:
-        return None
-    return Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        prob=config.mix_prob,
-        switch_prob=config.switch_prob,
-        label_smoothing=config.label_smoothing,
-        num_classes=num_classes,
-    )
 
 
 def _averaging(recipe: Recipe) -> list[AveragedWeights]:

@@ -50,6 +50,7 @@ class ClassificationTask(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
+        self.mean_class = MulticlassAccuracy(num_classes, average="macro")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch.
@@ -65,8 +66,9 @@ class ClassificationTask(pl.LightningModule):
         loss = F.cross_entropy(self.model(image).float(), target, label_smoothing=smoothing)
         if not loss.isfinite():
             raise NonFiniteLoss(
-                f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}). "
-                "The last checkpoint is kept: lower optim.lr, set optim.clip, or use run.precision 32, then resume."
+                f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch "
+                f"{batch_idx}). The last checkpoint is kept. Resume with run.precision 32, or start again with a "
+                "lower optim.lr or with optim.clip."
             )
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
@@ -78,9 +80,11 @@ class ClassificationTask(pl.LightningModule):
         logits = self.model(image).float()  # (B, K)
         self.top1.update(logits, label)
         self.top5.update(logits, label)
+        self.mean_class.update(logits, label)
         self.log("val/loss", F.cross_entropy(logits, label), on_epoch=True, batch_size=len(label), sync_dist=True)
         self.log("val/top1", self.top1, on_epoch=True, prog_bar=True)
         self.log("val/top5", self.top5, on_epoch=True)
+        self.log("val/mean_class", self.mean_class, on_epoch=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and its step-wise schedule."""
