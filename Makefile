@@ -1,0 +1,35 @@
+# One environment, .venv, serves every target; it is made again when pyproject.toml changes.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed-from-pyproject
+PYTEST_ARGS ?= -m "not slow"
+
+.PHONY: demo test check bench format clean
+
+demo: $(STAMP) ## classify held-out pictures with the shipped model, write out/demo.png
+	$(BIN)/piip demo --out out/demo.png
+
+test: $(STAMP) ## PYTEST_ARGS= runs the slow ones too
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP) ## what must hold before a commit, apart from the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/pylint piip
+
+bench: $(STAMP) ## time and memory of the models beside their multiply-adds
+	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist out *.egg-info
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
