@@ -50,6 +50,11 @@ class OperationCounter(TorchDispatchMode):
         finally:
             self._part = before
 
+    @property
+    def current_part(self) -> str:
+        """Name of the part that runs."""
+        return self._part
+
     def add_macs(self, count: int) -> None:
         """Add multiply-adds to the current part."""
         self.macs[self._part] += count

@@ -170,7 +170,7 @@ def _branch(branch: Mapping[str, Any], *, is_classifier: bool, final_norm: bool)
     fused = "fused_mlp" in (branch.get("mlp_type"), branch.get("Mlp_block"))
     groups = branch.get("interaction_indexes")
     return BranchConfig(
-        "vit_base_patch16_224",
+        "deit_base_patch16_224" if plain else "vit_base_patch16_224",
         size,
         drop_path_rate=float(branch.get("drop_path_rate", 0)),
         drop_path_rule="constant" if plain or is_classifier else "linear",

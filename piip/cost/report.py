@@ -1,0 +1,136 @@
+"""What a model costs, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """Cost of one part of a model for one image.
+
+    Attributes:
+        macs: Multiply-adds in matrix products, convolutions, attention and sampling.
+        params: Parameters.
+        elementwise: Results of norms, activations, additions, pooling and interpolation.
+        activation_bytes: Bytes that a training step keeps for the backward pass.
+    """
+
+    macs: int = 0
+    params: int = 0
+    elementwise: int = 0
+    activation_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """Cost of a model for one image.
+
+    Attributes:
+        parts: Cost by part, in the order of the forward pass: "branch 0", ..., "interactions", "merge", "neck", "head".
+        image_size: (H, W) of the image in pixels.
+        rule: "total" or "paper".
+        names: What each branch is, for printing.
+    """
+
+    parts: Mapping[str, PartCost]
+    image_size: tuple[int, int]
+    rule: str
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the whole model."""
+        return sum(part.macs for part in self.parts.values())
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations: two a multiply-add."""
+        return 2 * self.macs
+
+    @property
+    def params(self) -> int:
+        """Parameters of the whole model."""
+        return sum(part.params for part in self.parts.values())
+
+    @property
+    def elementwise(self) -> int:
+        """Elementwise results of the whole model, not part of `macs`."""
+        return sum(part.elementwise for part in self.parts.values())
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes that a training step of one image keeps for the backward pass."""
+        return sum(part.activation_bytes for part in self.parts.values())
+
+    def without(self, *names: str) -> CostReport:
+        """Return the report without some parts, e.g. `report.without("neck", "head")`."""
+        kept = {name: part for name, part in self.parts.items() if name not in names}
+        return CostReport(kept, self.image_size, self.rule, self.names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values (JSON-ready)."""
+        backbone = self.without("neck", "head")
+        return {
+            "image_size": list(self.image_size),
+            "rule": self.rule,
+            "macs": self.macs,
+            "flops": self.flops,
+            "params": self.params,
+            "elementwise": self.elementwise,
+            "activation_bytes": self.activation_bytes,
+            "without_neck_and_head": {"macs": backbone.macs, "params": backbone.params},
+            "parts": {
+                name: {
+                    "network": self.names.get(name),
+                    "macs": part.macs,
+                    "flops": 2 * part.macs,
+                    "params": part.params,
+                    "elementwise": part.elementwise,
+                    "activation_bytes": part.activation_bytes,
+                }
+                for name, part in self.parts.items()
+            },
+        }
+
+
+def format_table(report: CostReport) -> str:
+    """Return the report as a text table.
+
+    Args:
+        report: From `estimate_cost`.
+    """
+    rows = [("part", "GMACs", "share", "params (M)", "elementwise (M)", "activations (MB)")]
+    entries = list(report.parts.items())
+    if {"neck", "head"} & set(report.parts):
+        backbone = report.without("neck", "head")
+        entries.append(("without neck and head", _total(backbone)))
+    entries.append(("total", _total(report)))
+    for name, part in entries:
+        label = f"{name} ({report.names[name]})" if name in report.names else name
+        rows.append(
+            (
+                label,
+                f"{part.macs / 1e9:.3f}",
+                f"{100 * part.macs / max(report.macs, 1):.1f} %",
+                f"{part.params / 1e6:.2f}",
+                f"{part.elementwise / 1e6:.1f}",
+                f"{part.activation_bytes / 1e6:.1f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    height, width = report.image_size
+    rule = "what runs" if report.rule == "total" else "as the paper counts (light merge, no neck)"
+    head = f"{height}x{width} pixels, one image; 1 MAC = 1 multiply-add = 2 FLOPs; rule {report.rule}: {rule}"
+    return "\n".join([head, *lines])
+
+
+def _total(report: CostReport) -> PartCost:
+    return PartCost(report.macs, report.params, report.elementwise, report.activation_bytes)
