@@ -35,10 +35,8 @@ class OfficialModel(nn.Module):
     Args:
         model: The model made of our parts.
         names: How the authors name its parameters.
+        config: What it was built from.
         input_size: The only accepted square input size (classification), or None.
-
-    Attributes:
-        config: The `ModelConfig` it was built from.
     """
 
     def __init__(self, model: nn.Module, names: OfficialNames, config: ModelConfig, input_size: int | None) -> None:

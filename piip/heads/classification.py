@@ -70,7 +70,6 @@ class PIIPClassifier(nn.Module):
         backbone: The pyramid.
         head: `PooledHead` or `PerBranchHead`.
         config: What the model was built from, for saving.
-        make_head: Builds a new head for another number of classes.
 
     Attributes:
         pretrained_cfg: timm's description of the input: `mean`, `std`, `input_size` (3, H, W).
