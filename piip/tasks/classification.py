@@ -19,7 +19,7 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Configure = Callable[[nn.Module], tuple[Optimizer, LRScheduler]]
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(FloatingPointError):
     """The loss became NaN or infinite; the message names the step."""
 
 

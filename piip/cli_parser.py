@@ -1,0 +1,147 @@
+"""From a dict of functions to a command line: arguments from signatures, help from docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from docstring_parser import Docstring, parse
+from jsonargparse import ArgumentError, ArgumentParser
+
+from piip.config import nearest_names
+
+Command = Callable[..., Any]
+Commands = Mapping[str, "Command | Mapping[str, Command]"]
+
+OVERRIDES = "overrides"  # the parameter that takes dotted options
+
+
+def run_command(commands: Commands, argv: Sequence[str], *, program: str, description: str) -> None:
+    """Call the function that the command line asks for.
+
+    Args:
+        commands: Functions by name; a nested mapping is a group with commands of its own.
+        argv: The command line without the program's name.
+        program: The program's name.
+        description: What stands above the list of commands.
+
+    Raises:
+        ValueError: The command line does not fit.
+    """
+    arguments, overrides = split_overrides(argv)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        raise ValueError(f"There is no command {arguments[0]!r}. {nearest_names(arguments[0], list(commands))}")
+    parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
+    _add_commands(parser, commands, program)
+    try:
+        values = parser.parse_args(arguments).as_dict()
+    except ArgumentError as error:
+        raise ValueError(_one_line(error, [program, *arguments])) from error
+    function: Any = commands
+    while not callable(function):
+        name = values["command"]
+        function, values = function[name], values[name]
+    if overrides and OVERRIDES not in inspect.signature(function).parameters:
+        raise ValueError(f"This command has no option --{next(iter(overrides))}; see --help.")
+    if overrides:
+        values[OVERRIDES] = overrides
+    function(**values)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take dotted options such as `--optim.lr 1e-3` or `--optim.lr=1e-3` out of a command line.
+
+    Args:
+        argv: The command line.
+
+    Returns:
+        The other arguments, and the values by dotted name, read as YAML.
+
+    Raises:
+        ValueError: A dotted option without a value.
+    """
+    others: list[str] = []
+    overrides: dict[str, Any] = {}
+    words = iter(argv)
+    for word in words:
+        match = re.fullmatch(r"--([\w]+(?:\.[\w]+)+)(?:=(.*))?", word, flags=re.DOTALL)
+        if match is None:
+            others.append(word)
+            continue
+        text = match.group(2) if match.group(2) is not None else next(words, None)
+        if text is None:
+            raise ValueError(f"{word} has no value, expected {word} VALUE.")
+        overrides[match.group(1)] = yaml.safe_load(text)
+    return others, overrides
+
+
+def _add_commands(parser: ArgumentParser, commands: Commands, program: str) -> None:
+    subcommands = parser.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")
+    for name, command in commands.items():
+        if callable(command):
+            subparser, text = _function(command, f"{program} {name}")
+            subcommands.add_subcommand(name, subparser, help=text)
+        else:
+            text = "Commands: " + ", ".join(command) + "."
+            group = ArgumentParser(prog=f"{program} {name}", description=text, exit_on_error=False)
+            subcommands.add_subcommand(name, group, help=text)
+            _add_commands(group, command, f"{program} {name}")  # a parser needs its parent first
+
+
+def _function(function: Command, program: str) -> tuple[ArgumentParser, str]:
+    """Return the parser of one function, and the first line of its help."""
+    documented = parse(function.__doc__ or "")
+    description = "\n\n".join(part for part in (documented.short_description, documented.long_description) if part)
+    parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name != OVERRIDES:
+            _argument(parser, parameter, hints[name], _help(documented, name))
+    return parser, documented.short_description or ""
+
+
+def _argument(parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, text: str) -> None:
+    """Add one parameter: keyword-only ones are options, the others positional; a bool is a flag."""
+    is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    required = parameter.default is inspect.Parameter.empty
+    name = "--" + parameter.name.replace("_", "-") if is_option else parameter.name
+    options: dict[str, Any] = {"help": text, "metavar": parameter.name.upper().split("_")[-1]}
+    if not required:
+        options["default"] = parameter.default
+    if is_option and required:
+        options["required"] = True
+    if type(None) in typing.get_args(kind):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    inner, origin = typing.get_args(kind), typing.get_origin(kind)
+    if kind is bool:
+        parser.add_argument(name, action="store_true", help=text)
+    elif origin is tuple:
+        options["metavar"] = tuple("HW"[: len(inner)])
+        parser.add_argument(name, type=inner[0], nargs=len(inner), **options)
+    elif origin is list:
+        parser.add_argument(name, type=inner[0], nargs="+", **options)
+    elif origin is typing.Literal:
+        del options["metavar"]
+        parser.add_argument(name, choices=inner, **options)
+    elif not is_option and not required:
+        parser.add_argument(name, type=kind, nargs="?", **options)
+    else:
+        parser.add_argument(name, type=kind, **options)
+
+
+def _one_line(error: ArgumentError, words: Sequence[str]) -> str:
+    """Return jsonargparse's message in one line, without its names of nested commands."""
+    called = [word for word in words[1:] if not word.startswith("-")][:2]
+    text = " ".join(str(error).split())
+    for name in called:
+        text = text.replace(f" {name}.", " ").replace(f'"{name}.', '"')
+    return f"{text.rstrip('.')}. See `{' '.join([words[0], *called[:1]])} --help`."
+
+
+def _help(documented: Docstring, name: str) -> str:
+    found = [entry.description or "" for entry in documented.params if entry.arg_name == name]
+    return " ".join(found[0].split()).replace("%", "%%") if found else ""

@@ -1,0 +1,108 @@
+"""Reading given image files in batches, for evaluation and prediction."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from piip.data.image_folder import ON_ERROR, SUFFIXES, read_rgb
+
+logger = logging.getLogger(__name__)
+
+Item = tuple[int, Tensor | None, str]  # index, image (3, H, W) or None, what was wrong
+
+
+class ImagePaths(Dataset[Item]):
+    """Image files, each read and transformed, or the reason why it cannot be.
+
+    Args:
+        paths: The files.
+        transform: RGB picture -> float (3, H, W), the same size for all.
+    """
+
+    def __init__(self, paths: Sequence[Path], transform: Callable[[Image], Tensor]) -> None:
+        self.paths = paths
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return index, image and an empty message, or index, None and the problem."""
+        try:
+            return index, self.transform(read_rgb(self.paths[index])), ""
+        except ValueError as error:
+            return index, None, str(error)
+
+
+def read_batches(
+    paths: Sequence[Path],
+    transform: Callable[[Image], Tensor],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    on_error: str = "stop",
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the files as batches in order.
+
+    Args:
+        paths: The files.
+        transform: RGB picture -> float (3, H, W), the same size for all.
+        batch_size: Files a batch; unreadable ones make a batch smaller.
+        workers: Reading processes; 0 reads in this process.
+        on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
+
+    Yields:
+        Indices of the files in the batch, and their images (B, 3, H, W).
+
+    Raises:
+        ValueError: An unknown `on_error`, or an unreadable file with "stop".
+    """
+    if on_error not in ON_ERROR:
+        raise ValueError(f"on_error is {on_error!r}, expected one of {', '.join(ON_ERROR)}.")
+    loader = DataLoader(ImagePaths(paths, transform), batch_size=batch_size, num_workers=workers, collate_fn=list)
+    for items in loader:
+        for _, image, problem in items:
+            if image is None and on_error == "stop":
+                raise ValueError(f"{problem} Replace or delete it, or use --on-error skip.")
+            if image is None:
+                logger.warning("%s It is skipped.", problem)
+        readable = [(index, image) for index, image, _ in items if image is not None]
+        if readable:
+            yield [index for index, _ in readable], torch.stack([image for _, image in readable])
+
+
+def find_images(patterns: Iterable[str | Path]) -> list[Path]:
+    """Return the image files that files, folders and shell patterns stand for.
+
+    Args:
+        patterns: Files (of any name), folders (searched below for image suffixes) or patterns such as "in/**/*.png".
+
+    Raises:
+        ValueError: Something that does not exist, or matches no image.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            matches = _images(path.rglob("*"))
+        else:
+            matches = _images(Path(name) for name in glob.glob(str(pattern), recursive=True))
+        if not matches:
+            raise ValueError(f"{str(pattern)!r} is no image file, and no folder or pattern with images.")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def _images(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())

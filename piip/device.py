@@ -1,0 +1,27 @@
+"""Choosing where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a name.
+
+    Args:
+        name: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:INDEX".
+
+    Raises:
+        ValueError: An unknown name, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:INDEX'.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:INDEX'.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs. Use --device cpu.")
+    return device

@@ -1,0 +1,124 @@
+"""Prediction with an exported model: images in, classes and scores out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from piip.data.reading import find_images, read_batches
+from piip.data.transforms import TransformConfig, build_transform
+from piip.device import pick_device
+from piip.fields import read_fields
+from piip.saving import DTYPES, load_model, read_description
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one image.
+
+    Args:
+        path: The file, None for a picture in memory.
+        label: Name of the most probable class.
+        score: Its probability, in [0, 1].
+        top: The most probable classes and their probabilities, best first.
+    """
+
+    path: str | None
+    label: str
+    score: float
+    top: tuple[tuple[str, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the prediction as JSON values."""
+        return dataclasses.asdict(self)
+
+
+class Predictor:
+    """An exported classifier, ready for pictures and files.
+
+    Args:
+        model_dir: Written by `piip train`.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        dtype: "f32" or "bf16".
+
+    Attributes:
+        model: The model, in evaluation mode.
+        classes: Names of its classes in the order of the logits.
+        transform: RGB picture -> normalised float (3, H, W).
+
+    Raises:
+        ValueError: The directory is no exported classifier.
+    """
+
+    def __init__(self, model_dir: str | Path, *, device: str = "auto", dtype: str = "f32") -> None:
+        description = read_description(model_dir)
+        missing = [name for name in ("classes", "transform") if name not in description]
+        if missing:
+            raise ValueError(
+                f"{model_dir}/config.json has no {' and no '.join(missing)}, expected the directory of a trained "
+                "classifier such as RUN/model."
+            )
+        self.device = pick_device(device)
+        self.dtype = DTYPES.get(dtype, torch.float32)
+        self.model = load_model(model_dir, device=str(self.device), dtype=dtype)
+        self.classes: list[str] = description["classes"]
+        config = read_fields(TransformConfig, description["transform"], f"{model_dir}/config.json transform")
+        self.transform = build_transform(config, train=False)
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return float32 logits (B, K) on the CPU for transformed images (B, 3, H, W)."""
+        result: Tensor = self.model(images.to(device=self.device, dtype=self.dtype))
+        return result.float().cpu()
+
+    def predict(self, pictures: Sequence[Image], *, top: int = 5) -> list[Prediction]:
+        """Return what the model says about pictures in memory, of any size and mode.
+
+        Args:
+            pictures: At least one.
+            top: Classes to return for each.
+        """
+        images = torch.stack([self.transform(picture.convert("RGB")) for picture in pictures])
+        return [self._prediction(None, logits, top) for logits in self.logits(images)]
+
+    def predict_paths(
+        self,
+        paths: Iterable[str | Path],
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        workers: int = 0,
+        on_error: str = "stop",
+    ) -> Iterator[Prediction]:
+        """Yield what the model says about files, in order.
+
+        Args:
+            paths: Files, folders or shell patterns.
+            top: Classes to return for each.
+            batch_size: Files at a time.
+            workers: Reading processes; 0 reads in this process.
+            on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
+
+        Raises:
+            ValueError: Nothing is there, or a file is unreadable.
+        """
+        files = find_images(paths)
+        for indices, images in read_batches(
+            files, self.transform, batch_size=batch_size, workers=workers, on_error=on_error
+        ):
+            for index, logits in zip(indices, self.logits(images), strict=True):
+                yield self._prediction(str(files[index]), logits, top)
+
+    def _prediction(self, path: str | None, logits: Tensor, top: int) -> Prediction:
+        scores, indices = logits.softmax(0).topk(min(top, len(self.classes)))
+        pairs = tuple(
+            (self.classes[index], score) for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
+        )
+        return Prediction(path, pairs[0][0], pairs[0][1], pairs)
