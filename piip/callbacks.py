@@ -141,7 +141,7 @@ class BestModel(pl.Callback):
         if metrics[self.monitor] > self.best:
             self.best = metrics[self.monitor]
             if trainer.is_global_zero:
-                self.export(pl_module.model, metrics)
+                self.export(pl_module.get_submodule("model"), metrics)
 
     def state_dict(self) -> dict[str, float]:
         """Return the best value so far."""

@@ -25,9 +25,9 @@ def list_models(pattern: str = "*", *, json: bool = False) -> None:
         pattern: Shell-style pattern, e.g. "*tsb*".
         json: Print a JSON list.
     """
-    import piip
+    from piip.zoo import list_models as find
 
-    names = piip.list_models(pattern)
+    names = find(pattern)
     if not names:
         raise ValueError(f"No model name matches {pattern!r}; `piip list` shows all.")
     print(json_module.dumps(names) if json else "\n".join(names))
@@ -109,7 +109,7 @@ def train(
         out: Folder of the run, instead of the recipe's run.out.
         resume: A checkpoint, or "auto" for the newest one in the run's folder; the losses from there on are those of
             an uninterrupted run.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
         devices: Processes for data-parallel training; with torchrun, those of this machine.
         progress: A bar in a terminal, lines in a log, or none.
         json: Print the result as JSON: "model_dir", "steps" and the validation metrics.

@@ -78,7 +78,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
         if len(kinds) == len(value):
-            return tuple(_convert(k, item, f"{path}[{i}]") for i, (k, item) in enumerate(zip(kinds, value)))
+            return tuple(
+                _convert(k, item, f"{path}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))
+            )
     elif kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:  # YAML 1.1 reads 1e-3 (no dot) as a string
             return float(value)

@@ -24,7 +24,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     the embeddings and D + 1 for the final norm; outside the branches it is 1.
 
     Args:
-        model: A model with `backbone.branches` and, optionally, `no_weight_decay()`.
+        model: A model with `backbone.branches` and `no_weight_decay()`.
         config: Rates and decays.
 
     Returns:
@@ -33,7 +33,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     Source:
         Rates: official classification/main.py and its optimizer grouping (from_scratch_lr_ratio); decay by depth: BEiT.
     """
-    exempt = model.no_weight_decay() if callable(getattr(model, "no_weight_decay", None)) else set()
+    pyramid: Any = model
+    exempt: set[str] = pyramid.no_weight_decay()
     groups: dict[tuple[float, float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -115,7 +115,7 @@ class ProgressLines(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the validation metrics."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
             return
         metrics = [f"{n} {float(v):.4f}" for n, v in trainer.callback_metrics.items() if n.startswith("val/")]
         _print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} " + " ".join(metrics))

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
@@ -29,6 +30,7 @@ from piip.data.image_folder import ImageFolder
 from piip.data.loader import ResumableLoader
 from piip.data.sampler import EpochSampler
 from piip.data.transforms import TransformConfig
+from piip.device import pick_device
 from piip.optim import build_optimizer, build_schedule
 from piip.preparation import (
     RunLength,
@@ -46,7 +48,7 @@ from piip.saving import save_model
 from piip.tasks.classification import ClassificationTask
 
 MONITOR = "val/top1"
-LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed"}
+LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def train(
     Args:
         recipe: The run; its folder is `recipe.run.out`.
         resume: A checkpoint, or "auto" for the newest one in the folder (none: start from the beginning).
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
         devices: Processes; more than one trains data-parallel, with `batch_size` images each.
         progress: "auto", "bar", "lines" or "none".
 
@@ -89,6 +91,7 @@ def train(
     checkpoint = find_checkpoint(folder, resume)
     if checkpoint is not None:
         check_same_recipe(recipe, checkpoint)
+    pick_device(device)
     images, val_images = open_images(recipe)
     torch.manual_seed(recipe.run.seed)
     model = build_recipe_model(recipe, num_classes=len(images.classes))
@@ -146,11 +149,12 @@ def build_trainer(
         recipe: The run.
         length: Its length.
         callbacks: All that watch or change the run.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
         devices: Processes.
         checkpoint: Where the run goes on, for TensorBoard to forget the steps after it.
     """
     folder = recipe.run.out
+    place = pick_device(device)
     log_every = min(recipe.run.log_every, length.steps_per_epoch)
     purge = checkpoint_step(checkpoint) if checkpoint is not None else None
     loggers = [
@@ -159,8 +163,8 @@ def build_trainer(
     ]
     return pl.Trainer(
         default_root_dir=folder,
-        accelerator=device,
-        devices=devices,
+        accelerator=place.type,
+        devices=devices if place.index is None else [place.index],
         precision=LIGHTNING_PRECISION[recipe.run.precision],
         max_epochs=length.epochs,
         accumulate_grad_batches=recipe.run.accumulate,
