@@ -206,6 +206,33 @@ def predict(
         print(json_module.dumps(row.to_dict()) if json else f"{row.path}  {scores}")
 
 
+def demo(
+    *,
+    out: Path = Path("out/demo.png"),
+    image: list[str] | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Classify held-out satellite pictures with the shipped model and compare cost and accuracy.
+
+    Args:
+        out: Picture to write, PNG.
+        image: Your own pictures instead: files, folders, or patterns.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        json: Print JSON, with "top1", "cost", "models" and "pictures".
+    """
+    from rich.console import Console
+
+    from piip.demo import run_demo
+    from piip.demo.terminal import print_demo
+
+    report = run_demo(out, images=image or (), device=device)
+    if json:
+        print(json_module.dumps(report.to_dict()))
+    else:
+        print_demo(report, Console())
+
+
 COMMANDS: Commands = {
     "list": list_models,
     "cost": cost,
@@ -213,6 +240,7 @@ COMMANDS: Commands = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "demo": demo,
 }
 
 

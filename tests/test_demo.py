@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import piip
+from piip.cli import main
 from piip.config import BranchConfig, HeadConfig, InteractionConfig, ModelConfig
 from piip.demo import ASSETS, run_demo
 from piip.demo.figure import ticks, wrap
@@ -72,6 +74,22 @@ def test_demo_classifies_and_draws(assets: Path, tmp_path: Path) -> None:
     values = json.loads(json.dumps(report.to_dict()))
     assert values["top1"] == report.correct / 7
     assert values["pictures"][0]["truth"] == "water"
+
+
+def test_demo_command_prints(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("piip.demo.run_demo", partial(run_demo, assets=assets))
+    out = str(tmp_path / "demo.png")
+    main(["demo", "--out", out])
+    printed = capsys.readouterr().out
+    assert "Held-out top-1" in printed
+    assert "single" in printed
+    main(["demo", "--out", out, "--json"])
+    assert json.loads(capsys.readouterr().out)["labelled"] == 7
+    own = [str(assets / "images" / name) for name in ("0.jpg", "1.jpg")]
+    main(["demo", "--out", out, "--image", *own])
+    assert "Your pictures" in capsys.readouterr().out
 
 
 def test_demo_takes_pictures_of_the_user(assets: Path, tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""The demo's findings as tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from piip.demo import DemoReport
+
+MOST_MISTAKES = 8
+
+
+def print_demo(report: DemoReport, console: Console) -> None:
+    """Print accuracy, cost, the comparison and the mistakes, or every prediction for the user's own pictures.
+
+    Args:
+        report: From `run_demo`.
+        console: Where to print.
+    """
+    cost = report.cost
+    if report.labelled:
+        share = report.correct / report.labelled
+        console.print(
+            f"[bold]Held-out top-1: {share:.1%}[/] ({report.correct} of {report.labelled} shipped pictures, taken "
+            "evenly from the classes of the test split, which training never saw)"
+        )
+    console.print(
+        f"[bold]Total cost: {cost.macs / 1e9:.3f} GMACs[/] an image ({cost.flops / 1e9:.3f} GFLOPs), "
+        f"{cost.params / 1e6:.2f} M parameters, {1e3 * report.seconds_per_image:.1f} ms here"
+    )
+    console.print(_parts_table(report))
+    console.print(_models_table(report))
+    console.print(_mistakes_table(report) if report.labelled else _predictions_table(report))
+    console.print(f"The picture is in {report.figure}", highlight=False)
+
+
+def _parts_table(report: DemoReport) -> Table:
+    table = Table("part", title="Cost by part")
+    for column in ("M multiply-adds", "share", "M parameters"):
+        table.add_column(column, justify="right")
+    for name, part in report.cost.parts.items():
+        label = f"{name}: {report.cost.names[name]}" if name in report.cost.names else name
+        share = part.macs / max(report.cost.macs, 1)
+        table.add_row(label, f"{part.macs / 1e6:.1f}", f"{share:.0%}", f"{part.params / 1e6:.2f}")
+    return table
+
+
+def _models_table(report: DemoReport) -> Table:
+    table = Table("model", title="Recorded on the whole test split, same recipe")
+    for column in ("GMACs", "M parameters", "top-1", "mean of classes"):
+        table.add_column(column, justify="right")
+    for model in report.models:
+        table.add_row(
+            model.name,
+            f"{model.macs / 1e9:.3f}",
+            f"{model.params / 1e6:.2f}",
+            f"{model.test_top1:.1%}",
+            f"{model.mean_class_top1:.1%}",
+            style="bold" if model.name == "piip" else None,
+        )
+    return table
+
+
+def _mistakes_table(report: DemoReport) -> Table:
+    mistakes = [picture for picture in report.pictures if picture.is_correct is False]
+    table = Table("true class", "taken for", title=f"{min(len(mistakes), MOST_MISTAKES)} of {len(mistakes)} mistakes")
+    table.add_column("probability", justify="right")
+    for picture in sorted(mistakes, key=lambda p: -p.prediction.score)[:MOST_MISTAKES]:
+        table.add_row(picture.truth, picture.prediction.label, f"{picture.prediction.score:.0%}")
+    return table
+
+
+def _predictions_table(report: DemoReport) -> Table:
+    table = Table("picture", "classes and probabilities", title="Your pictures")
+    for picture in report.pictures:
+        table.add_row(picture.path, ", ".join(f"{name} {score:.0%}" for name, score in picture.prediction.top))
+    return table
