@@ -134,9 +134,7 @@ def _warn_unless_inverted(config: ModelConfig, branches: list[Branch]) -> None:
     """Warn when a network is not larger than its neighbour at the next higher resolution."""
     params = [sum(p.numel() for p in branch.parameters()) for branch in branches]
     sizes = [branch.image_size for branch in config.branches]
-    wrong = [
-        i for i in range(len(params) - 1) if params[i] <= params[i + 1] or sizes[i] > sizes[i + 1]
-    ]
+    wrong = [i for i in range(len(params) - 1) if params[i] <= params[i + 1] or sizes[i] > sizes[i + 1]]
     if not wrong:
         return
     lines = [
@@ -155,7 +153,9 @@ def _warn_unless_inverted(config: ModelConfig, branches: list[Branch]) -> None:
 
 def _branch_macs(config: BranchConfig) -> int:
     with torch.device("meta"):
-        branch = wrap_network(create_network(dataclasses.replace(config, pretrained=False, block_groups=None)), config, 1)
+        branch = wrap_network(
+            create_network(dataclasses.replace(config, pretrained=False, block_groups=None)), config, 1
+        )
     return count_forward(branch, (config.image_size, config.image_size))
 
 

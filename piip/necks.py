@@ -72,5 +72,3 @@ class InteractionPyramid(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return one level (B, C_i, H_i * scale_i, W_i * scale_i) for each map."""
         return [level(feature_map) for level, feature_map in zip(self.levels, maps, strict=True)]
-
-

@@ -60,9 +60,7 @@ def official_image_pyramid(image: Tensor, ratios: Sequence[float]) -> list[Tenso
         Images (B, 3, floor(H * ratio), floor(W * ratio)).
     """
     return [
-        image
-        if ratio >= 1
-        else F.interpolate(image, scale_factor=ratio, mode="bilinear", align_corners=False)
+        image if ratio >= 1 else F.interpolate(image, scale_factor=ratio, mode="bilinear", align_corners=False)
         for ratio in ratios
     ]
 

@@ -155,7 +155,7 @@ class ViTBranch(Branch):
                 tokens = self._call(block, tokens)
         return join_windows(tokens, grid, window) if whole else tokens
 
-    def _call(self, function, *args):  # noqa: ANN001, ANN002, ANN202 - passes through
+    def _call(self, function, *args):
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *args, use_reentrant=False)
         return function(*args)

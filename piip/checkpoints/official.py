@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from piip.build import build_model
 from piip.checkpoints.keymap import OfficialNames
+from piip.checkpoints.report import explain_mismatch
 from piip.config import (
     BranchConfig,
     HeadConfig,
@@ -22,7 +23,6 @@ from piip.config import (
     ModelConfig,
     NeckConfig,
 )
-from piip.checkpoints.report import explain_mismatch
 
 CODE_BASES = ("classification", "detection")
 OFFICIAL_CLASSES = {"vit_models": 1, "PIIPTwoBranch": 2, "PIIPThreeBranch": 3, "PIIPFourBranch": 4}
@@ -105,6 +105,9 @@ def branch_settings(config: Mapping[str, Any], official_class: str) -> list[dict
 
     parity: the four-branch class builds branch 4 with branch 3's network and takes only its resolution and groups
     (`reference/README.md` section 13, item 1).
+
+    Raises:
+        ValueError: The configuration lacks a branch.
     """
     count = OFFICIAL_CLASSES[official_class]
     if count == 1:

@@ -73,9 +73,7 @@ def _build_on_meta(config: ModelConfig | None) -> nn.Module:
         return build_model(dataclasses.replace(config, branches=bare))
 
 
-def _size(
-    image_size: int | tuple[int, int] | None, model: nn.Module, config: ModelConfig | None
-) -> tuple[int, int]:
+def _size(image_size: int | tuple[int, int] | None, model: nn.Module, config: ModelConfig | None) -> tuple[int, int]:
     if image_size is not None:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if min(height, width) < 1:

@@ -53,7 +53,9 @@ def paper_cost(config: ModelConfig) -> CostReport:
     for i, branch in enumerate(config.branches):
         if not branch.network.startswith("deit"):
             macs[f"branch {i}"] += _padded_qkv(model.backbone.branches[i], branch.image_size)
-    params = {part: sum(p.numel() for module in modules for p in module.parameters()) for part, modules in _rooms(model)}
+    params = {
+        part: sum(p.numel() for module in modules for p in module.parameters()) for part, modules in _rooms(model)
+    }
     parts = {part: PartCost(macs[part], count) for part, count in params.items()}
     side = config.branches[-1].image_size
     return CostReport(parts, (side, side), "paper")
@@ -121,7 +123,9 @@ def _count_modules(model: PIIPClassifier) -> defaultdict[str, int]:
 def _attention(backbone: PIIPBackbone) -> dict[str, int]:
     """Return the analytic attention terms: prefix tokens and padding are left out."""
     macs: dict[str, int] = {}
-    tokens = [(size // branch.stride) ** 2 for size, branch in zip(backbone.image_sizes, backbone.branches, strict=True)]
+    tokens = [
+        (size // branch.stride) ** 2 for size, branch in zip(backbone.image_sizes, backbone.branches, strict=True)
+    ]
     for i, branch in enumerate(backbone.branches):
         count, dim = tokens[i], branch.stages[-1].channels
         spans = [window * window if window else count for window in branch.window_sizes]
@@ -139,7 +143,7 @@ def _attention(backbone: PIIPBackbone) -> dict[str, int]:
 
 
 def _padded_qkv(branch: ViTBranch, image_size: int) -> int:
-    """Return what the qkv products of padded window tokens cost: the counted DeiT class pads after them, others before."""
+    """Return the cost of the qkv products of padded window tokens: the counted DeiT class pads after them."""
     side, dim = image_size // branch.stride, branch.stages[-1].channels
     padded = [-(-side // window) * window for window in branch.window_sizes if window]
     return sum((whole * whole - side * side) * 3 * dim * dim for whole in padded)
@@ -150,5 +154,3 @@ def _cross(attention: nn.Module, queries: int, sources: int, dim: int) -> int:
         return 2 * queries * sources * dim
     assert isinstance(attention, DeformableCrossAttention)
     return 5 * queries * PUBLISHED_POINTS * dim
-
-
