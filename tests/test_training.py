@@ -1,0 +1,263 @@
+"""Training: exact resume after a kill, averaging, accumulation, precision, and refusals before the first step."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import branch, recipe_values, tiny_recipe, write_images, write_recipe
+
+from piip.callbacks import AveragedWeights
+from piip.recipe import Recipe, load_recipe
+from piip.run_folder import read_history
+from piip.tasks.classification import NonFiniteLoss
+from piip.training import TrainingResult, train
+
+# Everything that draws random numbers, or holds state between steps.
+EVERYTHING: dict[str, dict[str, Any]] = {
+    "model": {"branches": [branch(24, 32, drop_path_rate=0.2), branch(32, 16)]},
+    "data": {"transform": {"auto_augment": "rand-m9-mstd0.5-inc1", "reprob": 0.3}},
+    "regularize": {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1},
+    "optim": {"layer_decay": 0.8, "clip": 1.0},
+    "schedule": {"epochs": 3, "warmup_epochs": 0.5},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def run(recipe: Recipe, resume: str | None = None) -> TrainingResult:
+    return train(recipe, resume=resume, device="cpu", progress="none")
+
+
+def losses(folder: str | Path) -> list[float]:
+    return [row["train/loss"] for row in read_history(folder) if "train/loss" in row]
+
+
+def without_rates(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Drop measured throughput, which no two runs share."""
+    kept = [{name: value for name, value in row.items() if "images_per_second" not in name} for row in rows]
+    return [row for row in kept if row.keys() - {"step", "epoch"}]
+
+
+def newest_step(folder: Path) -> int:
+    return max((int(path.stem[4:]) for path in folder.glob("checkpoints/step*.ckpt")), default=0)
+
+
+def start(recipe: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "piip", "train", str(recipe), "--out", str(out), "--device", "cpu", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """kill -9 in mid-epoch; from the checkpoint on, every logged number is that of a run left alone."""
+    data = write_images(tmp_path / "data", train=56)  # 42 batches, 21 optimiser steps an epoch
+    run_fields = {"accumulate": 2, "ema_decay": 0.99, "checkpoint_every": 3}
+    values = recipe_values(data, tmp_path, **EVERYTHING, run=run_fields)
+    values["data"]["workers"] = 1
+    recipe = write_recipe(tmp_path / "recipe.yaml", values)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    process = start(recipe, killed)
+    deadline = time.monotonic() + 200
+    while newest_step(killed) < 24 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    stopped_at = newest_step(killed)
+    assert 21 < stopped_at < 63
+    assert stopped_at % 21, "the kill should fall into an epoch"
+
+    finish(start(recipe, whole))
+    finish(start(recipe, killed, "--resume", "auto"))
+    resumed = [row for row in read_history(killed) if row["step"] >= stopped_at]
+    assert {row["step"] for row in resumed} >= set(range(stopped_at, 63))
+    assert without_rates(read_history(killed)) == without_rates(read_history(whole))
+    weights = [folder / "model" / "model.safetensors" for folder in (whole, killed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("stop", [3, 6, 9], ids=["mid-epoch", "epoch end", "second epoch"])
+def test_resume_from_every_kind_of_checkpoint(images: Path, tmp_path: Path, stop: int) -> None:
+    fields = {"checkpoint_every": 3, "ema_decay": 0.9}
+    whole = tiny_recipe(images, tmp_path / "whole", **EVERYTHING, run=fields)
+    kept = KeptCheckpoints(tmp_path / "kept")
+    with kept:
+        run(whole)
+    recipe = tiny_recipe(images, tmp_path / "resumed", **EVERYTHING, run=fields)
+    run(recipe, resume=str(kept.folder / f"step{stop:08d}.ckpt"))
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")[stop:]
+    weights = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "resumed")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+class KeptCheckpoints:
+    """Keep a copy of every checkpoint that a run writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> None:
+        import pytorch_lightning as pl
+
+        save = pl.Trainer.save_checkpoint
+
+        def keep(trainer: pl.Trainer, path: Path, weights_only: bool | None = None) -> None:
+            save(trainer, path, weights_only)
+            self.folder.mkdir(exist_ok=True)
+            (self.folder / Path(path).name).write_bytes(Path(path).read_bytes())
+
+        self.patch.setattr(pl.Trainer, "save_checkpoint", keep)
+
+    def __exit__(self, *_: object) -> None:
+        self.patch.undo()
+
+
+def test_a_run_leaves_a_model_logs_and_its_recipe(images: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(images, tmp_path / "run", schedule={"epochs": 6}, optim={"lr": 5e-3})
+    result = run(recipe)
+    assert result.steps == 36
+    assert result.metrics["val/top1"] > 0.6  # colours are easy
+    assert load_recipe(tmp_path / "run" / "checkpoints" / "recipe.yaml") == recipe
+    for name in ("model", "best"):
+        description = json.loads((tmp_path / "run" / name / "config.json").read_text())
+        assert description["classes"] == ["blue", "green", "red"]
+        assert description["transform"]["input_size"] == 32
+        assert set(description["metrics"]) == {"val/loss", "val/top1", "val/top5", "val/mean_class"}
+        assert Recipe.from_dict(description["recipe"]) == recipe
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt")] == ["step00000036.ckpt"]
+    rows = read_history(tmp_path / "run")
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(36))
+    assert sum("val/top1" in row for row in rows) == 6
+
+
+def test_same_seed_same_losses(images: Path, tmp_path: Path) -> None:
+    for name, seed in (("first", 0), ("second", 0), ("third", 1)):
+        run(tiny_recipe(images, tmp_path / name, **EVERYTHING, run={"seed": seed}))
+    assert losses(tmp_path / "first") == losses(tmp_path / "second")
+    assert losses(tmp_path / "first") != losses(tmp_path / "third")
+
+
+def test_accumulated_batches_equal_one_large_batch(images: Path, tmp_path: Path) -> None:
+    sizes = {"large": (8, 1), "accumulated": (4, 2), "small": (4, 1)}
+    results = {}
+    for name, (batch_size, accumulate) in sizes.items():
+        fields = {"data": {"batch_size": batch_size}, "run": {"accumulate": accumulate}, "optim": {"lr": 3e-3}}
+        results[name] = run(tiny_recipe(images, tmp_path / name, **fields))
+    assert [result.steps for result in results.values()] == [6, 6, 12]
+    loss = {name: result.metrics["val/loss"] for name, result in results.items()}
+    assert loss["accumulated"] == pytest.approx(loss["large"], rel=1e-3)
+    assert loss["small"] != pytest.approx(loss["large"], rel=1e-3)
+
+
+def test_averaged_weights_are_what_is_exported(images: Path, tmp_path: Path) -> None:
+    run(tiny_recipe(images, tmp_path / "plain"))
+    run(tiny_recipe(images, tmp_path / "averaged", run={"ema_decay": 0.9}))
+    assert losses(tmp_path / "plain") == losses(tmp_path / "averaged")
+    plain, averaged = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "averaged"))
+    checkpoint = torch.load(next((tmp_path / "averaged" / "checkpoints").glob("*.ckpt")), weights_only=True)
+    for name, value in plain.items():
+        assert torch.equal(checkpoint["current_model_state"][f"model.{name}"], value)
+        assert torch.equal(checkpoint["state_dict"][f"model.{name}"], averaged[name])
+    assert any(not torch.equal(value, averaged[name]) for name, value in plain.items())
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_average_follows_the_formula(warmup: bool) -> None:
+    average: Any = AveragedWeights(0.9, warmup=warmup)._kwargs["multi_avg_fn"]
+    value = torch.zeros(3)
+    for count in (1, 5, 1000):
+        rate = min(0.9, (1 + count) / (10 + count)) if warmup else 0.9
+        expected = value * rate + (1 - rate)
+        average([value], [torch.ones(3)], torch.tensor(count))
+        torch.testing.assert_close(value, expected)
+
+
+def test_bfloat16(images: Path, tmp_path: Path) -> None:
+    for precision in ("32", "bf16"):
+        run(tiny_recipe(images, tmp_path / precision, run={"precision": precision}))
+    single, half = losses(tmp_path / "32"), losses(tmp_path / "bf16")
+    assert single != half
+    assert half == pytest.approx(single, rel=0.05)
+    assert {v.dtype for v in load_file(tmp_path / "bf16" / "model" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_max_steps_end_in_mid_epoch(images: Path, tmp_path: Path) -> None:
+    result = run(tiny_recipe(images, tmp_path / "run", schedule={"max_steps": 8}))
+    assert result.steps == 8
+    assert "val/top1" in result.metrics
+
+
+def test_resuming_a_finished_run_changes_nothing(images: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(images, tmp_path / "run", run={"ema_decay": 0.9})
+    first = run(recipe)
+    weights = (first.model_dir / "model.safetensors").read_bytes()
+    again = run(recipe, resume="auto")
+    assert again.metrics == pytest.approx(first.metrics)
+    assert (again.model_dir / "model.safetensors").read_bytes() == weights
+
+
+def test_a_nan_loss_stops_with_its_step(images: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(images, tmp_path / "run", optim={"lr": 1e30}, run={"checkpoint_every": 1})
+    with pytest.raises(NonFiniteLoss, match=r"loss is nan at step [1-5] \(epoch 0, batch [1-5]\).*checkpoint is kept"):
+        run(recipe)
+    assert newest_step(tmp_path / "run") >= 1
+
+
+def test_refusals_come_before_the_first_step(images: Path, tmp_path: Path) -> None:
+    def refused(match: str, **changes: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=match):
+            run(tiny_recipe(images, tmp_path / "run", **changes))
+        assert not (tmp_path / "run").exists()
+
+    refused("does not exist", data={"root": str(tmp_path / "nothing")})
+    refused("head 'pooled' has 4 classes, the training data 3", model={"head": {"kind": "pooled", "num_classes": 4}})
+    refused("at least one batch of 64", data={"batch_size": 64})
+    refused(r"warmup_epochs is 3.0 or 18 steps.*the 8 steps", schedule={"max_steps": 8, "warmup_epochs": 3})
+
+
+def test_other_classes_in_validation_are_refused(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data")
+    (data / "val" / "red").rename(data / "val" / "rouge")
+    with pytest.raises(ValueError, match="missing red, unexpected rouge"):
+        run(tiny_recipe(data, tmp_path / "run"))
+
+
+def test_runs_are_not_mixed(images: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(images, tmp_path / "run")
+    run(recipe)
+    with pytest.raises(ValueError, match=r"holds a run .*--resume auto"):
+        run(recipe)
+    changed = tiny_recipe(images, tmp_path / "run", optim={"lr": 5e-3}, data={"workers": 1})
+    with pytest.raises(ValueError, match=r"optim\.lr 0\.001 -> 0\.005\. An exact resume"):
+        run(changed, resume="auto")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        run(recipe, resume=str(tmp_path / "nothing.ckpt"))
