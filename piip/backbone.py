@@ -10,6 +10,7 @@ Source: arXiv 2406.04330, Figure 2.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -54,8 +55,9 @@ class PIIPBackbone(nn.Module):
                     f"Branch {index} has {len(branch.stages)} stages and there are {len(interactions)} interactions; "
                     "cut every branch into one stage an interaction."
                 )
-        self.branches = nn.ModuleList(branches)
-        self.interactions = nn.ModuleList(interactions)
+        # typed as what they hold: the types of nn.ModuleList know only modules
+        self.branches: Sequence[Branch] = nn.ModuleList(branches)  # type: ignore[assignment]
+        self.interactions: Sequence[Interaction] = nn.ModuleList(interactions)  # type: ignore[assignment]
         self.merge = merge
         self.neck = neck
         self.stage_merges = nn.ModuleDict({str(stage): part for stage, part in (stage_merges or {}).items()})
@@ -119,7 +121,8 @@ class PIIPBackbone(nn.Module):
         stages = [branch.stages[-1] for branch in self.branches]
         if self.neck is not None:
             stride = stages[-1].stride
-            return [{"num_chs": self.neck.out_channels, "reduction": stride / scale} for scale in self.neck.scales]
+            neck: Any = self.neck
+            return [{"num_chs": neck.out_channels, "reduction": stride / scale} for scale in neck.scales]
         if self.merge is not None:
             return [{"num_chs": self.merge.out_channels, "reduction": stages[-1].stride}]
         # strides count pixels of the given image, branches see smaller ones

@@ -127,7 +127,7 @@ class Interaction(nn.Module):
 
     def __init__(self, units: Sequence[InteractionUnit]) -> None:
         super().__init__()
-        self.units = nn.ModuleList(units)
+        self.units: Sequence[InteractionUnit] = nn.ModuleList(units)  # type: ignore[assignment]
 
     def forward(self, features: list[BranchFeatures]) -> list[BranchFeatures]:
         """Return all branches with exchanged features; a later pair sees what an earlier one changed."""

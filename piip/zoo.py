@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -234,7 +235,7 @@ for _arch, _networks, _sizes, _window in _DEIT_DETECTORS:
     _register(
         f"piip_{_arch}_{_resolutions}.deit3_coco_mask_rcnn",
         f"mask_rcnn_deit_{_arch}_{_resolutions}_fpn_1x_coco_bs16",
-    )(lambda networks=_networks, sizes=_sizes, window=_window: _deit_detector(networks, sizes, window))
+    )(partial(_deit_detector, _networks, _sizes, _window))
 
 
 @_register("piip_sbl_1792_1120_672.deit3_384_coco_dino", "dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms")

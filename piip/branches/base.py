@@ -35,6 +35,8 @@ class Branch(nn.Module, ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     grad_checkpointing: bool = False
+    input_scale: Tensor | None
+    input_shift: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()

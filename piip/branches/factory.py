@@ -109,7 +109,7 @@ def _set_constant_drop_path(network: nn.Module, config: BranchConfig) -> None:
 
 def interaction_points(network: nn.Module) -> int:
     """Return after how many places of a network an interaction can follow: its blocks or its stages."""
-    return len(network.blocks) if isinstance(network, PlainViT) else count_stages(network)
+    return len(network.blocks) if isinstance(network, PlainViT) else count_stages(network)  # type: ignore[arg-type]
 
 
 def wrap_network(network: nn.Module, config: BranchConfig, groups: int) -> Branch:
@@ -146,7 +146,7 @@ def wrap_network(network: nn.Module, config: BranchConfig, groups: int) -> Branc
         raise ValueError(f"Branch {config.network}: window_size needs a plain ViT; leave it at 0.")
     side = config.image_size
     return StagedBranch(
-        network,
+        network,  # type: ignore[arg-type]  # what `create_network` makes where there is no plain ViT
         ranges,
         pretrained_cfg=network.pretrained_cfg,  # type: ignore[arg-type]
         fixed_size=(side, side) if needs_fixed_size(network, config) else None,

@@ -7,6 +7,7 @@ feature maps; what lies between two cuts is a stage.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from timm.layers import Format
 from timm.models import FeatureListNet
@@ -40,7 +41,7 @@ class StagedBranch(Branch):
         super().__init__()
         stem, stages, infos = _cut(network)
         self.stem = stem
-        self.network_stages = nn.ModuleList(stages)
+        self.network_stages: Sequence[nn.Sequential] = nn.ModuleList(stages)  # type: ignore[assignment]
         self.stage_groups = list(stage_groups)
         self.channels_last = network.output_fmt == Format.NHWC
         self.depth = len(stages)
@@ -98,12 +99,12 @@ def count_stages(network: FeatureListNet) -> int:
     return len(_used_stages(network))
 
 
-def _used_stages(network: FeatureListNet) -> list[dict]:
+def _used_stages(network: FeatureListNet) -> list[dict[str, Any]]:
     infos = network.feature_info.get_dicts()
     return [info for info in infos if info["reduction"] >= FINEST_STAGE_STRIDE] or infos
 
 
-def _cut(network: FeatureListNet) -> tuple[nn.Sequential, list[nn.Sequential], list[dict]]:
+def _cut(network: FeatureListNet) -> tuple[nn.Sequential, list[nn.Sequential], list[dict[str, Any]]]:
     """Cut the module list into stem and stages; also return timm's description of each stage."""
     runs: list[list[nn.Module]] = [[]]
     for name, module in network.items():

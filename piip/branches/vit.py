@@ -5,7 +5,8 @@ All knowledge of the insides of timm's `VisionTransformer` and `Eva` is in this 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +66,10 @@ class ViTBranch(Branch):
         self.official_positions = position_resize == "official"
         self.num_prefix_tokens = vit.num_prefix_tokens
         self.fixed_size = None
-        info = vit.feature_info[0]
+        info: Mapping[str, Any] = vit.feature_info[0]
         self.stride = int(info["reduction"])
         self.stages = tuple(StageInfo(int(info["num_chs"]), self.stride, stop) for _, stop in self.block_ranges)
-        config = vit.pretrained_cfg or {}
+        config: Mapping[str, Any] = vit.pretrained_cfg or {}  # type: ignore[assignment]
         self.mean = tuple(config.get("mean", IMAGENET_MEAN))
         self.std = tuple(config.get("std", IMAGENET_STD))
         self._check_windows()
@@ -98,19 +99,19 @@ class ViTBranch(Branch):
         height, width = (side // self.stride * self.stride for side in image.shape[-2:])
         patches = self.vit.patch_embed(self.renormalize(image)[..., :height, :width])  # (B, H, W, C)
         grid = (patches.shape[1], patches.shape[2])
-        rotary = None
         if self.official_positions:
-            tokens = self._embed_official(patches)
+            tokens, rotary = self._embed_official(patches), None
         else:
-            tokens = self.vit._pos_embed(patches)
-            if isinstance(tokens, tuple):
-                tokens, rotary = tokens
+            placed: Any = self.vit._pos_embed(patches)  # tokens, and with rotary embeddings also those
+            tokens, rotary = placed if isinstance(placed, tuple) else (placed, None)
         return self._split(self.vit.norm_pre(tokens), grid, rotary)
 
     def _embed_official(self, patches: Tensor) -> Tensor:
         """Add positions to patches (B, H, W, C); the class token goes in front without one."""
         grid = (patches.shape[1], patches.shape[2])
-        positions = resize_positions(self.vit.pos_embed, self.vit.patch_embed.grid_size, grid)
+        table, patch_embed = self.vit.pos_embed, self.vit.patch_embed
+        assert table is not None  # plain ViTs always have one
+        positions = resize_positions(table, patch_embed.grid_size, grid)
         tokens = patches.flatten(1, 2) + positions
         if self.vit.cls_token is None:
             return tokens
@@ -155,7 +156,7 @@ class ViTBranch(Branch):
                 tokens = self._call(block, tokens)
         return join_windows(tokens, grid, window) if whole else tokens
 
-    def _call(self, function, *args):
+    def _call(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *args, use_reentrant=False)
         return function(*args)
@@ -211,9 +212,9 @@ def _separate_prefix_positions(vit: VisionTransformer | Eva) -> None:
     with torch.no_grad():
         rows = vit.pos_embed[:, :prefix].clone()
         if vit.cls_token is not None:
-            vit.cls_token += rows[:, :1]
+            vit.cls_token.add_(rows[:, :1])
         if vit.reg_token is not None:
-            vit.reg_token += rows[:, -vit.reg_token.shape[1] :]
+            vit.reg_token.add_(rows[:, -vit.reg_token.shape[1] :])
     vit.pos_embed = nn.Parameter(vit.pos_embed.detach()[:, prefix:].clone())
     vit.no_embed_class = True
 
@@ -224,4 +225,4 @@ def _remove_prefix_tokens(vit: VisionTransformer | Eva) -> None:
     vit.num_prefix_tokens = 0
     if isinstance(vit, Eva):
         for block in vit.blocks:
-            block.attn.num_prefix_tokens = 0
+            block.attn.num_prefix_tokens = 0  # type: ignore[union-attr]

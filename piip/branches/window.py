@@ -84,6 +84,7 @@ def windowed_attention(attention: Attention, tokens: Tensor, grid: Grid, window:
 
 def windowed_block(block: Block, tokens: Tensor, grid: Grid, window: int, pad_with_bias: bool) -> Tensor:
     """Run one timm ViT block with attention inside windows; tokens (B, H * W, C)."""
-    attended = windowed_attention(block.attn, block.norm1(tokens), grid, window, pad_with_bias=pad_with_bias)
+    attention: Attention = block.attn  # type: ignore[assignment]  # timm's blocks take any attention layer
+    attended = windowed_attention(attention, block.norm1(tokens), grid, window, pad_with_bias=pad_with_bias)
     tokens = tokens + block.drop_path1(block.ls1(attended))
     return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))

@@ -60,7 +60,7 @@ class OfficialNames:
     def has_unused_row(self, name: str) -> bool:
         """Tell whether the official tensor of our parameter has a leading row (dimension 1) that is never used."""
         found = re.match(r"(?:backbone\.)?branches\.(\d+)\.vit\.pos_embed$", name)
-        return bool(found) and not self.plain_branches[int(found.group(1))]
+        return found is not None and not self.plain_branches[int(found.group(1))]
 
     def official(self, name: str) -> str:
         """Return the official name of our parameter.

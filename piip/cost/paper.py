@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def paper_cost(config: ModelConfig) -> CostReport:
         macs[part] += count
     for i, branch in enumerate(config.branches):
         if not branch.network.startswith("deit"):
-            macs[f"branch {i}"] += _padded_qkv(model.backbone.branches[i], branch.image_size)
+            macs[f"branch {i}"] += _padded_qkv(model.backbone.branches[i], branch.image_size)  # type: ignore[arg-type]
     params = {
         part: sum(p.numel() for module in modules for p in module.parameters()) for part, modules in _rooms(model)
     }
@@ -128,7 +129,8 @@ def _attention(backbone: PIIPBackbone) -> dict[str, int]:
     ]
     for i, branch in enumerate(backbone.branches):
         count, dim = tokens[i], branch.stages[-1].channels
-        spans = [window * window if window else count for window in branch.window_sizes]
+        windows: Sequence[int] = branch.window_sizes  # type: ignore[assignment]
+        spans = [window * window if window else count for window in windows]
         macs[f"branch {i}"] = sum(2 * count * span * dim for span in spans)
     interactions = 0
     for interaction in backbone.interactions:

@@ -21,7 +21,7 @@ def _kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     @wraps(make)
     def get(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         # a compiled or exported graph folds its own constants
-        return make(*args, **kwargs) if torch.compiler.is_compiling() else keep(*args, **kwargs)
+        return make(*args, **kwargs) if torch.compiler.is_compiling() else keep(*args, **kwargs)  # type: ignore[arg-type]
 
     return get
 
