@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 
+from piip.build import build_model
+from piip.config import ModelConfig
+from piip.data.transforms import TransformConfig
 from piip.recipe import Recipe
+from piip.saving import save_model
 
 CLASSES = ("blue", "green", "red")
 
@@ -61,3 +67,15 @@ def write_recipe(path: Path, values: dict[str, Any]) -> Path:
     """Write a recipe file."""
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def write_model(directory: Path, *, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
+    """Export an untrained classifier whose logits differ from image to image."""
+    torch.manual_seed(seed)
+    values = recipe_values(directory, directory)["model"]
+    model = build_model(ModelConfig.from_dict(values | {"head": {"kind": "pooled", "num_classes": len(classes)}}))
+    head: Any = model.get_submodule("head")
+    torch.nn.init.normal_(head.fc.weight, std=10.0)
+    transform = TransformConfig(input_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=1.0)
+    save_model(model, directory, {"classes": list(classes), "transform": dataclasses.asdict(transform)})
+    return directory

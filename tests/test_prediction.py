@@ -1,0 +1,94 @@
+"""Prediction: files, folders and patterns in, classes and scores out; broken files are named."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_run import write_images, write_model
+
+from piip.data.reading import find_images
+from piip.prediction import Predictor
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def predictor(model_dir: Path) -> Predictor:
+    return Predictor(model_dir, device="cpu")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images") / "val"
+
+
+def test_files_and_pictures_give_the_same(predictor: Predictor, images: Path) -> None:
+    paths = find_images([images])
+    from_files = list(predictor.predict_paths([images], batch_size=5))
+    from_memory = predictor.predict([Image.open(path) for path in paths])
+    assert [row.path for row in from_files] == [str(path) for path in paths]
+    assert [row.label for row in from_files] == [row.label for row in from_memory]
+    assert len({row.label for row in from_files}) > 1
+    for row, other in zip(from_files, from_memory, strict=True):
+        assert row.score == pytest.approx(other.score, abs=1e-4)
+        assert sum(score for _, score in row.top) == pytest.approx(1)
+        assert [score for _, score in row.top] == sorted((score for _, score in row.top), reverse=True)
+        assert (row.label, row.score) == row.top[0]
+
+
+def test_top_limits_the_classes(predictor: Predictor, images: Path) -> None:
+    assert {len(row.top) for row in predictor.predict_paths([images], top=2)} == {2}
+
+
+def test_pictures_of_any_size_and_mode(predictor: Predictor) -> None:
+    pictures = [Image.new("L", (7, 300), 90), Image.new("RGBA", (64, 64)), Image.new("P", (33, 20))]
+    assert len(predictor.predict(pictures)) == 3
+
+
+def test_workers_read_the_same(predictor: Predictor, images: Path) -> None:
+    alone, helped = (list(predictor.predict_paths([images], batch_size=4, workers=n)) for n in (0, 2))
+    assert alone == helped
+
+
+def test_bfloat16_agrees(model_dir: Path, predictor: Predictor, images: Path) -> None:
+    half = Predictor(model_dir, device="cpu", dtype="bf16")
+    batch = torch.stack([half.transform(Image.open(path)) for path in find_images([images])])
+    expected, actual = predictor.logits(batch), half.logits(batch)
+    assert actual.dtype == torch.float32
+    assert (actual - expected).norm() / expected.norm() < 0.1
+
+
+def test_patterns_folders_and_files(images: Path) -> None:
+    blue = sorted((images / "blue").glob("*.png"))
+    assert find_images([images / "blue"]) == blue
+    assert find_images([str(images / "bl*" / "*.png")]) == blue
+    assert find_images([blue[1], images / "blue"]) == [blue[1], blue[0], *blue[2:]]
+    assert len(find_images([str(images / "**" / "*")])) == 12
+    with pytest.raises(ValueError, match=r"'.*nothing' is no image file"):
+        find_images([images / "nothing"])
+
+
+def test_broken_files_stop_or_are_skipped(predictor: Predictor, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (images / "blue" / "1.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"blue/1\.png cannot be read .*--on-error skip"):
+        list(predictor.predict_paths([images]))
+    with caplog.at_level(logging.WARNING):
+        rows = list(predictor.predict_paths([images], on_error="skip", batch_size=1))
+    assert len(rows) == 11
+    assert "blue/1.png cannot be read" in caplog.text
+
+
+def test_a_backbone_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((model_dir / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text('{"model": {}}')
+    with pytest.raises(ValueError, match="has no classes and no transform"):
+        Predictor(tmp_path)
+    with pytest.raises(ValueError, match="device is 'tpu', expected 'auto'"):
+        Predictor(model_dir, device="tpu")

@@ -1,0 +1,133 @@
+"""Recipes: every file builds, wrong fields are named, and what is written reads back equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_run import recipe_values, tiny_recipe, write_recipe
+
+from piip.config import ModelConfig
+from piip.preparation import build_recipe_model, recipe_model_config
+from piip.recipe import NamedModel, Recipe, load_recipe, save_recipe
+from piip.zoo import model_config
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes" / "classification").glob("*.yaml"))
+NAME = "piip_tsb_368_192_128.deit1_in1k"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path / "recipe.yaml", recipe_values(tmp_path, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_build_and_know_their_command(path: Path) -> None:
+    recipe = load_recipe(path)
+    config = recipe_model_config(recipe)
+    # On the meta device nothing can be loaded, so pretrained branches are built without their weights.
+    values = config.to_dict()
+    values["branches"] = [{**branch, "pretrained": False} for branch in values["branches"]]
+    with torch.device("meta"):
+        model = build_recipe_model(Recipe(ModelConfig.from_dict(values), data=recipe.data))
+    assert model.pretrained_cfg["input_size"][-1] == config.branches[-1].image_size
+    text = path.read_text()
+    assert f"recipes/classification/{path.name}" in text
+    assert recipe.run.out == f"runs/{path.stem}"
+    assert len(text.splitlines()) <= 45
+
+
+def test_land_cover_recipes_share_their_schedule() -> None:
+    piip, single, equal = (load_recipe(ROOT / f"recipes/classification/landcover_{n}.yaml") for n in COMPARED)
+    assert piip.schedule == single.schedule == equal.schedule
+    assert piip.optim == single.optim == equal.optim
+    assert piip.regularize == single.regularize == equal.regularize
+    assert piip.data == single.data == equal.data
+
+
+COMPARED = ("piip", "single", "equal")
+
+
+def test_official_recipes_hold_the_official_settings() -> None:
+    recipe = load_recipe(ROOT / f"recipes/classification/{NAME}.yaml")
+    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.optim.decay_all) == (3e-5, 0.1, True)
+    assert recipe.optim.rate_outside_branches == 10
+    assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs) == (20, 5)
+    assert (recipe.regularize.mixup, recipe.regularize.cutmix, recipe.regularize.label_smoothing) == (0.8, 1.0, 0.1)
+    assert recipe.run.ema_decay == 0.99996
+
+
+def test_written_recipes_read_back_equal(tmp_path: Path) -> None:
+    named = Recipe(NamedModel(NAME, num_classes=7, overrides={"interaction": {"num_points": 8}}))
+    for recipe in (tiny_recipe(tmp_path, tmp_path / "run"), named):
+        save_recipe(recipe, tmp_path / "saved" / "recipe.yaml")
+        assert load_recipe(tmp_path / "saved" / "recipe.yaml") == recipe
+
+
+def test_dotted_overrides(file: Path) -> None:
+    changes = {"optim.lr": "1e-2", "schedule.epochs": 7, "model.branches.0.image_size": 16, "data.transform.hflip": 0}
+    recipe = load_recipe(file, changes)
+    assert isinstance(recipe.model, ModelConfig)
+    assert (recipe.optim.lr, recipe.schedule.epochs, recipe.model.branches[0].image_size) == (0.01, 7, 16)
+    assert recipe.data.transform.hflip == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("optim.learning_rate", 1, r"recipe\.optim has no field 'learning_rate'\. Did you mean"),
+        ("optimizer.lr", 1, r"recipe has no field 'optimizer'\. Did you mean: optim"),
+        ("optim.lr", "fast", r"recipe\.optim\.lr is 'fast', expected float"),
+        ("optim.lr", -1, r"optim\.lr is -1\.0, expected a value above 0"),
+        ("optim.betas", [0.9], r"recipe\.optim\.betas is \[0\.9\], expected"),
+        ("schedule.epochs", 2.5, r"recipe\.schedule\.epochs is 2\.5, expected int"),
+        ("schedule.warmup_epochs", 2, r"warmup_epochs is 2\.0, expected less than schedule\.epochs \(2\)"),
+        ("run.precision", "fp16", r"run\.precision is 'fp16', expected one of 32, bf16"),
+        ("run.ema_decay", 1.5, r"run\.ema_decay is 1\.5, expected a value between 0 and 1"),
+        ("data", 3, r"recipe\.data is 3, expected a section"),
+        ("data.transform.crop_mode", "middle", r"transform\.crop_mode is 'middle', expected one of"),
+        ("model.branches.7.image_size", 3, r"'7' is no index, expected 0 to 1"),
+        ("model.head.num_classes.deep", 3, r"'num_classes' is a single value"),
+        ("model.branches.0.netwrk", "x", r"branches\[0\] has no field 'netwrk'\. Did you mean: network"),
+        ("model", 3, r"recipe\.model is 3, expected 'name: NAME'"),
+        ("regularize.mixup", True, r"recipe\.regularize\.mixup is True, expected float"),
+    ],
+)
+def test_wrong_values_are_named(file: Path, name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_recipe(file, {name: value})
+
+
+def test_mixing_needs_pairs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size is 3, expected an even number"):
+        tiny_recipe(tmp_path, tmp_path, data={"batch_size": 3}, regularize={"mixup": 0.1})
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for text, message in (("a: [", "is not YAML"), ("- 1", "holds list"), ("optim: {lr: 1}", "has no 'model'")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_recipe(path)
+    with pytest.raises(ValueError, match="There is no recipe"):
+        load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_fields_beside_a_name_change_the_named_model(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    model = {"name": NAME, "pretrained_branches": True, "interaction": {"num_points": 8}, "resize": "official"}
+    path.write_text(yaml.safe_dump({"model": model}))
+    recipe, named = load_recipe(path), model_config(NAME)
+    config = recipe_model_config(recipe, num_classes=5)
+    assert config.interaction.num_points == 8
+    assert config.interaction.num_heads == named.interaction.num_heads
+    assert (config.resize, config.head.num_classes) == ("official", 5)
+    assert all(branch.pretrained for branch in config.branches)
+    with pytest.raises(ValueError, match=r"recipe\.model has no field 'rezise'\. Did you mean: resize"):
+        load_recipe(path, {"model.rezise": "official"})
+    with pytest.raises(ValueError, match="interaction has no field 'points'"):
+        recipe_model_config(load_recipe(path, {"model.interaction.points": 3}))
