@@ -1,0 +1,112 @@
+"""The README's code runs and prints what it says; commands that cannot run here at least exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from piip.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+NOT_RUN = "<!-- not run in tests: "
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    Args:
+        language: What stands behind the fence.
+        code: Its lines.
+        output: The `text` block that follows, "" if none does.
+        runs: Whether no comment behind it says why it is not run.
+    """
+
+    language: str
+    code: str
+    output: str
+    runs: bool
+
+
+def read_blocks(text: str) -> list[Block]:
+    parts = re.split(r"^```(\w*)\n(.*?)^```\n", text, flags=re.DOTALL | re.MULTILINE)
+    blocks = []
+    for index in range(1, len(parts), 3):
+        language, code, after = parts[index : index + 3]
+        has_output = not after.strip() and parts[index + 3 : index + 4] == ["text"]
+        output = parts[index + 4] if has_output else ""
+        blocks.append(Block(language, code, output, not after.lstrip("\n").startswith(NOT_RUN)))
+    return blocks
+
+
+BLOCKS = read_blocks(README.read_text(encoding="utf-8"))
+PYTHON = [block for block in BLOCKS if block.language == "python" and block.runs]
+COMMAND_LINES = [
+    (line.split(" #")[0].strip(), block.runs)
+    for block in BLOCKS
+    if block.language == "sh"
+    for line in block.code.splitlines()
+]
+
+
+def run(arguments: list[str]) -> str:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.code.splitlines()[-1][:40])
+def test_python_runs(block: Block) -> None:
+    printed = run(["-W", "error", "-c", block.code])
+    if block.output:
+        assert printed == block.output
+
+
+@pytest.mark.parametrize("line", [line for line, runs in COMMAND_LINES if runs])
+def test_commands_run(line: str) -> None:
+    program, *arguments = shlex.split(line)
+    assert program == "piip"
+    assert run(["-m", "piip", *arguments])
+
+
+@pytest.mark.parametrize("line", [line for line, _ in COMMAND_LINES])
+def test_commands_exist(line: str) -> None:
+    program, *arguments = shlex.split(line)
+    if program == "make":
+        assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    elif program == "pip":
+        assert arguments[0] == "install"
+    elif arguments != ["--help"]:
+        assert program == "piip"
+        assert arguments[0] in COMMANDS
+    for argument in arguments:
+        assert not argument.endswith(".yaml") or (ROOT / argument).is_file()
+
+
+def test_links_lead_somewhere() -> None:
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+    ):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("https://") or ((ROOT / name).parent / target).exists(), f"{name}: {target}"
+
+
+def test_example_is_ten_lines() -> None:
+    example = next(block for block in BLOCKS if block.language == "python")
+    assert len([line for line in example.code.splitlines() if line.strip()]) <= 10
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(PYTHON) >= 2
+    assert any(runs for _, runs in COMMAND_LINES)
