@@ -8,12 +8,13 @@ from __future__ import annotations
 import json as json_module
 import logging
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from piip.cli_parser import Commands, run_command
+from piip.cli_parser import Commands, documented_arguments, run_command
 
 DESCRIPTION = "Parameter-inverted image pyramids: large networks see small images, small networks see large ones."
 
@@ -119,17 +120,16 @@ def train(
 
     changes = {**(overrides or {}), **({"run.out": out} if out is not None else {})}
     loaded = load_recipe(recipe, changes)  # before PyTorch is imported: a typing error answers at once
+    from pytorch_lightning.utilities import rank_zero_only
+
     from piip.training import train as run
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
     result = run(loaded, resume=resume, device=device, devices=devices, progress=progress)
-    values = {"model_dir": str(result.model_dir), "steps": result.steps, **result.metrics}
-    print(
-        json_module.dumps(values)
-        if json
-        else f"The model is in {result.model_dir}: top-1 {result.metrics['val/top1']:.4f}"
-    )
+    values: dict[str, Any] = {"model_dir": str(result.model_dir), "steps": result.steps, **result.metrics}
+    text = f"The model is in {result.model_dir}: top-1 {result.metrics['val/top1']:.4f}"
+    rank_zero_only(print)(json_module.dumps(values) if json else text)
 
 
 def evaluate(
@@ -244,6 +244,29 @@ COMMANDS: Commands = {
 }
 
 
+def recipe_fields() -> str:
+    """Return a help text with all fields of a recipe, from the docstrings of its sections."""
+    from piip.data.transforms import TransformConfig
+    from piip.recipe import DataConfig, NamedModel, OptimConfig, RegularizeConfig, RunConfig, ScheduleConfig
+
+    sections = {
+        "model": NamedModel,
+        "data": DataConfig,
+        "data.transform": TransformConfig,
+        "regularize": RegularizeConfig,
+        "optim": OptimConfig,
+        "schedule": ScheduleConfig,
+        "run": RunConfig,
+    }
+    lines = ["fields of a recipe, to be changed as --SECTION.FIELD VALUE:"]
+    for section, fields in sections.items():
+        for name, text in documented_arguments(fields).items():
+            lines += textwrap.wrap(
+                f"{section + '.' + name:<32}{text}", 100, initial_indent="  ", subsequent_indent=" " * 34
+            )
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exit code 2 and one line on stderr where the user can help, 1 where training diverged.
 
@@ -252,7 +275,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        run_command(COMMANDS, sys.argv[1:] if argv is None else argv, program="piip", description=DESCRIPTION)
+        run_command(
+            COMMANDS,
+            sys.argv[1:] if argv is None else argv,
+            program="piip",
+            description=DESCRIPTION,
+            epilogs={"train": recipe_fields},
+        )
     except ValueError as error:
         _fail(error, 2)
     except FloatingPointError as error:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
-from docstring_parser import Docstring, parse
-from jsonargparse import ArgumentError, ArgumentParser
+from docstring_parser import parse
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from piip.config import nearest_names
 
@@ -20,7 +20,26 @@ Commands = Mapping[str, "Command | Mapping[str, Command]"]
 OVERRIDES = "overrides"  # the parameter that takes dotted options
 
 
-def run_command(commands: Commands, argv: Sequence[str], *, program: str, description: str) -> None:
+class ParagraphFormatter(DefaultHelpFormatter):
+    """Keep paragraphs apart, and leave those with indented lines as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = [part for part in text.split("\n\n") if part.strip()]
+        filled = [
+            part if "\n  " in part else super(ParagraphFormatter, self)._fill_text(part, width, indent)
+            for part in paragraphs
+        ]
+        return "\n\n".join(filled)
+
+
+def run_command(
+    commands: Commands,
+    argv: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    epilogs: Mapping[str, Callable[[], str]] | None = None,
+) -> None:
     """Call the function that the command line asks for.
 
     Args:
@@ -28,6 +47,7 @@ def run_command(commands: Commands, argv: Sequence[str], *, program: str, descri
         argv: The command line without the program's name.
         program: The program's name.
         description: What stands above the list of commands.
+        epilogs: Makes what stands below the help of a command, by its name.
 
     Raises:
         ValueError: The command line does not fit.
@@ -35,8 +55,9 @@ def run_command(commands: Commands, argv: Sequence[str], *, program: str, descri
     arguments, overrides = split_overrides(argv)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         raise ValueError(f"There is no command {arguments[0]!r}. {nearest_names(arguments[0], list(commands))}")
-    parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
-    _add_commands(parser, commands, program)
+    parser = _parser(program, description)
+    called = {name: make() for name, make in (epilogs or {}).items() if arguments[:1] == [name]}
+    _add_commands(parser, commands, program, called)
     try:
         values = parser.parse_args(arguments).as_dict()
     except ArgumentError as error:
@@ -79,28 +100,38 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return others, overrides
 
 
-def _add_commands(parser: ArgumentParser, commands: Commands, program: str) -> None:
+def _parser(program: str, description: str, epilog: str = "") -> ArgumentParser:
+    return ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=epilog,
+        exit_on_error=False,
+        formatter_class=ParagraphFormatter,
+    )
+
+
+def _add_commands(parser: ArgumentParser, commands: Commands, program: str, epilogs: Mapping[str, str]) -> None:
     subcommands = parser.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")
     for name, command in commands.items():
         if callable(command):
-            subparser, text = _function(command, f"{program} {name}")
+            subparser, text = _function(command, f"{program} {name}", epilogs.get(name, ""))
             subcommands.add_subcommand(name, subparser, help=text)
         else:
             text = "Commands: " + ", ".join(command) + "."
-            group = ArgumentParser(prog=f"{program} {name}", description=text, exit_on_error=False)
+            group = _parser(f"{program} {name}", text)
             subcommands.add_subcommand(name, group, help=text)
-            _add_commands(group, command, f"{program} {name}")  # a parser needs its parent first
+            _add_commands(group, command, f"{program} {name}", {})  # a parser needs its parent first
 
 
-def _function(function: Command, program: str) -> tuple[ArgumentParser, str]:
+def _function(function: Command, program: str, epilog: str) -> tuple[ArgumentParser, str]:
     """Return the parser of one function, and the first line of its help."""
     documented = parse(function.__doc__ or "")
     description = "\n\n".join(part for part in (documented.short_description, documented.long_description) if part)
-    parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
-    hints = typing.get_type_hints(function)
+    parser = _parser(program, description, epilog)
+    hints, texts = typing.get_type_hints(function), documented_arguments(function)
     for name, parameter in inspect.signature(function).parameters.items():
         if name != OVERRIDES:
-            _argument(parser, parameter, hints[name], _help(documented, name))
+            _argument(parser, parameter, hints[name], texts.get(name, "").replace("%", "%%"))
     return parser, documented.short_description or ""
 
 
@@ -142,6 +173,6 @@ def _one_line(error: ArgumentError, words: Sequence[str]) -> str:
     return f"{text.rstrip('.')}. See `{' '.join([words[0], *called[:1]])} --help`."
 
 
-def _help(documented: Docstring, name: str) -> str:
-    found = [entry.description or "" for entry in documented.params if entry.arg_name == name]
-    return " ".join(found[0].split()).replace("%", "%%") if found else ""
+def documented_arguments(thing: Any) -> dict[str, str]:
+    """Return the texts of a function's or class's documented arguments, each in one line."""
+    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in parse(thing.__doc__ or "").params}

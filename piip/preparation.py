@@ -84,8 +84,13 @@ def build_recipe_model(recipe: Recipe, *, num_classes: int | None = None) -> nn.
     if isinstance(recipe.model, NamedModel) and recipe.model.pretrained:
         from piip.zoo import create_model
 
-        return create_model(recipe.model.name, num_classes=config.head.num_classes, pretrained=True)
-    return build_model(config)
+        model = create_model(recipe.model.name, num_classes=config.head.num_classes, pretrained=True)
+    else:
+        model = build_model(config)
+    if recipe.run.grad_checkpointing:
+        pyramid: Any = model
+        pyramid.set_grad_checkpointing(True)
+    return model
 
 
 def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

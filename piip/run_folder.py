@@ -24,8 +24,16 @@ MODEL = "model"
 CHECKPOINT_PATTERN = "step*.ckpt"
 RECIPE_NAME = "recipe.yaml"
 
-# Nothing here changes what a step computes, or where in the run it stands.
-FREE_ON_RESUME = ("data.root", "data.workers", "run.out", "run.checkpoint_every", "run.log_every", "run.precision")
+# Nothing here changes where in the run a step stands, or more than the rounding of what it computes.
+FREE_ON_RESUME = (
+    "data.root",
+    "data.workers",
+    "run.out",
+    "run.checkpoint_every",
+    "run.log_every",
+    "run.precision",
+    "run.grad_checkpointing",
+)
 
 
 def checkpoint_name(step: int) -> str:

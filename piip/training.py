@@ -91,13 +91,13 @@ def train(
     checkpoint = find_checkpoint(folder, resume)
     if checkpoint is not None:
         check_same_recipe(recipe, checkpoint)
-    pick_device(device)
+    on_gpu = pick_device(device).type == "cuda"
     images, val_images = open_images(recipe)
     torch.manual_seed(recipe.run.seed)
     model = build_recipe_model(recipe, num_classes=len(images.classes))
     num_classes = check_classes(model, images.classes)
     transform = set_transforms(images, val_images, recipe.data.transform, model)
-    loader = _train_loader(recipe, images, devices)
+    loader = _train_loader(recipe, images, devices, pin_memory=on_gpu)
     val_loader = DataLoader(val_images, batch_size=recipe.data.batch_size, num_workers=recipe.data.workers)
     length = run_length(recipe, len(loader))
     task = ClassificationTask(
@@ -207,9 +207,11 @@ def export_model(
     save_model(model, directory, metadata)
 
 
-def _train_loader(recipe: Recipe, images: ImageFolder, devices: int) -> ResumableLoader:
+def _train_loader(recipe: Recipe, images: ImageFolder, devices: int, *, pin_memory: bool) -> ResumableLoader:
     order = EpochSampler(len(images), seed=recipe.run.seed, num_replicas=devices)
-    return ResumableLoader(images, order, batch_size=recipe.data.batch_size, workers=recipe.data.workers)
+    return ResumableLoader(
+        images, order, batch_size=recipe.data.batch_size, workers=recipe.data.workers, pin_memory=pin_memory
+    )
 
 
 def _configure(model: nn.Module, *, recipe: Recipe, length: RunLength) -> tuple[Optimizer, LRScheduler]:

@@ -104,7 +104,7 @@ def test_train_evaluate_predict(tmp_path: Path) -> None:
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
-    assert "no command 'trian'. Did you mean: train" in refused("trian")
+    assert "no command 'trainn'. Did you mean: train" in refused("trainn")
     assert "recipe.optim has no field 'lrr'. Did you mean: lr?" in refused("train", RECIPE, "--optim.lrr", "1")
     assert "has no config.json" in refused("evaluate", str(tmp_path), "--data", str(tmp_path))
 

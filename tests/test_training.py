@@ -17,10 +17,14 @@ from safetensors.torch import load_file
 from tiny_run import branch, recipe_values, tiny_recipe, write_images, write_recipe
 
 from piip.callbacks import AveragedWeights
+from piip.cli import main
 from piip.recipe import Recipe, load_recipe
 from piip.run_folder import read_history
 from piip.tasks.classification import NonFiniteLoss
 from piip.training import TrainingResult, train
+
+# pytorch-lightning 2.6.6 still asks PyTorch's trees the old way.
+pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
 
 # Everything that draws random numbers, or holds state between steps.
 EVERYTHING: dict[str, dict[str, Any]] = {
@@ -190,6 +194,19 @@ def test_averaged_weights_are_what_is_exported(images: Path, tmp_path: Path) -> 
     assert any(not torch.equal(value, averaged[name]) for name, value in plain.items())
 
 
+def test_the_best_model_is_the_validated_one(images: Path, tmp_path: Path) -> None:
+    """After one epoch the best weights are the last ones: averaged, as validation saw them."""
+    run(tiny_recipe(images, tmp_path / "run", run={"ema_decay": 0.9}, schedule={"epochs": 1}))
+    best, last = (tmp_path / "run" / name / "model.safetensors" for name in ("best", "model"))
+    assert best.read_bytes() == last.read_bytes()
+
+
+def test_recomputing_blocks_changes_nothing(images: Path, tmp_path: Path) -> None:
+    for name, recompute in (("kept", False), ("recomputed", True)):
+        run(tiny_recipe(images, tmp_path / name, **EVERYTHING, run={"grad_checkpointing": recompute}))
+    assert losses(tmp_path / "recomputed") == pytest.approx(losses(tmp_path / "kept"), rel=1e-5)
+
+
 @pytest.mark.parametrize("warmup", [False, True])
 def test_average_follows_the_formula(warmup: bool) -> None:
     average: Any = AveragedWeights(0.9, warmup=warmup)._kwargs["multi_avg_fn"]
@@ -244,10 +261,34 @@ def test_refusals_come_before_the_first_step(images: Path, tmp_path: Path) -> No
     refused(r"warmup_epochs is 3.0 or 18 steps.*the 8 steps", schedule={"max_steps": 8, "warmup_epochs": 3})
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_in_one_line(
+    tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_images(tmp_path / "data")
+    (data / "train" / "red" / "3.png").write_bytes(b"no image")
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values(data, tmp_path / "run", data={"workers": workers}))
+    with pytest.raises(SystemExit) as caught:
+        main(["train", str(recipe), "--device", "cpu", "--progress", "none"])
+    assert caught.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("piip: error: ")
+    assert "red/3.png cannot be read" in line
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images(images: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values(images, tmp_path / "unused"))
+    process = start(recipe, tmp_path / "run", "--devices", "2", "--json")
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert json.loads(printed)["steps"] == 6  # 24 images, two processes of 4 each, two epochs; printed once
+
+
 def test_other_classes_in_validation_are_refused(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data")
-    (data / "val" / "red").rename(data / "val" / "rouge")
-    with pytest.raises(ValueError, match="missing red, unexpected rouge"):
+    (data / "val" / "red").rename(data / "val" / "purple")
+    with pytest.raises(ValueError, match="missing red, unexpected purple"):
         run(tiny_recipe(data, tmp_path / "run"))
 
 

@@ -23,12 +23,15 @@ class ResumableLoader(DataLoader[Any]):
         order: Order of the images, a function of seed and epoch.
         batch_size: Images a batch and process; an incomplete last batch is dropped.
         workers: Reading processes; 0 reads in this process.
+        pin_memory: Put batches where a GPU can fetch them while it computes.
 
     Raises:
         ValueError: There are fewer images than one batch.
     """
 
-    def __init__(self, images: ImageFolder, order: EpochSampler, *, batch_size: int, workers: int) -> None:
+    def __init__(
+        self, images: ImageFolder, order: EpochSampler, *, batch_size: int, workers: int, pin_memory: bool = False
+    ) -> None:
         super().__init__(
             images,
             batch_size=batch_size,
@@ -36,6 +39,7 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=workers,
             persistent_workers=workers > 0,
             drop_last=True,
+            pin_memory=pin_memory,
         )
         self.images = images
         self.order = order
