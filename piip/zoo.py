@@ -26,7 +26,7 @@ from piip.config import (
     nearest_names,
 )
 
-__all__ = ["build_backbone", "build_model", "create_model", "list_models", "model_config"]
+__all__ = ["build_backbone", "build_model", "create_model", "list_models", "model_config", "official_record"]
 
 ConfigMaker = Callable[[], ModelConfig]
 
@@ -56,17 +56,31 @@ def list_models(pattern: str = "*", *, official: bool = False) -> list[str]:
     return sorted(fnmatch.filter(_OFFICIAL if official else _MODELS, pattern))
 
 
+def official_record(name: str) -> str:
+    """Return the name of the official record of a model.
+
+    Args:
+        name: Our name or already the record's.
+
+    Raises:
+        ValueError: An unknown name, with the nearest known ones.
+    """
+    records = {ours: record for record, ours in _OFFICIAL.items()}
+    if name not in records and name not in _OFFICIAL:
+        raise ValueError(f"No model is called {name!r}. {nearest_names(name, [*_MODELS, *_OFFICIAL])}")
+    return records.get(name, name)
+
+
 def model_config(name: str) -> ModelConfig:
     """Return the description of a named model: ours, or with official rules for an official record's name.
 
     Raises:
         ValueError: An unknown name, with the nearest known ones.
     """
-    if name in _MODELS:
-        return _MODELS[name]()
-    if name not in _OFFICIAL:
-        raise ValueError(f"No model is called {name!r}. {nearest_names(name, [*_MODELS, *_OFFICIAL])}")
-    config = _MODELS[_OFFICIAL[name]]()
+    record = official_record(name)
+    config = _MODELS[_OFFICIAL[record]]()
+    if name != record:
+        return config
     head = config.head
     if head.kind == "per_branch":
         head = dataclasses.replace(head, pool="first_patch")

@@ -1,5 +1,5 @@
 """Foreign checkpoints: the only code that knows official names."""
 
-from piip.checkpoints.official import build_official, load_official, official_shapes
+from piip.checkpoints.official import build_official, build_released, load_official, official_shapes
 
-__all__ = ["build_official", "load_official", "official_shapes"]
+__all__ = ["build_official", "build_released", "load_official", "official_shapes"]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from piip.backbone import PIIPBackbone
 from piip.build import build_model
 from piip.checkpoints.keymap import OfficialNames
 from piip.checkpoints.report import explain_mismatch
@@ -23,6 +24,7 @@ from piip.config import (
     ModelConfig,
     NeckConfig,
 )
+from piip.zoo import model_config, official_record
 
 CODE_BASES = ("classification", "detection")
 OFFICIAL_CLASSES = {"vit_models": 1, "PIIPTwoBranch": 2, "PIIPThreeBranch": 3, "PIIPFourBranch": 4}
@@ -93,17 +95,13 @@ def build_official(
         )
     if convnext_arch or clip_arch or timm_convnext_arch:
         raise ValueError("ConvNeXt and CLIP branches of the released models are not supported yet.")
-    translated = translate_config(config, code_base=code_base, official_class=official_class)
-    is_classifier = code_base == "classification"
-    side = translated.branches[-1].image_size if is_classifier else None
-    model = build_model(translated)
-    return OfficialModel(model, _names(config, translated, code_base, official_class), translated, side)
+    return _wrap(translate_config(config, code_base=code_base, official_class=official_class))
 
 
-def branch_settings(config: Mapping[str, Any], official_class: str) -> list[dict[str, Any]]:
+def branch_settings(config: Mapping[str, Any], *, code_base: str, official_class: str) -> list[dict[str, Any]]:
     """Return the settings each branch really has, largest network first.
 
-    parity: the four-branch class builds branch 4 with branch 3's network and takes only its resolution and groups
+    parity: the four-branch class of the detection code builds branch 4 with branch 3's network and takes only its resolution and groups
     (`reference/README.md` section 13, item 1).
 
     Raises:
@@ -116,7 +114,7 @@ def branch_settings(config: Mapping[str, Any], official_class: str) -> list[dict
     if missing:
         raise ValueError(f"{official_class} needs {count} branches, the configuration lacks {', '.join(missing)}.")
     settings = [dict(config[f"branch{i + 1}"]) for i in range(count)]
-    if count == 4:
+    if count == 4 and code_base == "detection":
         own = {key: settings[3][key] for key in ("real_size", "img_size", "interaction_indexes") if key in settings[3]}
         settings[3] = {**settings[2], **own}
     return settings
@@ -141,7 +139,7 @@ def is_plain(branch: Mapping[str, Any]) -> bool:
 
 def translate_config(config: Mapping[str, Any], *, code_base: str, official_class: str) -> ModelConfig:
     """Translate official constructor arguments; see `build_official`."""
-    settings = branch_settings(config, official_class)
+    settings = branch_settings(config, code_base=code_base, official_class=official_class)
     is_classifier, is_single = code_base == "classification", len(settings) == 1
     separate = is_classifier and bool(config.get("separate_head", True))
     branches = tuple(_branch(branch, is_classifier=is_classifier, final_norm=separate) for branch in settings)
@@ -218,21 +216,43 @@ def _neck(config: Mapping[str, Any], *, is_single: bool) -> NeckConfig:
     return NeckConfig("simple", scales=(2, 1, 0.5) if config.get("is_dino") else (4, 2, 1, 0.5))
 
 
-def _names(config: Mapping[str, Any], translated: ModelConfig, code_base: str, official_class: str) -> OfficialNames:
-    settings = branch_settings(config, official_class)
-    width = int(settings[0]["embed_dim"])
+def build_released(name: str) -> OfficialModel:
+    """Build a released model by its name, with the official rules.
+
+    Args:
+        name: Our name or that of the official record, see `piip.list_models()`.
+
+    Returns:
+        The model, ready for `load_official`.
+
+    Raises:
+        ValueError: An unknown name, with the nearest ones.
+    """
+    return _wrap(model_config(official_record(name)))
+
+
+def _wrap(config: ModelConfig) -> OfficialModel:
+    model = build_model(config)
+    side = config.branches[-1].image_size if config.head.kind != "none" else None
+    return OfficialModel(model, _names(config, model), config, side)
+
+
+def _names(config: ModelConfig, model: nn.Module) -> OfficialNames:
+    has_finest_level = 4 in config.neck.scales
     unused: list[tuple[str, tuple[int, ...]]] = []
-    if config.get("is_dino") and len(settings) == 3:  # parity: kept, never used (section 7)
+    if isinstance(model, PIIPBackbone) and len(config.branches) == 3 and not has_finest_level:
+        # parity: the three-branch class keeps the 4x level of a detector that does not use it (section 7)
+        width = model.feature_info[0]["num_chs"]
         for layer in (0, 3):
             unused += [(f"fpn1.{layer}.weight", (width, width, 2, 2)), (f"fpn1.{layer}.bias", (width,))]
         unused += [("fpn1.1.weight", (width,)), ("fpn1.1.bias", (width,))]
     return OfficialNames(
-        plain_branches=tuple(is_plain(branch) for branch in settings),
-        dense=translated.interaction.attention == "dense",
-        merge="short" if translated.neck.kind == "interaction" else translated.merge.kind,
-        is_single=len(settings) == 1,
-        per_branch_head=translated.head.kind == "per_branch",
-        first_level=1 + (4 not in translated.neck.scales),
+        plain_branches=tuple(branch.network.startswith("deit") for branch in config.branches),
+        dense=config.interaction.attention == "dense",
+        merge="short" if config.neck.kind == "interaction" else config.merge.kind,
+        is_single=len(config.branches) == 1,
+        per_branch_head=config.head.kind == "per_branch",
+        first_level=1 if has_finest_level else 2,
         unused=tuple(unused),
     )
 
@@ -241,7 +261,7 @@ def official_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes that a released file of this model must have.
 
     Args:
-        model: A model from `build_official`.
+        model: A model from `build_official` or `build_released`.
 
     Raises:
         ValueError: Another model.
