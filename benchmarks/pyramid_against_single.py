@@ -1,9 +1,10 @@
 """Do time and memory follow the multiply-adds? An inverted pyramid beside one network at full resolution.
 
-    python benchmarks/pyramid_against_single.py [--image-size 368] [--repeats 5] [--dtype bf16]
+    python benchmarks/pyramid_against_single.py [--image-size 368] [--repeats 5] [--dtype bf16] [--threads 1]
 
 Every model runs in its own process, on the CPU, one image at a time; the median of the repeats counts. Memory is the
-growth of the process's peak resident size during the forward passes.
+growth of the process's peak resident size during the forward passes. Run it on an idle machine: threads that wait for
+a busy core make models of many small operations look worst.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def pyramid(image_size: int, networks: tuple[str, ...] = NETWORKS) -> piip.Model
 MODELS = {"single ViT-B": single, "piip ViT-B/S/T": pyramid, "equal 3 x ViT-B": equal}
 
 
-def measure(name: str, image_size: int, repeats: int, dtype: str) -> Measurement:
+def measure(name: str, image_size: int, repeats: int, dtype: str, threads: int) -> Measurement:
     """Build one model and time it; runs in a process of its own."""
+    torch.set_num_threads(threads)
     model = piip.build_backbone(MODELS[name](image_size)).eval().to(DTYPES[dtype])
     image = torch.randn(1, 3, image_size, image_size, dtype=DTYPES[dtype])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -76,14 +78,15 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=368)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", choices=DTYPES, default="f32")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
-    table = Table("model", title=f"{arguments.image_size} pixels, {arguments.dtype}, {torch.get_num_threads()} threads")
+    table = Table("model", title=f"{arguments.image_size} pixels, {arguments.dtype}, {arguments.threads} threads")
     for column in ("GMACs", "of single", "ms", "of single", "peak MB", "of single"):
         table.add_column(column, justify="right")
     found: list[Measurement] = []
     for name in MODELS:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found.append(pool.apply(measure, (name, arguments.image_size, arguments.repeats, arguments.dtype)))
+            found.append(pool.apply(measure, (name, *vars(arguments).values())))
         now, first = found[-1], found[0]
         table.add_row(
             name,
