@@ -98,8 +98,8 @@ def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return {**values, **changes, **nested}
 
 
-def check_classes(model: nn.Module, classes: list[str]) -> int:
-    """Return the number of classes, having compared model and data.
+def check_classes(model: nn.Module, classes: list[str]) -> None:
+    """Compare the classes of model and data.
 
     Raises:
         ValueError: They differ, or the model has no classifier.
@@ -112,7 +112,6 @@ def check_classes(model: nn.Module, classes: list[str]) -> int:
             f"{len(classes)} ({', '.join(classes[:3])}, ...). Set model.num_classes (named models) or "
             f"model.head.num_classes to {len(classes)}."
         )
-    return int(num_classes)
 
 
 def set_transforms(images: ImageFolder, val_images: ImageFolder, config: TransformConfig, model: nn.Module) -> Any:

@@ -31,7 +31,7 @@ def progress_callbacks(kind: str, *, batch_size: int, every: int, total_steps: i
         kind = "bar" if sys.stderr.isatty() else "lines"
     throughput = Throughput(batch_size, every=every)
     shown: dict[str, list[pl.Callback]] = {
-        "bar": [ProgressBar()],
+        "bar": [ProgressBar(throughput, total_steps=total_steps)],
         "lines": [ProgressLines(throughput, every=every, total_steps=total_steps)],
         "none": [],
     }
@@ -71,18 +71,35 @@ class Throughput(pl.Callback):
         pl_module.log("train/images_per_second", self.images_per_second, prog_bar=True)
         self.on_train_epoch_start(trainer, pl_module)
 
+    def time_left(self, trainer: pl.Trainer, total_steps: int) -> str:
+        """Return the time to the last of all optimiser steps as hours:minutes:seconds."""
+        images = (total_steps - trainer.global_step) * trainer.accumulate_grad_batches * self.batch_size
+        return str(timedelta(seconds=int(images / self.images_per_second))) if self.images_per_second else "?"
+
     def _measure(self) -> None:
         self.images_per_second = self._batches * self.batch_size / (time.perf_counter() - self._start)
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar without the meaningless version number."""
+    """Lightning's bar, followed by loss, accuracy, images a second and the time to the end of the run.
+
+    Args:
+        throughput: Where the rate comes from.
+        total_steps: Optimiser steps of the whole run.
+    """
+
+    def __init__(self, throughput: Throughput, *, total_steps: int) -> None:
+        super().__init__()
+        self.throughput = throughput
+        self.total_steps = total_steps
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         """Return the metrics shown behind the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        logged = trainer.callback_metrics
+        shown = {"loss": "train/loss", "top-1": "val/top1"}
+        metrics = {name: f"{float(logged[key]):.4f}" for name, key in shown.items() if key in logged}
+        metrics["images/s"] = f"{self.throughput.images_per_second:.1f}"
+        return {**metrics, "left": self.throughput.time_left(trainer, self.total_steps)}
 
 
 class ProgressLines(pl.Callback):
@@ -106,11 +123,10 @@ class ProgressLines(pl.Callback):
         if (batch_idx + 1) % (self.every * trainer.accumulate_grad_batches) or not trainer.is_global_zero:
             return
         rate = self.throughput.images_per_second
-        images = (self.total_steps - trainer.global_step) * trainer.accumulate_grad_batches * self.throughput.batch_size
         loss = float(trainer.callback_metrics["train/loss"])
         _print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {trainer.global_step}/{self.total_steps} "
-            f"loss {loss:.4f}, {rate:.1f} images/s, {timedelta(seconds=int(images / rate))} left"
+            f"loss {loss:.4f}, {rate:.1f} images/s, {self.throughput.time_left(trainer, self.total_steps)} left"
         )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,34 +96,22 @@ def train(
     images, val_images = open_images(recipe)
     torch.manual_seed(recipe.run.seed)
     model = build_recipe_model(recipe, num_classes=len(images.classes))
-    num_classes = check_classes(model, images.classes)
+    check_classes(model, images.classes)
     transform = set_transforms(images, val_images, recipe.data.transform, model)
     loader = _train_loader(recipe, images, devices, pin_memory=on_gpu)
     val_loader = DataLoader(val_images, batch_size=recipe.data.batch_size, num_workers=recipe.data.workers)
     length = run_length(recipe, len(loader))
-    task = ClassificationTask(
-        model,
-        num_classes=num_classes,
-        configure=functools.partial(_configure, recipe=recipe, length=length),
-        mix=build_mix(recipe.regularize, num_classes),
-        label_smoothing=recipe.regularize.label_smoothing,
-    )
+
+    task = _task(recipe, model, length, num_classes=len(images.classes))
     export = functools.partial(export_model, recipe=recipe, classes=images.classes, transform=transform)
     averaging = _averaging(recipe)
-    callbacks = [
-        StepSeed(recipe.run.seed),
-        BestModel(functools.partial(export, directory=folder / BEST), monitor=MONITOR),
-        *averaging,
-        SavedRecipe(recipe, folder / CHECKPOINTS),
-        StopAtStep(length.total_steps),
-        StepCheckpoint(folder / CHECKPOINTS, every=recipe.run.checkpoint_every),
-        *progress_callbacks(
-            progress,
-            batch_size=recipe.data.batch_size * devices,
-            every=recipe.run.log_every,
-            total_steps=length.total_steps,
-        ),
-    ]
+    shown = progress_callbacks(
+        progress,
+        batch_size=recipe.data.batch_size * devices,
+        every=recipe.run.log_every,
+        total_steps=length.total_steps,
+    )
+    callbacks = [*_callbacks(recipe, length, export, averaging), *shown]
     trainer = build_trainer(recipe, length, callbacks, device=device, devices=devices, checkpoint=checkpoint)
     loader.order.rank = trainer.global_rank
     trainer.fit(task, loader, val_loader, ckpt_path=checkpoint, weights_only=True)
@@ -220,6 +209,31 @@ def _configure(model: nn.Module, *, recipe: Recipe, length: RunLength) -> tuple[
         optimizer, recipe.schedule, total_steps=length.total_steps, warmup_steps=length.warmup_steps
     )
     return optimizer, schedule
+
+
+def _task(recipe: Recipe, model: nn.Module, length: RunLength, *, num_classes: int) -> ClassificationTask:
+    return ClassificationTask(
+        model,
+        num_classes=num_classes,
+        configure=functools.partial(_configure, recipe=recipe, length=length),
+        mix=build_mix(recipe.regularize, num_classes),
+        label_smoothing=recipe.regularize.label_smoothing,
+    )
+
+
+def _callbacks(
+    recipe: Recipe, length: RunLength, export: Callable[..., None], averaging: list[AveragedWeights]
+) -> list[pl.Callback]:
+    """Return what changes or saves the run; the best model is exported before the averaged weights are swapped back."""
+    folder = Path(recipe.run.out)
+    return [
+        StepSeed(recipe.run.seed),
+        BestModel(functools.partial(export, directory=folder / BEST), monitor=MONITOR),
+        *averaging,
+        SavedRecipe(recipe, folder / CHECKPOINTS),
+        StopAtStep(length.total_steps),
+        StepCheckpoint(folder / CHECKPOINTS, every=recipe.run.checkpoint_every),
+    ]
 
 
 def _averaging(recipe: Recipe) -> list[AveragedWeights]:
