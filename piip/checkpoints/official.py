@@ -101,8 +101,8 @@ def build_official(
 def branch_settings(config: Mapping[str, Any], *, code_base: str, official_class: str) -> list[dict[str, Any]]:
     """Return the settings each branch really has, largest network first.
 
-    parity: the four-branch class of the detection code builds branch 4 with branch 3's network and takes only its resolution and groups
-    (`reference/README.md` section 13, item 1).
+    parity: the four-branch class of the detection code builds branch 4 with branch 3's network and takes only its
+    resolution and groups (`reference/README.md` section 13, item 1).
 
     Raises:
         ValueError: The configuration lacks a branch.
@@ -242,7 +242,7 @@ def _names(config: ModelConfig, model: nn.Module) -> OfficialNames:
     unused: list[tuple[str, tuple[int, ...]]] = []
     if isinstance(model, PIIPBackbone) and len(config.branches) == 3 and not has_finest_level:
         # parity: the three-branch class keeps the 4x level of a detector that does not use it (section 7)
-        width = model.feature_info[0]["num_chs"]
+        width = int(model.feature_info[0]["num_chs"])
         for layer in (0, 3):
             unused += [(f"fpn1.{layer}.weight", (width, width, 2, 2)), (f"fpn1.{layer}.bias", (width,))]
         unused += [("fpn1.1.weight", (width,)), ("fpn1.1.bias", (width,))]
