@@ -53,7 +53,8 @@ def build_backbone(config: ModelConfig) -> PIIPBackbone:
     if not config.allow_direct:
         _warn_unless_inverted(config, branches)
     if config.normalize == "per_branch":
-        _normalize_per_branch(branches)
+        for branch in branches:
+            branch.renormalize_from(config.mean or branches[0].mean, config.std or branches[0].std)
     interactions = [
         Interaction(
             [
@@ -157,13 +158,6 @@ def _branch_macs(config: BranchConfig) -> int:
             create_network(dataclasses.replace(config, pretrained=False, block_groups=None)), config, 1
         )
     return count_forward(branch, (config.image_size, config.image_size))
-
-
-def _normalize_per_branch(branches: list[Branch]) -> None:
-    """Let every branch see images normalised with its own mean and std, given the first branch's."""
-    first = branches[0]
-    for branch in branches[1:]:
-        branch.renormalize_from(first.mean, first.std)
 
 
 def fitting_heads(width: int, wanted: int) -> int:

@@ -180,6 +180,8 @@ class NeckConfig:
         wrong = [scale for scale in self.scales if scale not in (4, 2, 1, 0.5)]
         if wrong or not self.scales:
             raise ValueError(f"NeckConfig.scales is {self.scales}, expected values from 4, 2, 1, 0.5.")
+        if len(set(self.interactions)) != len(self.interactions):
+            raise ValueError(f"NeckConfig.interactions is {self.interactions}, expected different interactions.")
         if self.kind == "interaction" and len(self.interactions) != len(self.scales) - 1:
             raise ValueError(
                 f"NeckConfig.interactions has {len(self.interactions)} entries, "
@@ -220,7 +222,9 @@ class ModelConfig:
         neck: Levels from the merged map.
         head: Classifier.
         resize: "exact" rounds every branch's image to its stride; "official" resizes by the released code's factor.
-        normalize: "shared" (one mean and std, the first branch's) or "per_branch".
+        normalize: "shared" (every branch sees the same normalised image) or "per_branch" (each its own).
+        mean: Channel means the images are normalised with, RGB in [0, 1]; None takes the first branch's.
+        std: Channel deviations likewise.
         allow_direct: Do not warn when larger networks see higher resolutions (baselines).
     """
 
@@ -231,6 +235,8 @@ class ModelConfig:
     head: HeadConfig = HeadConfig()
     resize: str = "exact"
     normalize: str = "shared"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     allow_direct: bool = False
 
     def __post_init__(self) -> None:
@@ -238,6 +244,10 @@ class ModelConfig:
             raise ValueError("ModelConfig.branches is empty, expected at least one BranchConfig.")
         _one_of("ModelConfig", "resize", self.resize, RESIZE_KINDS)
         _one_of("ModelConfig", "normalize", self.normalize, NORMALIZE_KINDS)
+        if any(values is not None and len(values) != 3 for values in (self.mean, self.std)):
+            raise ValueError(
+                f"ModelConfig.mean is {self.mean} and std {self.std}, expected three numbers each or None."
+            )
         several_maps = self.merge.kind == "none" and len(self.branches) > 1
         if several_maps and self.neck.kind != "none":
             raise ValueError("ModelConfig.neck needs one merged map: choose merge kind linear, conv or slim.")

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD
 from piip.build import build_backbone, build_model
 from piip.config import (
     BranchConfig,
@@ -34,6 +35,8 @@ _MODELS: dict[str, ConfigMaker] = {}
 _OFFICIAL: dict[str, str] = {}  # official record -> our name
 
 DEPTHS = {"tiny": 12, "small": 12, "base": 12, "large": 24}
+HALF = (0.5, 0.5, 0.5)  # the released detectors scale pixels to [-1, 1]
+SIMPLE_NECK = NeckConfig("simple")
 INTERACTION = InteractionConfig(count=12, drop_path_rate=0.4)
 
 
@@ -142,7 +145,8 @@ def create_model(
 
 def _classifier(*branches: BranchConfig) -> ModelConfig:
     head = HeadConfig("per_branch", num_classes=1000, pool="token")
-    return ModelConfig(branches, INTERACTION, MergeConfig("none"), head=head)
+    # all released classifiers were trained with ImageNet's mean and std, AugReg's own are 0.5
+    return ModelConfig(branches, INTERACTION, MergeConfig("none"), head=head, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def _classifier_branch(network: str, image_size: int, drop_path_rate: float, **timm_args: Any) -> BranchConfig:
@@ -157,8 +161,10 @@ def _classifier_branch(network: str, image_size: int, drop_path_rate: float, **t
     )
 
 
-def _detector(*branches: BranchConfig, **fields: Any) -> ModelConfig:
-    return ModelConfig(branches, INTERACTION, MergeConfig("conv"), NeckConfig("simple"), allow_direct=True, **fields)
+def _detector(
+    *branches: BranchConfig, interaction: InteractionConfig = INTERACTION, neck: NeckConfig = SIMPLE_NECK
+) -> ModelConfig:
+    return ModelConfig(branches, interaction, MergeConfig("conv"), neck, allow_direct=True, mean=HALF, std=HALF)
 
 
 def _detector_branch(
@@ -260,7 +266,7 @@ def _sbl_1792() -> ModelConfig:
         return _detector_branch(name, image_size, rate, windows, position_grid=24)
 
     branches = (branch("large", 672, 0.4), branch("base", 1120, 0.15), branch("small", 1792, 0.05))
-    return ModelConfig(branches, INTERACTION, MergeConfig("conv"), NeckConfig("simple", scales=(2, 1, 0.5)))
+    return _detector(*branches, neck=NeckConfig("simple", scales=(2, 1, 0.5)))
 
 
 def _augreg_detector(interaction: InteractionConfig, **timm_args: Any) -> ModelConfig:
@@ -276,7 +282,7 @@ def _augreg_detector(interaction: InteractionConfig, **timm_args: Any) -> ModelC
         )
 
     branches = (branch("large", 672, 0.4), branch("base", 1120, 0.3), branch("small", 1568, 0.2))
-    return ModelConfig(branches, interaction, MergeConfig("conv"), NeckConfig("simple"))
+    return _detector(*branches, interaction=interaction)
 
 
 @_register("piip_sbl_1568_1120_672.augreg_coco_mask_rcnn", "mask_rcnn_augreg_sbl_1568_1120_672_fpn_1x_coco_bs16")
@@ -295,9 +301,8 @@ def _augreg_1568_speedup() -> ModelConfig:
 
 def _single(size: str) -> ModelConfig:
     windows = (14, 14, 0) * (DEPTHS[size] // 3)
-    return ModelConfig(
-        (_deit(size, 1024, windows),), merge=MergeConfig("none"), neck=NeckConfig("simple", norm="layer")
-    )
+    neck = NeckConfig("simple", norm="layer")
+    return ModelConfig((_deit(size, 1024, windows),), merge=MergeConfig("none"), neck=neck, mean=HALF, std=HALF)
 
 
 @_register("single_b_1024.deit3_coco_mask_rcnn", "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16")

@@ -50,6 +50,8 @@ class Branch(nn.Module, ABC):
             mean: Channel means the images will be normalised with, RGB in [0, 1].
             std: Channel deviations likewise.
         """
+        if tuple(mean) == tuple(self.mean) and tuple(std) == tuple(self.std):
+            return
         own_mean, own_std = torch.tensor(self.mean), torch.tensor(self.std)
         scale = torch.tensor(tuple(std)) / own_std
         shift = (torch.tensor(tuple(mean)) - own_mean) / own_std

@@ -82,8 +82,8 @@ class PIIPClassifier(nn.Module):
         self.config = config
         first, side = backbone.branches[0], backbone.image_sizes[-1]
         self.pretrained_cfg: Mapping[str, Any] = {
-            "mean": first.mean,
-            "std": first.std,
+            "mean": config.mean or first.mean,
+            "std": config.std or first.std,
             "input_size": (3, side, side),
         }
 
