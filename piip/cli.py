@@ -291,7 +291,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _fail(error: Exception, code: int) -> None:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    # An error from a reading process carries that process's whole traceback; its last line is the message.
-    print(f"piip: error: {lines[-1].removeprefix('ValueError: ') if lines else 'unknown'}", file=sys.stderr)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # an error from a reading process carries that process's whole traceback; its last line is the message
+    if any(line.startswith("Traceback") for line in lines):
+        lines = [lines[-1].removeprefix("ValueError: ")]
+    print(f"piip: error: {' '.join(lines) or 'unknown'}", file=sys.stderr)
     sys.exit(code)
