@@ -71,7 +71,7 @@ class EpochSampler(Sampler[int]):
 
     def indices(self) -> NDArray[np.int64]:
         """Return this replica's indices of the whole epoch, (epoch_length,)."""
-        order = np.arange(self.length)
+        order: NDArray[np.int64] = np.arange(self.length)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
         total = self.epoch_length * self.num_replicas
