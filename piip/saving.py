@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from piip.checkpoints.report import explain_mismatch
 from piip.config import ModelConfig
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-SHOWN_KEYS = 5
 
 
 def save_model(
@@ -105,34 +105,14 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     Raises:
         ValueError: Missing or unexpected keys or wrong shapes, grouped by branch.
     """
-    expected = model.state_dict()
-    problems = {
-        "missing": [name for name in expected if name not in state],
-        "unexpected": [name for name in state if name not in expected],
-        "wrong shape": [
-            f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-            for name, value in expected.items()
-            if name in state and state[name].shape != value.shape
-        ],
-    }
-    if any(problems.values()):
-        report = "; ".join(_grouped(kind, names) for kind, names in problems.items() if names)
-        raise ValueError(f"{source} does not fit the model: {report}.")
+    problem = explain_mismatch(_shapes(model.state_dict()), _shapes(state), source=source)
+    if problem:
+        raise ValueError(problem)
     model.load_state_dict(state)
 
 
-def _grouped(kind: str, names: list[str]) -> str:
-    """Return "missing in backbone.branches.0: a, b and 3 more" for every part."""
-    parts: dict[str, list[str]] = {}
-    for name in names:
-        pieces = name.split(".")
-        length = 3 if pieces[:2] == ["backbone", "branches"] else 2 if pieces[0] == "backbone" else 1
-        parts.setdefault(".".join(pieces[:length]), []).append(".".join(pieces[length:]) or name)
-    lines = []
-    for part, keys in parts.items():
-        more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
-        lines.append(f"{kind} in {part}: {', '.join(keys[:SHOWN_KEYS])}{more}")
-    return "; ".join(lines)
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:

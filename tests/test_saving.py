@@ -62,14 +62,14 @@ def test_misfits_are_named_by_branch(directory: Path) -> None:
     with pytest.raises(ValueError, match="does not fit the model") as caught:
         load_model(directory)
     message = str(caught.value)
-    assert "missing in backbone.branches.1: vit.norm.weight" in message
-    assert "unexpected in backbone.branches.0: vit.extra" in message
-    assert "wrong shape in head: fc.bias (4,) instead of (3,)" in message
+    assert "branch 1: 1 missing: backbone.branches.1.vit.norm.weight" in message
+    assert "branch 0: 1 unexpected: backbone.branches.0.vit.extra" in message
+    assert "head: 1 wrong shape: head.fc.bias is (4,), expected (3,)" in message
 
 
 def test_long_lists_are_cut(directory: Path) -> None:
     save_file({}, directory / "model.safetensors")
-    with pytest.raises(ValueError, match=r"missing in backbone\.branches\.0: .* and \d+ more"):
+    with pytest.raises(ValueError, match=r"branch 0: \d+ missing: .* and \d+ more"):
         load_model(directory)
 
 

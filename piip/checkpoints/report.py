@@ -10,12 +10,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 SHOWN = 3  # names listed a group and kind
 
 
-def explain_mismatch(wanted: Shapes, given: Shapes) -> str | None:
+def explain_mismatch(wanted: Shapes, given: Shapes, *, source: str = "The checkpoint") -> str | None:
     """Compare a checkpoint's names and shapes with a model's.
 
     Args:
         wanted: Names and shapes of the model.
         given: Names and shapes of the checkpoint.
+        source: What the checkpoint is called in the message.
 
     Returns:
         A message grouped by branch and part, or None where everything fits.
@@ -32,7 +33,7 @@ def explain_mismatch(wanted: Shapes, given: Shapes) -> str | None:
             groups[_group(name)]["unexpected"].append(name)
     if not groups:
         return None
-    lines = ["The checkpoint does not fit the model:"]
+    lines = [f"{source} does not fit the model:"]
     for group in sorted(groups):
         for kind, names in groups[group].items():
             more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
