@@ -1,0 +1,142 @@
+"""Make the demo's assets from the three land-cover runs: weights, recorded results, pictures and model card.
+
+    for name in piip single equal; do
+        piip train recipes/classification/landcover_$name.yaml --out runs/landcover_$name
+    done
+    python tools/ship_landcover.py --runs runs --data data/landcover
+
+All three models are measured as the first one is shipped: weights rounded to bfloat16, computed in float32, on the
+whole test split. Times are medians of rounds in which the models take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import piip
+from piip.data.landcover_samples import export_demo_subset
+from piip.demo import ASSETS
+from piip.evaluation import evaluate
+from piip.saving import load_model, read_description, save_model
+
+NAMES = ("piip", "single", "equal")
+ROUNDS, BATCH = 15, 16
+CARD = """# Model card: land cover, inverted pyramid
+
+Three small ViTs (192, 96 and 48 channels wide) that see a 128-pixel satellite picture at 64, 96 and 128 pixels and name
+the land cover of its centre: {classes}.
+
+- **Made by** `piip train recipes/classification/landcover_piip.yaml` (seed {seed}, {steps} steps from scratch, weights
+  averaged), then `python tools/ship_landcover.py`. Weights are stored in bfloat16.
+- **Data**: `piip data landcover`, NASA Blue Marble photograph with MODIS MCD12C1 land cover of 2019; held-out bands of
+  longitude. Both are free to use; see docs/data.md.
+- **Measured** on the whole test split of {images} pictures, on {machine}, {threads} thread(s), {date}:
+
+| model | recipe | top-1 | mean over classes | MACs | parameters | time for one of {batch} images |
+|---|---|---:|---:|---:|---:|---:|
+{rows}
+
+The three runs share one schedule and one seed; differences of one or two points are within what another seed changes.
+The pictures in `images/` are from the test split: an even choice of each class, so accuracy on them is not the
+accuracy on the whole split.
+
+**For**: showing that the parts of this library work together. **Not for**: mapping. Classes follow a coarse global map,
+the photograph shows one northern winter, and test pictures overlap each other.
+"""
+
+
+def measure(model_dir: Path, data: Path) -> dict[str, Any]:
+    """Evaluate a saved model on the test split and count it."""
+    report = evaluate(model_dir, data / "classification", split="test", device="cpu")
+    cost = piip.estimate_cost(load_model(model_dir))
+    return {
+        "test_top1": round(report.top1, 4),
+        "mean_class_top1": round(report.mean_class, 4),
+        "test_images": report.images,
+        "per_class": report.per_class,
+        "macs": cost.macs,
+        "params": cost.params,
+        "activation_bytes": cost.activation_bytes,
+    }
+
+
+def times(model_dirs: dict[str, Path]) -> dict[str, float]:
+    """Return seconds for one image of a batch, medians of rounds in which the models take turns."""
+    models = {name: load_model(path).eval() for name, path in model_dirs.items()}
+    images = torch.randn(BATCH, 3, 128, 128)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for _ in range(ROUNDS + 2):
+            for name, model in models.items():
+                start = time.perf_counter()
+                model(images)
+                seconds[name].append((time.perf_counter() - start) / BATCH)
+    return {name: statistics.median(values[2:]) for name, values in seconds.items()}
+
+
+def row(entry: dict[str, Any]) -> str:
+    """Return one line of the card's table."""
+    return (
+        f"| {entry['name']} | `{Path(entry['recipe']).name}` | {entry['test_top1']:.1%} | "
+        f"{entry['mean_class_top1']:.1%} | {entry['macs'] / 1e6:.0f} M | {entry['params'] / 1e6:.2f} M | "
+        f"{entry['seconds_per_image'] * 1e3:.2f} ms |"
+    )
+
+
+def main() -> None:
+    """Write the assets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder with landcover_piip, _single, _equal")
+    parser.add_argument("--data", type=Path, default=Path("data/landcover"), help="folder of `piip data landcover`")
+    parser.add_argument("--per-class", type=int, default=20, help="pictures of each class to ship")
+    args = parser.parse_args()
+    entries = []
+    with tempfile.TemporaryDirectory() as scratch:
+        dirs = {}
+        for name in NAMES:
+            run = args.runs / f"landcover_{name}" / "model"
+            about = read_description(run)
+            kept = {key: about[key] for key in ("classes", "transform", "recipe", "metrics") if key in about}
+            kept["recipe"]["run"]["out"] = f"runs/landcover_{name}"  # not the folders of the machine it ran on
+            kept["recipe"]["data"]["root"] = "data/landcover/classification"
+            dirs[name] = Path(scratch) / name
+            save_model(load_model(run), dirs[name], kept, dtype="bf16")
+            recipe = f"recipes/classification/landcover_{name}.yaml"
+            entries.append({"name": name, "recipe": recipe, "seed": about["recipe"]["run"]["seed"]})
+            entries[-1] |= measure(dirs[name], args.data)
+            print(json.dumps(entries[-1]), flush=True)
+        for name, seconds in times(dirs).items():
+            next(entry for entry in entries if entry["name"] == name)["seconds_per_image"] = round(seconds, 6)
+        shutil.rmtree(ASSETS, ignore_errors=True)
+        shutil.copytree(dirs["piip"], ASSETS / "model")
+    facts = read_description(args.runs / "landcover_piip" / "model")
+    export_demo_subset(args.data, ASSETS / "images", args.per_class)
+    (ASSETS / "results.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    card = CARD.format(
+        classes=", ".join(name.replace("_", " ") for name in facts["classes"]),
+        seed=entries[0]["seed"],
+        steps=facts["metrics"].get("steps", ""),
+        images=entries[0]["test_images"],
+        machine=f"{platform.machine()}, PyTorch {torch.__version__}",
+        threads=torch.get_num_threads(),
+        date=datetime.date.today().isoformat(),
+        batch=BATCH,
+        rows="\n".join(row(entry) for entry in entries),
+    )
+    (ASSETS / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    print(card)
+
+
+if __name__ == "__main__":
+    main()
