@@ -230,3 +230,15 @@ def test_groups_split_evenly_or_as_told() -> None:
 def test_impossible_branches_are_explained(config: BranchConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         branch(config, 2)
+
+
+def test_official_positions_keep_registers_too() -> None:
+    fields = {"timm_args": SMALL, "position_grid": 4}
+    plain = branch(BranchConfig("vit_small_patch14_reg4_dinov2", 56, **fields), 3)
+    official = branch(BranchConfig("vit_small_patch14_reg4_dinov2", 56, position_resize="official", **fields), 3)
+    official.load_state_dict(plain.state_dict())
+    with torch.inference_mode():
+        for got, want in zip(official(image(56, 56))[:2], plain(image(56, 56))[:2], strict=True):
+            torch.testing.assert_close(got, want)
+    with pytest.raises(ValueError, match="needs a position table"):
+        branch(BranchConfig("eva02_tiny_patch14_224", 56, position_resize="official"), 3)

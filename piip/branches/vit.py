@@ -53,6 +53,10 @@ class ViTBranch(Branch):
         position_resize: str = "timm",
     ) -> None:
         super().__init__()
+        if position_resize == "official" and (isinstance(vit, Eva) or vit.pos_embed is None):
+            raise ValueError(
+                f"position_resize 'official' needs a position table, {type(vit).__name__} has none of its own."
+            )
         _remove_head(vit, keep_norm=final_norm)
         if not prefix_tokens or position_resize == "official":
             _separate_prefix_positions(vit)
@@ -107,15 +111,14 @@ class ViTBranch(Branch):
         return self._split(self.vit.norm_pre(tokens), grid, rotary)
 
     def _embed_official(self, patches: Tensor) -> Tensor:
-        """Add positions to patches (B, H, W, C); the class token goes in front without one."""
+        """Add positions to patches (B, H, W, C); prefix tokens go in front without one."""
         grid = (patches.shape[1], patches.shape[2])
         table, patch_embed = self.vit.pos_embed, self.vit.patch_embed
-        assert table is not None  # plain ViTs always have one
+        assert table is not None  # checked when the branch was made
         positions = resize_positions(table, patch_embed.grid_size, grid)
         tokens = patches.flatten(1, 2) + positions
-        if self.vit.cls_token is None:
-            return tokens
-        return torch.cat((self.vit.cls_token.expand(tokens.shape[0], -1, -1), tokens), 1)
+        prefix = [token for token in (self.vit.cls_token, self.vit.reg_token) if token is not None]
+        return torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in prefix), tokens], 1)
 
     def _split(self, tokens: Tensor, grid: tuple[int, int], rotary: Tensor | None) -> BranchFeatures:
         prefix = self.num_prefix_tokens
