@@ -96,7 +96,8 @@ def check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
 def read_history(folder: str | Path) -> list[dict[str, float]]:
     """Return the logged rows of a run over all its starts, in order.
 
-    Rows that a restart computed again come from the restart.
+    Rows that a restart computed again come from the restart. A kill between a checkpoint and its step's row loses
+    that row; the weights know the step.
 
     Returns:
         Dicts with "step" (0-based), "epoch" and the logged metrics; a metric that was not logged has no key.
