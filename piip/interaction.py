@@ -1,6 +1,6 @@
 """Interaction units: how neighbouring branches exchange features.
 
-Source: arXiv 2406.04330, section 3.2 and Figure 3; order of operations as released (`reference/README.md` section 5).
+Source: arXiv 2406.04330, section 3.2 and Figure 3; order of operations as released (`docs/official.md`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Branch merging: one feature map from all branches.
 
-Source: arXiv 2406.04330, section 3.3; layer order as released (`reference/README.md` sections 7 and 8).
+Source: arXiv 2406.04330, section 3.3; layer order as released (`docs/official.md`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Necks: maps at several strides from merged maps.
 
 Source: arXiv 2406.04330, section 4.1 (after ViTDet, arXiv 2203.16527); layer order as released
-(`reference/README.md` section 7).
+(`docs/official.md`).
 """
 
 from __future__ import annotations

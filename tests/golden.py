@@ -1,4 +1,4 @@
-"""Weights and inputs of the golden cases (rules of the reference data, section 2)."""
+"""Weights and inputs of the golden cases."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Windowed self-attention on the token grid of plain ViT blocks.
 
 Windows tile the grid from the top left. Where they do not fit, bottom and right are padded; padded tokens take
-part in the softmax and are cut off afterwards (`reference/README.md`, section 4).
+part in the softmax and are cut off afterwards (`docs/official.md`).
 """
 
 from __future__ import annotations

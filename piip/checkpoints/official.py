@@ -102,7 +102,7 @@ def branch_settings(config: Mapping[str, Any], *, code_base: str, official_class
     """Return the settings each branch really has, largest network first.
 
     parity: the four-branch class of the detection code builds branch 4 with branch 3's network and takes only its
-    resolution and groups (`reference/README.md` section 13, item 1).
+    resolution and groups (`docs/official.md`).
 
     Raises:
         ValueError: The configuration lacks a branch.
@@ -145,7 +145,7 @@ def translate_config(config: Mapping[str, Any], *, code_base: str, official_clas
     branches = tuple(_branch(branch, is_classifier=is_classifier, final_norm=separate) for branch in settings)
     if is_classifier:
         pooled = HeadConfig("pooled", num_classes=int(config.get("num_classes", 1000)))
-        # parity: num_classes does not reach the heads inside the branches (section 8)
+        # parity: num_classes does not reach the heads inside the branches (`docs/official.md`)
         head = HeadConfig("per_branch", num_classes=1000, pool="first_patch") if separate else pooled
         merge = MergeConfig("none" if separate else "linear")
         neck = NeckConfig()
@@ -163,7 +163,7 @@ def _branch(branch: Mapping[str, Any], *, is_classifier: bool, final_norm: bool)
     size = int(branch["img_size"] if is_classifier else branch.get("real_size", trained))
     windows = branch.get("window_attn") or [False] * depth
     sizes = branch.get("window_size") or [-1] * depth
-    # parity: `vit_models` always has layer scale, the InternViT class has none in classification (section 4)
+    # parity: `vit_models` always has layer scale, the InternViT class has none in classification (`docs/official.md`)
     scale = (branch.get("init_scale") or 1.0) if plain else (0 if is_classifier else branch.get("init_values", 1.0))
     pad_after = plain and not branch.get("use_flash_attn", False)
     fused = "fused_mlp" in (branch.get("mlp_type"), branch.get("Mlp_block"))
@@ -241,7 +241,7 @@ def _names(config: ModelConfig, model: nn.Module) -> OfficialNames:
     has_finest_level = 4 in config.neck.scales
     unused: list[tuple[str, tuple[int, ...]]] = []
     if isinstance(model, PIIPBackbone) and len(config.branches) == 3 and not has_finest_level:
-        # parity: the three-branch class keeps the 4x level of a detector that does not use it (section 7)
+        # parity: the three-branch class keeps the 4x level of a detector that does not use it (`docs/official.md`)
         width = int(model.feature_info[0]["num_chs"])
         for layer in (0, 3):
             unused += [(f"fpn1.{layer}.weight", (width, width, 2, 2)), (f"fpn1.{layer}.bias", (width,))]

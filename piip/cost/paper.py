@@ -2,7 +2,7 @@
 
 The published figures of the ViT models are not of the detection backbones: they were counted on a classification
 model with the same branches and interactions, a light merge and a 1000-class head, without a neck
-(`reference/README.md` section 12). One multiply-add counts one; convolutions with their bias, linear layers without,
+(`docs/cost.md`). One multiply-add counts one; convolutions with their bias, linear layers without,
 norms two an element; attention by formula over the patch tokens.
 """
 
@@ -66,7 +66,7 @@ def counted_config(config: ModelConfig) -> ModelConfig:
     """Return the classification model that the authors counted for a model."""
     branches = config.branches
     if len(branches) == 4 and config.head.kind == "none":
-        # parity: built with a ViT-S, but published with the ViT-T that was meant (section 13, item 1)
+        # parity: built with a ViT-S, but published with the ViT-T that was meant (`docs/official.md`)
         tiny = dataclasses.replace(branches[3], network="deit_tiny_patch16_224")
         branches = (*branches[:3], tiny)
     branches = tuple(

@@ -1,6 +1,6 @@
 """Classifiers on top of a pyramid.
 
-Source: arXiv 2406.04330, section 4.3; released heads in `reference/README.md` section 8.
+Source: arXiv 2406.04330, section 4.3; released heads in `docs/official.md`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PerBranchHead(nn.Module):
     def _read(self, features: BranchFeatures) -> Tensor:
         if self.pool == "token":
             return features.prefix[:, 0]
-        # parity: released models classify by the top-left patch (`reference/README.md` section 13, item 2)
+        # parity: released models classify by the top-left patch (`docs/official.md`)
         return features.patches[:, 0] if self.pool == "first_patch" else features.patches.mean(1)
 
     def forward(self, features: Sequence[BranchFeatures], maps: Sequence[Tensor]) -> Tensor:

@@ -44,7 +44,7 @@ def deformable_attention(
     Raises:
         ValueError: Shapes that do not fit together, or an unknown provider.
 
-    Source: arXiv 2010.04159, equation 2; sampling convention of `reference/README.md` section 6 (own implementation).
+    Source: arXiv 2010.04159, equation 2; sampling convention of `docs/official.md` (own implementation).
     """
     _check(value, grid, locations, weights)
     if value.dtype == torch.float64:
