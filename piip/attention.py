@@ -73,7 +73,7 @@ class DeformableCrossAttention(nn.Module):
         """Attend from `query` (B, Q, C) on `query_grid` to `source` (B, N, C') on `source_grid`; (B, Q, C)."""
         batch, queries, _ = query.shape
         heads, points = self.num_heads, self.num_points
-        value = self.value(source).view(batch, -1, heads, self.value_dim // heads)
+        value = self.value(source).view(batch, source.shape[1], heads, self.value_dim // heads)
         weights = self.weights(query).view(batch, queries, heads, points).softmax(-1)
         offsets = self.offsets(query).view(batch, queries, heads, points, 2)
         # offsets count cells of the source map; locations stay float32 in every precision

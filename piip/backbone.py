@@ -10,7 +10,6 @@ Source: arXiv 2406.04330, Figure 2.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from piip.branches.base import Branch
 from piip.features import BranchFeatures
 from piip.interaction import Interaction
 from piip.merge import BranchMerge
+from piip.necks import Neck
 from piip.pyramid import check_image, image_pyramid, official_image_pyramid, pyramid_sizes
 
 
@@ -42,7 +42,7 @@ class PIIPBackbone(nn.Module):
         branches: Sequence[Branch],
         interactions: Sequence[Interaction],
         merge: BranchMerge | None = None,
-        neck: nn.Module | None = None,
+        neck: Neck | None = None,
         *,
         image_sizes: Sequence[int],
         stage_merges: Mapping[int, BranchMerge] | None = None,
@@ -60,7 +60,8 @@ class PIIPBackbone(nn.Module):
         self.interactions: Sequence[Interaction] = nn.ModuleList(interactions)  # type: ignore[assignment]
         self.merge = merge
         self.neck = neck
-        self.stage_merges = nn.ModuleDict({str(stage): part for stage, part in (stage_merges or {}).items()})
+        after = {str(stage): part for stage, part in (stage_merges or {}).items()}
+        self.stage_merges: Mapping[str, BranchMerge] = nn.ModuleDict(after)  # type: ignore[assignment]
         self.image_sizes = tuple(image_sizes)
         self.ratios = tuple(size / image_sizes[-1] for size in image_sizes)
         self.official_resize = official_resize
@@ -68,7 +69,10 @@ class PIIPBackbone(nn.Module):
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """Return the image (B, 3, H, W) resized for each branch."""
         if self.official_resize:
-            return official_image_pyramid(image, self.ratios)
+            images = official_image_pyramid(image, self.ratios)
+            for branch, resized in zip(self.branches, images, strict=True):
+                check_image(resized, min_size=branch.stride)
+            return images
         height, width = image.shape[-2:]
         strides = [branch.stride for branch in self.branches]
         return image_pyramid(image, pyramid_sizes((height, width), self.ratios, strides))
@@ -116,20 +120,18 @@ class PIIPBackbone(nn.Module):
         return maps if self.neck is None else self.neck(maps)
 
     @property
-    def feature_info(self) -> list[dict[str, int | float]]:
-        """Channels and stride (`reduction`, image pixels a cell) of every returned map, as timm names them."""
-        stages = [branch.stages[-1] for branch in self.branches]
-        if self.neck is not None:
-            stride = stages[-1].stride
-            neck: Any = self.neck
-            return [{"num_chs": neck.out_channels, "reduction": stride / scale} for scale in neck.scales]
+    def feature_info(self) -> list[dict[str, float]]:
+        """Channels (`num_chs`) and stride in image pixels (`reduction`) of every returned map, in timm's words."""
+        finest = self.branches[-1].stages
+        maps: list[dict[str, float]] = []
+        for stage, part in self.stage_merges.items():
+            maps.append({"num_chs": part.out_channels, "reduction": finest[int(stage)].stride})
         if self.merge is not None:
-            return [{"num_chs": self.merge.out_channels, "reduction": stages[-1].stride}]
-        # strides count pixels of the given image, branches see smaller ones
-        return [
-            {"num_chs": stage.channels, "reduction": stage.stride / ratio}
-            for stage, ratio in zip(stages, self.ratios, strict=True)
-        ]
+            maps.append({"num_chs": self.merge.out_channels, "reduction": finest[-1].stride})
+        else:  # strides count pixels of the given image, branches see smaller ones
+            stages = zip((branch.stages[-1] for branch in self.branches), self.ratios, strict=True)
+            maps += [{"num_chs": stage.channels, "reduction": stage.stride / ratio} for stage, ratio in stages]
+        return maps if self.neck is None else self.neck.feature_info(maps)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the branches' blocks in the backward pass instead of keeping their activations."""

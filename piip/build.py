@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import warnings
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from piip.features import StageInfo
 from piip.heads.classification import PerBranchHead, PIIPClassifier, PooledHead
 from piip.interaction import ConvFFN, Injector, Interaction, InteractionUnit
 from piip.merge import BranchMerge, conv_projection, linear_projection, short_projection, slim_projection
-from piip.necks import InteractionPyramid, SimpleFeaturePyramid
+from piip.necks import InteractionPyramid, Neck, SimpleFeaturePyramid
 
 logger = logging.getLogger("piip")
 
@@ -77,7 +78,7 @@ def build_backbone(config: ModelConfig) -> PIIPBackbone:
     )
 
 
-def build_model(config: ModelConfig) -> nn.Module:
+def build_model(config: ModelConfig) -> PIIPBackbone | PIIPClassifier:
     """Build the whole model of a description: a `PIIPClassifier`, or the backbone where there is no head.
 
     Args:
@@ -96,7 +97,7 @@ def build_model(config: ModelConfig) -> nn.Module:
     if head.kind == "pooled":
         pooled = PooledHead(_map_width(backbone.branches, backbone.merge), head.num_classes, pool=head.pool)
         return PIIPClassifier(backbone, pooled, config=config)
-    without = [i for i, branch in enumerate(backbone.branches) if head.pool == "token" and not branch.num_prefix_tokens]
+    without = [i for i, branch in enumerate(backbone.branches) if head.pool == "token" and not branch.has_class_token]
     if without:
         names = ", ".join(config.branches[i].network for i in without)
         raise ValueError(f"HeadConfig.pool 'token' needs class tokens, {names} has none; use pool 'mean'.")
@@ -154,15 +155,19 @@ def _warn_unless_inverted(config: ModelConfig, branches: list[Branch]) -> None:
 
 def _branch_macs(config: BranchConfig) -> int:
     with torch.device("meta"):
-        branch = wrap_network(
-            create_network(dataclasses.replace(config, pretrained=False, block_groups=None)), config, 1
-        )
+        bare = dataclasses.replace(config, pretrained=False, block_groups=None)
+        branch = wrap_network(create_network(bare), bare, 1)
     return count_forward(branch, (config.image_size, config.image_size))
 
 
 def fitting_heads(width: int, wanted: int) -> int:
     """Return the largest number of heads up to `wanted` that divides `width`."""
     return next(heads for heads in range(min(wanted, width), 0, -1) if width % heads == 0)
+
+
+@functools.lru_cache(maxsize=256)
+def _say_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _attention(config: InteractionConfig, query_dim: int, source_dim: int) -> nn.Module:
@@ -172,7 +177,7 @@ def _attention(config: InteractionConfig, query_dim: int, source_dim: int) -> nn
         raise ValueError(f"value_ratio {config.value_ratio} leaves no values at width {query_dim}; raise it.")
     heads = fitting_heads(width, config.num_heads)
     if heads != config.num_heads:
-        logger.warning("%d heads do not divide the attention width %d: using %d.", config.num_heads, width, heads)
+        _say_once(f"{config.num_heads} heads do not divide the attention width {width}: using {heads}.")
     if not deformable:
         return CrossAttention(query_dim, source_dim, num_heads=heads)
     return DeformableCrossAttention(
@@ -185,6 +190,10 @@ def _injector(config: InteractionConfig, dim: int, source_dim: int) -> Injector:
         return nn.LayerNorm(width, eps=1e-6) if config.norm else nn.Identity()
 
     hidden = int(dim * config.ffn_ratio)
+    if config.ffn_ratio and not hidden:
+        raise ValueError(
+            f"ffn_ratio {config.ffn_ratio} leaves no hidden layer at width {dim}; raise it, or 0 for none."
+        )
     return Injector(
         _attention(config, dim, source_dim),
         dim,
@@ -243,7 +252,7 @@ def _stages_to_merge(config: ModelConfig, groups: int) -> tuple[int, ...]:
 
 def _neck(
     config: ModelConfig, branches: list[Branch], merge: BranchMerge | None, stage_merges: list[BranchMerge]
-) -> nn.Module | None:
+) -> Neck | None:
     if config.neck.kind == "none":
         return None
     if config.neck.kind == "simple":

@@ -12,7 +12,7 @@ import yaml
 from docstring_parser import parse
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from piip.config import nearest_names
+from piip.fields import nearest_names
 
 Command = Callable[..., Any]
 Commands = Mapping[str, "Command | Mapping[str, Command]"]

@@ -7,10 +7,11 @@ Builders read them, modules never see them. Everything here can be written to an
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
+
+from piip.fields import at_least, check_fields, one_of, read_fields
 
 MERGE_KINDS = ("linear", "conv", "slim", "none")
 NECK_KINDS = ("none", "simple", "interaction")
@@ -21,24 +22,6 @@ DIRECTIONS = ("both", "to_coarse", "to_fine")
 RESIZE_KINDS = ("exact", "official")
 NORMALIZE_KINDS = ("shared", "per_branch")
 WINDOW_PADDINGS = ("before_qkv", "after_qkv")
-
-T = TypeVar("T")
-
-
-def nearest_names(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """Return a sentence naming the known names closest to `name`."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:8]
-    return "Did you mean: " + ", ".join(close) + "?" if close else "Nothing similar is known."
-
-
-def _one_of(owner: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{owner}.{name} is {value!r}, expected one of {', '.join(allowed)}.")
-
-
-def _at_least(owner: str, name: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{owner}.{name} is {value}, expected at least {least}.")
 
 
 @dataclass(frozen=True)
@@ -59,7 +42,8 @@ class BranchConfig:
         block_groups: Blocks (ViTs) or stages (other networks) run before each interaction: counts, or inclusive
             (first, last) pairs; None splits evenly.
         prefix_tokens: Keep class and register tokens; False removes them (detection, windows).
-        final_norm: Apply the network's own final norm before merging.
+        final_norm: Apply the network's own final norm before merging, where it has one before pooling (some EVA and
+            average-pooling networks norm only the pooled features, which a pyramid does not use).
         position_resize: "timm" (antialiased bicubic) or "official" (bicubic without antialias, float32).
         position_grid: Side of the stored position table in tokens; None follows image_size.
         timm_args: Further arguments of the timm model, e.g. {"depth": 6, "embed_dim": 96}.
@@ -80,19 +64,37 @@ class BranchConfig:
     timm_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.network:
             raise ValueError("BranchConfig.network is empty, expected a timm name such as 'vit_tiny_patch16_224'.")
-        _at_least("BranchConfig", "image_size", self.image_size, 1)
+        at_least("BranchConfig.image_size", self.image_size, 1)
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"BranchConfig.drop_path_rate is {self.drop_path_rate}, expected a value in [0, 1).")
-        _one_of("BranchConfig", "window_padding", self.window_padding, WINDOW_PADDINGS)
-        _one_of("BranchConfig", "position_resize", self.position_resize, ("timm", "official"))
-        _one_of("BranchConfig", "drop_path_rule", self.drop_path_rule, ("linear", "constant"))
-        for group in self.block_groups or ():
-            if (group < 1) if isinstance(group, int) else (len(group) != 2 or not 0 <= group[0] <= group[1]):
+        one_of("BranchConfig.window_padding", self.window_padding, WINDOW_PADDINGS)
+        one_of("BranchConfig.position_resize", self.position_resize, ("timm", "official"))
+        one_of("BranchConfig.drop_path_rule", self.drop_path_rule, ("linear", "constant"))
+        self._check_groups()
+        windows = (self.window_size,) if isinstance(self.window_size, int) else self.window_size
+        if any(side < 0 for side in windows):
+            raise ValueError(f"BranchConfig.window_size is {self.window_size}, expected sides in tokens, 0 for global.")
+        if self.position_grid is not None:
+            at_least("BranchConfig.position_grid", self.position_grid, 1)
+
+    def _check_groups(self) -> None:
+        if self.block_groups is None:
+            return
+        if not self.block_groups:
+            raise ValueError("BranchConfig.block_groups is empty, expected one group before each interaction or None.")
+        before = -1
+        for group in self.block_groups:
+            if isinstance(group, int):
+                at_least("BranchConfig.block_groups", group, 1)
+            elif not before < group[0] <= group[1]:
                 raise ValueError(
-                    f"BranchConfig.block_groups holds {group}, expected counts of at least 1 or (first, last) pairs."
+                    f"BranchConfig.block_groups holds {group}, expected rising (first, last) pairs without overlap."
                 )
+            else:
+                before = group[1]
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class InteractionConfig:
     """How neighbouring branches exchange features.
 
     Args:
-        count: Number of interactions; None takes the largest number that every branch can offer.
+        count: Number of interactions; None takes the largest number that every branch can offer. A single branch has
+            none; its `block_groups` cut it where a neck of kind "interaction" needs stages.
         attention: "deformable" or "dense" cross-attention.
         num_heads: Wanted attention heads; the largest fitting number below it is taken where a width does not divide.
         num_points: Sampling points a head (deformable).
@@ -124,12 +127,13 @@ class InteractionConfig:
     drop_path_rate: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.count is not None:
-            _at_least("InteractionConfig", "count", self.count, 1)
-        _one_of("InteractionConfig", "attention", self.attention, ATTENTION_KINDS)
-        _one_of("InteractionConfig", "direction", self.direction, DIRECTIONS)
+            at_least("InteractionConfig.count", self.count, 1)
+        one_of("InteractionConfig.attention", self.attention, ATTENTION_KINDS)
+        one_of("InteractionConfig.direction", self.direction, DIRECTIONS)
         for name in ("num_heads", "num_points"):
-            _at_least("InteractionConfig", name, getattr(self, name), 1)
+            at_least(f"InteractionConfig.{name}", getattr(self, name), 1)
         if self.value_ratio <= 0 or self.ffn_ratio < 0:
             raise ValueError(
                 f"InteractionConfig.value_ratio is {self.value_ratio} and ffn_ratio {self.ffn_ratio}, "
@@ -153,9 +157,10 @@ class MergeConfig:
     width: int | None = None
 
     def __post_init__(self) -> None:
-        _one_of("MergeConfig", "kind", self.kind, MERGE_KINDS)
+        check_fields(self)
+        one_of("MergeConfig.kind", self.kind, MERGE_KINDS)
         if self.width is not None:
-            _at_least("MergeConfig", "width", self.width, 1)
+            at_least("MergeConfig.width", self.width, 1)
 
 
 @dataclass(frozen=True)
@@ -175,8 +180,9 @@ class NeckConfig:
     interactions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _one_of("NeckConfig", "kind", self.kind, NECK_KINDS)
-        _one_of("NeckConfig", "norm", self.norm, ("group", "layer"))
+        check_fields(self)
+        one_of("NeckConfig.kind", self.kind, NECK_KINDS)
+        one_of("NeckConfig.norm", self.norm, ("group", "layer"))
         wrong = [scale for scale in self.scales if scale not in (4, 2, 1, 0.5)]
         if wrong or not self.scales:
             raise ValueError(f"NeckConfig.scales is {self.scales}, expected values from 4, 2, 1, 0.5.")
@@ -196,7 +202,8 @@ class HeadConfig:
     Args:
         kind: "none", "pooled" (one linear layer on the merged map) or "per_branch" (one a branch, logits averaged).
         num_classes: Number of classes K.
-        pool: "mean" over patches, "token" (class token, per_branch only) or "first_patch" (official releases).
+        pool: "mean" over patches, "first_patch" (official releases), or "token" (class token, per_branch only; what
+            the last interaction brings to the patches no longer reaches it).
     """
 
     kind: str = "none"
@@ -204,9 +211,10 @@ class HeadConfig:
     pool: str = "mean"
 
     def __post_init__(self) -> None:
-        _one_of("HeadConfig", "kind", self.kind, HEAD_KINDS)
-        _one_of("HeadConfig", "pool", self.pool, POOL_KINDS)
-        _at_least("HeadConfig", "num_classes", self.num_classes, 1)
+        check_fields(self)
+        one_of("HeadConfig.kind", self.kind, HEAD_KINDS)
+        one_of("HeadConfig.pool", self.pool, POOL_KINDS)
+        at_least("HeadConfig.num_classes", self.num_classes, 1)
         if self.kind == "pooled" and self.pool == "token":
             raise ValueError("HeadConfig.pool 'token' needs kind 'per_branch': a merged map has no class token.")
 
@@ -240,17 +248,22 @@ class ModelConfig:
     allow_direct: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.branches:
             raise ValueError("ModelConfig.branches is empty, expected at least one BranchConfig.")
-        _one_of("ModelConfig", "resize", self.resize, RESIZE_KINDS)
-        _one_of("ModelConfig", "normalize", self.normalize, NORMALIZE_KINDS)
-        if any(values is not None and len(values) != 3 for values in (self.mean, self.std)):
-            raise ValueError(
-                f"ModelConfig.mean is {self.mean} and std {self.std}, expected three numbers each or None."
-            )
+        one_of("ModelConfig.resize", self.resize, RESIZE_KINDS)
+        one_of("ModelConfig.normalize", self.normalize, NORMALIZE_KINDS)
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"ModelConfig.std is {self.std}, expected positive deviations.")
         several_maps = self.merge.kind == "none" and len(self.branches) > 1
         if several_maps and self.neck.kind != "none":
             raise ValueError("ModelConfig.neck needs one merged map: choose merge kind linear, conv or slim.")
+        if self.head.kind != "none" and self.neck.kind != "none":
+            raise ValueError(
+                "ModelConfig.neck is for dense tasks, a classifier reads the merged map: set one to 'none'."
+            )
+        if self.head.kind == "per_branch" and self.merge.kind != "none":
+            raise ValueError("ModelConfig.head 'per_branch' reads the branches before merging: set merge kind 'none'.")
         if several_maps and self.head.kind == "pooled":
             raise ValueError("ModelConfig.head 'pooled' needs a merged map; with merge 'none' use head 'per_branch'.")
 
@@ -265,39 +278,4 @@ class ModelConfig:
         Raises:
             ValueError: An unknown field (with the nearest known ones) or a value out of range.
         """
-        return _read(ModelConfig, values, "ModelConfig")
-
-
-_NESTED: dict[str, type] = {
-    "interaction": InteractionConfig,
-    "merge": MergeConfig,
-    "neck": NeckConfig,
-    "head": HeadConfig,
-}
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _read(cls: type[T], values: Mapping[str, Any], path: str) -> T:
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            raise ValueError(f"{path} has no field {name!r}. {nearest_names(name, list(known))}")
-        if name == "branches":
-            arguments[name] = tuple(
-                item if isinstance(item, BranchConfig) else _read(BranchConfig, item, f"{path}.branches[{index}]")
-                for index, item in enumerate(value)
-            )
-        elif name in _NESTED and isinstance(value, Mapping):
-            arguments[name] = _read(_NESTED[name], value, f"{path}.{name}")
-        elif name == "timm_args":
-            arguments[name] = dict(value)
-        else:
-            arguments[name] = _tupled(value)
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{path}: {error}.") from error
+        return read_fields(ModelConfig, values, "ModelConfig")

@@ -95,13 +95,22 @@ def counting_sampling(model: nn.Module, counter: OperationCounter) -> Iterator[N
             handle.remove()
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module of it back where it was."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
 def count_forward(model: nn.Module, image_size: tuple[int, int]) -> int:
     """Return the multiply-adds of one forward pass of a model on the meta device, for one image (3, H, W)."""
     counter = OperationCounter()
     image = torch.empty(1, 3, *image_size, device="meta")
-    training = model.training
-    model.eval()
-    with torch.no_grad(), counting_sampling(model, counter), counter:
+    with torch.no_grad(), evaluating(model), counting_sampling(model, counter), counter:
         model(image)
-    model.train(training)
     return sum(counter.macs.values())

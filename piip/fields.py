@@ -1,16 +1,37 @@
-"""Reading dataclasses from the nested mappings of YAML and JSON files."""
+"""Dataclasses of plain values: checking their fields, reading them from the mappings of YAML and JSON files."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from piip.config import nearest_names
-
 T = TypeVar("T")
+
+
+def nearest_names(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return a sentence naming the known names closest to `name`."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:8]
+    return "Did you mean: " + ", ".join(close) + "?" if close else "Nothing similar is known."
+
+
+def check_fields(instance: Any) -> None:
+    """Check the fields of a frozen dataclass by their annotations; lists become tuples, mappings become sections.
+
+    Call it first in `__post_init__`.
+
+    Args:
+        instance: The dataclass.
+
+    Raises:
+        ValueError: A value of the wrong kind.
+    """
+    cls = type(instance)
+    for name, kind in typing.get_type_hints(cls).items():
+        object.__setattr__(instance, name, _convert(kind, getattr(instance, name), f"{cls.__name__}.{name}"))
 
 
 def at_least(name: str, value: float, least: float) -> None:
@@ -52,6 +73,8 @@ def read_fields(cls: type[T], values: Mapping[str, Any], path: str, *, ready: Ma
     Raises:
         ValueError: An unknown name (with the nearest known ones), a missing field, or a value of the wrong kind.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path} is {values!r}, expected a section with fields.")
     hints = typing.get_type_hints(cls)
     arguments = dict(ready or {})
     known = [name for name in hints if name not in arguments]
@@ -72,9 +95,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(inner, value, path)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{path} is {value!r}, expected a section with fields.")
-        return read_fields(kind, value, path)
+        return value if isinstance(value, kind) else read_fields(kind, value, path)
+    if origin is Mapping and isinstance(value, Mapping):
+        return {str(key): _plain_value(item, f"{path}.{key}") for key, item in value.items()}
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
         if len(kinds) == len(value):
@@ -91,6 +114,17 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     elif isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
         return value
     raise ValueError(f"{path} is {value!r}, expected {_name(kind)}.")
+
+
+def _plain_value(value: Any, path: str) -> Any:
+    """Return a JSON value with tuples for lists, or complain."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain_value(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain_value(item, f"{path}[{i}]") for i, item in enumerate(value))
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"{path} is {value!r}, expected a plain value: number, text, list or mapping.")
 
 
 def _convert_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:

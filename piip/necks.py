@@ -6,6 +6,7 @@ Source: arXiv 2406.04330, section 4.1 (after ViTDet, arXiv 2203.16527); layer or
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from timm.layers import LayerNorm2d
@@ -14,7 +15,25 @@ from torch import Tensor, nn
 from piip.merge import group_norm
 
 
-class SimpleFeaturePyramid(nn.Module):
+class Neck(nn.Module, ABC):
+    """Makes levels from merged maps.
+
+    Attributes:
+        scales: Size of each level relative to its map.
+    """
+
+    scales: tuple[float, ...]
+
+    @abstractmethod
+    def feature_info(self, maps: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+        """Return channels (`num_chs`) and stride (`reduction`) of the levels, given those of the maps."""
+
+    @abstractmethod
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return levels, finest first, of merged maps (B, C, H, W), the final one last."""
+
+
+class SimpleFeaturePyramid(Neck):
     """Levels at 4, 2, 1 and 1/2 times the size of one merged map.
 
     Args:
@@ -32,6 +51,11 @@ class SimpleFeaturePyramid(nn.Module):
         self.out_channels = channels
         self.levels = nn.ModuleList([_level(channels, scale, norm) for scale in scales])
 
+    def feature_info(self, maps: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+        """Return channels (`num_chs`) and stride (`reduction`) of the levels, given those of the maps."""
+        stride = maps[-1]["reduction"]
+        return [{"num_chs": self.out_channels, "reduction": stride / scale} for scale in self.scales]
+
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return levels (B, C, H * scale, W * scale) of the last map (B, C, H, W)."""
         return [level(maps[-1]) for level in self.levels]
@@ -47,7 +71,7 @@ def _level(channels: int, scale: float, norm: str) -> nn.Module:
     return nn.Identity() if scale == 1 else nn.MaxPool2d(2, stride=2)
 
 
-class InteractionPyramid(nn.Module):
+class InteractionPyramid(Neck):
     """One level a merged map: intermediate merges become the finer levels.
 
     Maps that already have the wanted size pass unchanged; others are resized by the layers of
@@ -56,18 +80,19 @@ class InteractionPyramid(nn.Module):
     Args:
         channels: Width of each given map, in order.
         scales: Size of each level relative to its map.
-
-    Attributes:
-        out_channels: Width of the last level.
     """
 
     def __init__(self, channels: Sequence[int], *, scales: Sequence[float]) -> None:
         super().__init__()
         self.scales = tuple(scales)
-        self.out_channels = channels[-1]
         self.levels = nn.ModuleList(
             [_level(width, scale, "group") for width, scale in zip(channels, scales, strict=True)]
         )
+
+    def feature_info(self, maps: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+        """Return channels (`num_chs`) and stride (`reduction`) of the levels, given those of the maps."""
+        levels = zip(maps, self.scales, strict=True)
+        return [{**info, "reduction": info["reduction"] / scale} for info, scale in levels]
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return one level (B, C_i, H_i * scale_i, W_i * scale_i) for each map."""

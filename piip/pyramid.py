@@ -93,5 +93,6 @@ def check_image(image: Tensor, *, in_chans: int = 3, min_size: int = 1) -> None:
         raise ValueError(
             f"The image is {tuple(image.shape[-2:])} pixels, smaller than one patch ({min_size}); use a larger image."
         )
-    if image.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(image).all()):
+    is_real = type(image) is Tensor and image.device.type == "cpu"  # no stand-in of a tracer
+    if is_real and not torch.compiler.is_compiling() and not bool(torch.isfinite(image).all()):
         raise ValueError("The image holds NaN or infinite values, expected finite ones: check how it was normalised.")

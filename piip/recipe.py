@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from piip.config import ModelConfig, nearest_names
+from piip.config import ModelConfig
 from piip.data.transforms import TransformConfig
-from piip.fields import at_least, at_most, one_of, plain, read_fields
+from piip.fields import at_least, at_most, nearest_names, one_of, plain, read_fields
 
 PRECISIONS = ("32", "bf16")
 ON_ERROR = ("stop", "skip")

@@ -2,7 +2,8 @@
 
 Names are `<arch>_<resolutions>.<pretraining>_<task>[_<variant>]`: networks from smallest to largest, resolutions
 from highest to lowest. Every model also answers to the name of its official record; that name builds the official
-rules (resize by factors, class from the top-left patch), ours the rules of this library. The parameters are the same.
+rules (resize by factors, class from the top-left patch), ours the rules of this library (whole patches, class from the
+mean). The parameters are the same; the authors' classifiers were trained for theirs.
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ from piip.config import (
     MergeConfig,
     ModelConfig,
     NeckConfig,
-    nearest_names,
 )
-
-__all__ = ["build_backbone", "build_model", "create_model", "list_models", "model_config", "official_record"]
+from piip.fields import nearest_names
 
 ConfigMaker = Callable[[], ModelConfig]
 
 _MODELS: dict[str, ConfigMaker] = {}
+_PUBLISHED: dict[str, ConfigMaker] = {}  # where the published figures are of other networks than the released code's
 _OFFICIAL: dict[str, str] = {}  # official record -> our name
 
 DEPTHS = {"tiny": 12, "small": 12, "base": 12, "large": 24}
@@ -90,6 +90,18 @@ def model_config(name: str) -> ModelConfig:
     return dataclasses.replace(config, resize="official", head=head)
 
 
+def published_config(name: str) -> ModelConfig:
+    """Return the model whose cost was published under a name.
+
+    parity: the four-branch detectors are built with two ViT-S but published with the ViT-T that was meant.
+
+    Raises:
+        ValueError: An unknown name, with the nearest ones.
+    """
+    ours = _OFFICIAL[official_record(name)]
+    return _PUBLISHED.get(ours, _MODELS[ours])()
+
+
 def create_model(
     name: str,
     *,
@@ -107,7 +119,7 @@ def create_model(
         pretrained: Weights of the whole model.
         pretrained_branches: Each branch's own weights, through timm.
         features_only: Backbone and neck alone: image -> list of maps.
-        **overrides: Fields of `ModelConfig`, e.g. `resize="official"`.
+        **overrides: Fields of `ModelConfig`, e.g. `resize="official"` or `merge={"kind": "slim"}`.
 
     Returns:
         The model of the name's task.
@@ -126,11 +138,7 @@ def create_model(
             f"No downloadable weights are known for {name}. Get the authors' file and turn it into a checkpoint with "
             "`piip convert` (in preparation), or start from pretrained_branches=True."
         )
-    known = [field.name for field in dataclasses.fields(ModelConfig)]
-    for field in overrides:
-        if field not in known:
-            raise ValueError(f"ModelConfig has no field {field!r}. {nearest_names(field, known)}")
-    config = dataclasses.replace(config, **overrides)
+    config = ModelConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
     if pretrained_branches:
         branches = tuple(dataclasses.replace(branch, pretrained=True) for branch in config.branches)
         config = dataclasses.replace(config, branches=branches)
@@ -144,7 +152,7 @@ def create_model(
 
 
 def _classifier(*branches: BranchConfig) -> ModelConfig:
-    head = HeadConfig("per_branch", num_classes=1000, pool="token")
+    head = HeadConfig("per_branch", num_classes=1000, pool="mean")
     # all released classifiers were trained with ImageNet's mean and std, AugReg's own are 0.5
     return ModelConfig(branches, INTERACTION, MergeConfig("none"), head=head, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
@@ -256,6 +264,10 @@ for _arch, _networks, _sizes, _window in _DEIT_DETECTORS:
         f"piip_{_arch}_{_resolutions}.deit3_coco_mask_rcnn",
         f"mask_rcnn_deit_{_arch}_{_resolutions}_fpn_1x_coco_bs16",
     )(partial(_deit_detector, _networks, _sizes, _window))
+    if _arch == "tsbl":
+        _PUBLISHED[f"piip_{_arch}_{_resolutions}.deit3_coco_mask_rcnn"] = partial(
+            _deit_detector, "lbst", _sizes, _window
+        )
 
 
 @_register("piip_sbl_1792_1120_672.deit3_384_coco_dino", "dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms")

@@ -159,7 +159,7 @@ def test_per_branch_normalisation_equals_normalising_the_image_for_each_branch()
         got = second.embed((raw - mean) / std).patches
         want = second.vit._pos_embed(second.vit.patch_embed((raw - 0.5) / 0.5))[:, 1:]
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
-    assert first.renormalize(raw) is raw
+    assert first.prepare(raw) is raw
 
 
 @pytest.mark.parametrize("kind", ["pooled", "per_branch"])
@@ -288,3 +288,66 @@ def test_what_is_no_image_is_refused(bad: torch.Tensor, message: str) -> None:
     backbone = piip.build_backbone(pyramid_config(2))
     with pytest.raises(ValueError, match=message):
         backbone(bad)
+
+
+def test_levels_of_networks_with_stages_are_described_truly() -> None:
+    for first, last in (("test_convnext", "test_resnet"), ("test_convnext", "vit_tiny_patch16_224")):
+        args = {"depth": 4, "embed_dim": 24, "num_heads": 2} if "vit" in last else {}
+        parts = (BranchConfig(first, 64), BranchConfig(last, 128, timm_args=args))
+        neck = NeckConfig("interaction", interactions=(0, 1, 2))
+        config = ModelConfig(parts, InteractionConfig(count=4, num_heads=4), neck=neck, allow_direct=True)
+        backbone = piip.build_backbone(config).eval()
+        with torch.inference_mode():
+            maps = backbone(image())
+        assert [(info["num_chs"], info["reduction"]) for info in backbone.feature_info] == [
+            (m.shape[1], 128 / m.shape[-1]) for m in maps
+        ]
+
+
+def test_class_token_is_asked_for_by_name_not_by_number_of_prefix_tokens() -> None:
+    part = BranchConfig("vit_little_patch16_reg1_gap_256", 64, timm_args={"depth": 2, "embed_dim": 32, "num_heads": 2})
+    with pytest.raises(ValueError, match="needs class tokens"):
+        piip.build_model(ModelConfig((part,), merge=MergeConfig("none"), head=HeadConfig("per_branch", 3, "token")))
+
+
+def test_images_are_cast_to_the_dtype_of_the_branches() -> None:
+    model = piip.build_backbone(pyramid_config(2)).eval().to(torch.bfloat16)
+    with torch.inference_mode():
+        assert model(image())[0].dtype == torch.bfloat16
+
+
+def test_tracing_with_stand_ins_leaves_nothing_behind() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = piip.build_backbone(pyramid_config(2)).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        model(mode.from_tensor(image(112, 144)))
+    with torch.inference_mode():
+        assert type(model(image(112, 144))[0]) is torch.Tensor
+
+
+def test_training_after_inference_works_on_the_same_sizes() -> None:
+    model = randomise(piip.build_backbone(pyramid_config(2)))
+    with torch.inference_mode():
+        model(image(80, 112))
+    model(image(80, 112))[0].sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["pooled", "per_branch"])
+def test_reset_classifier_changes_the_number_of_classes_only(kind: str) -> None:
+    merge = MergeConfig("linear" if kind == "pooled" else "none")
+    model = piip.build_model(pyramid_config(2, merge=merge, head=HeadConfig(kind, 7))).eval()
+    before = model.backbone.state_dict()
+    model.reset_classifier(3)
+    assert model.num_classes == model.config.head.num_classes == 3
+    with torch.inference_mode():
+        assert model(image()).shape == (2, 3)
+    assert all(torch.equal(before[key], value) for key, value in model.backbone.state_dict().items())
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        model.reset_classifier(0)
+
+
+def test_a_pyramid_that_is_not_inverted_warns_also_with_given_groups() -> None:
+    parts = (tiny_vit(32, 2, 64, block_groups=(1, 3)), tiny_vit(64, 2, 128, block_groups=(2, 2)))
+    with pytest.warns(piip.PyramidWarning):
+        piip.build_backbone(ModelConfig(parts, InteractionConfig(count=2, num_heads=4)))

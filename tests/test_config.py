@@ -30,7 +30,15 @@ def test_every_name_builds_on_the_meta_device(name: str) -> None:
     backbone = model if "coco" in name else model.backbone
     assert backbone.official_resize == official
     if "coco" not in name:
-        assert model.head.pool == ("first_patch" if official else "token")
+        assert model.head.pool == ("first_patch" if official else "mean")
+
+
+def test_lists_and_sections_are_the_same_as_tuples_and_dataclasses() -> None:
+    part = {"network": "vit_tiny_patch16_224", "image_size": 64, "block_groups": [[0, 1], [2, 3]]}
+    given = ModelConfig([part], merge={"kind": "none"}, neck={"kind": "simple", "scales": [2, 1]})
+    assert given.branches[0].block_groups == ((0, 1), (2, 3))
+    assert given.merge == MergeConfig("none")
+    assert ModelConfig.from_dict(json.loads(json.dumps(given.to_dict()))) == given
 
 
 def test_names_are_listed_by_pattern() -> None:
@@ -65,7 +73,29 @@ def test_create_model_explains_what_it_cannot_do() -> None:
         (lambda: BranchConfig("vit", 0), "image_size is 0, expected at least 1"),
         (lambda: BranchConfig("vit", 64, drop_path_rate=1.0), r"expected a value in \[0, 1\)"),
         (lambda: BranchConfig("vit", 64, window_padding="left"), "expected one of before_qkv, after_qkv"),
-        (lambda: BranchConfig("vit", 64, block_groups=(3, 0)), "block_groups holds 0"),
+        (lambda: BranchConfig("vit", 64, block_groups=(3, 0)), "block_groups is 0, expected at least 1"),
+        (lambda: BranchConfig("vit", 64, block_groups=()), "block_groups is empty"),
+        (lambda: BranchConfig("vit", 64, block_groups=((0, 1), (1, 2))), "rising"),
+        (lambda: BranchConfig("vit", 64, block_groups=((0, 1), 2)), "block_groups"),
+        (lambda: BranchConfig("vit", "64"), "BranchConfig.image_size is '64', expected int"),
+        (lambda: BranchConfig("vit", 64.0), "BranchConfig.image_size is 64.0, expected int"),
+        (lambda: BranchConfig(3.5, 64), "BranchConfig.network is 3.5, expected str"),
+        (lambda: BranchConfig("vit", 64, window_size=-1), "sides in tokens, 0 for global"),
+        (lambda: BranchConfig("vit", 64, prefix_tokens="no"), "prefix_tokens is 'no', expected bool"),
+        (lambda: BranchConfig("vit", 64, timm_args=None), "timm_args is None"),
+        (lambda: BranchConfig("vit", 64, timm_args={"norm_layer": print}), "expected a plain value"),
+        (lambda: InteractionConfig(norm="none"), "norm is 'none', expected bool"),
+        (lambda: InteractionConfig(num_heads=None), "num_heads is None, expected int"),
+        (lambda: ModelConfig((tiny_vit(8, 1, 32),), merge="conv"), "merge is 'conv', expected a section"),
+        (lambda: ModelConfig("x"), "branches"),
+        (lambda: ModelConfig((tiny_vit(8, 1, 32),), std=(0.5, 0.5, 0.0)), "expected positive deviations"),
+        (
+            lambda: ModelConfig((tiny_vit(8, 1, 32),), neck=NeckConfig("simple"), head=HeadConfig("pooled")),
+            "a classifier reads the merged map",
+        ),
+        (lambda: ModelConfig((tiny_vit(8, 1, 32),), head=HeadConfig("per_branch")), "set merge kind 'none'"),
+        (lambda: ModelConfig.from_dict(None), "expected a section with fields"),
+        (lambda: ModelConfig.from_dict({"branches": "x"}), "branches"),
         (lambda: BranchConfig("vit", 64, block_groups=((2, 1),)), "block_groups holds"),
         (lambda: InteractionConfig(attention="sparse"), "expected one of deformable, dense"),
         (lambda: InteractionConfig(num_points=0), "num_points is 0"),
@@ -76,7 +106,7 @@ def test_create_model_explains_what_it_cannot_do() -> None:
         (lambda: HeadConfig("pooled", pool="token"), "a merged map has no class token"),
         (lambda: ModelConfig(()), "at least one BranchConfig"),
         (lambda: ModelConfig((tiny_vit(8, 1, 32),) * 2, merge=MergeConfig("none"), neck=NeckConfig("simple")), "neck"),
-        (lambda: ModelConfig((tiny_vit(8, 1, 32),), mean=(0.5,)), "three numbers each"),
+        (lambda: ModelConfig((tiny_vit(8, 1, 32),), mean=(0.5,)), "ModelConfig.mean"),
         (lambda: ModelConfig.from_dict({"branches": [{"network": "a", "imagesize": 3}]}), "Did you mean: image_size"),
         (lambda: ModelConfig.from_dict({"branches": [{"network": "a"}]}), "image_size"),
         (lambda: ModelConfig.from_dict({}), "branches"),
@@ -118,3 +148,12 @@ def test_public_names_load_on_first_use() -> None:
     assert "create_model" in dir(piip)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = piip.nothing
+
+
+def test_overrides_are_fields_of_the_description() -> None:
+    name = "piip_tsb_1120_896_448.deit3_coco_mask_rcnn"
+    with torch.device("meta"):
+        slim = piip.create_model(name, features_only=True, merge={"kind": "slim", "width": 128})
+    assert slim.merge.out_channels == 128
+    with pytest.raises(ValueError, match="expected a section"):
+        piip.create_model(name, features_only=True, merge="slim")

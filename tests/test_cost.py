@@ -118,6 +118,17 @@ def test_a_model_is_counted_without_touching_it() -> None:
     assert model.backbone.merge._forward_hooks == {}
 
 
+def test_every_module_keeps_its_mode_and_every_dtype_is_counted() -> None:
+    model = piip.build_model(two_branches(head=HeadConfig("pooled", 10))).train().bfloat16()
+    model.backbone.branches[1].eval()  # frozen by its owner
+    before = {name: module.training for name, module in model.named_modules()}
+    report = piip.estimate_cost(model)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert report.macs == piip.estimate_cost(two_branches(head=HeadConfig("pooled", 10))).macs
+    with torch.inference_mode():
+        assert piip.estimate_cost(model).activation_bytes == report.activation_bytes > 0
+
+
 def test_activation_memory_is_what_autograd_keeps() -> None:
     model = piip.build_model(two_branches(head=HeadConfig("pooled", 10))).eval()
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}

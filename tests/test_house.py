@@ -19,7 +19,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 # Every room may import those to its left. A new room gets its place here and in docs/architecture.md.
 ROOMS = """
-features config fields pyramid ops attention branches interaction merge backbone necks heads counting build zoo
+features fields config pyramid ops attention branches interaction merge necks backbone heads counting build zoo
 checkpoints cost saving device data recipe optim run_folder preparation tasks
 callbacks progress training prediction evaluation demo cli_parser cli __main__
 """.split()

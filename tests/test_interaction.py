@@ -10,7 +10,7 @@ from torch import nn
 
 import piip
 from piip.attention import CrossAttention, DeformableCrossAttention
-from piip.build import fitting_heads
+from piip.build import _say_once, fitting_heads
 from piip.config import InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.features import BranchFeatures
 from piip.interaction import Interaction, InteractionUnit
@@ -116,6 +116,7 @@ def test_heads_that_do_not_divide_are_refused_by_modules_and_fitted_by_the_build
     with pytest.raises(ValueError, match="5 heads do not divide"):
         make(32, 32, num_heads=5)
     assert [fitting_heads(width, 16) for width in (96, 20, 7, 34)] == [16, 10, 7, 2]
+    _say_once.cache_clear()
     kind = "dense" if make is CrossAttention else "deformable"
     backbone(num_heads=7, attention=kind)
     assert "7 heads do not divide the attention width" in caplog.text

@@ -103,9 +103,19 @@ def test_unsupported_models_are_refused_with_their_name() -> None:
         arguments = {"code_base": "detection", "official_class": "PIIPTwoBranch", **change}
         with pytest.raises(ValueError, match=message):
             build_official(case["config"], **arguments)
+    three, _ = golden.load_case("det3_deit_global_square")
     for tag in ("beit_x.pth", "uni-perceiver.pth", "convnext_x.pth"):
-        config = {**case["config"], "branch1": {**case["config"]["branch1"], "pretrained": tag}}
+        config = {**three["config"], "branch1": {**three["config"]["branch1"], "pretrained": tag}}
         with pytest.raises(ValueError, match="not supported yet"):
+            build_official(config, code_base="detection", official_class="PIIPThreeBranch")
+    two = case["config"]
+    for config, message in (
+        ({**two, "deform_num_heads": 5}, "does not divide the attention width"),
+        ({**two, "with_simple_fpn": False}, "known for PIIPThreeBranch only"),
+        ({**two, "branch1": {k: v for k, v in two["branch1"].items() if k != "depth"}}, "lacks the field 'depth'"),
+        ({**two, "branch1": {**two["branch1"], "window_attn": True}}, "expected one entry a block"),
+    ):
+        with pytest.raises(ValueError, match=message):
             build_official(config, code_base="detection", official_class="PIIPTwoBranch")
     with pytest.raises(ValueError, match="Expected a model from build_official"):
         official_shapes(torch.nn.Linear(2, 2))
@@ -130,3 +140,16 @@ def test_four_branches_follow_the_code_base() -> None:
         {**case["config"], **branches}, code_base="classification", official_class="PIIPFourBranch"
     )
     assert official_shapes(classifier)["branch4.pos_embed"][-1] == case["config"]["branch4"]["embed_dim"]
+
+
+def test_images_that_shrink_below_a_patch_are_refused() -> None:
+    model, _, _ = built("det3_deit_global_square")
+    with pytest.raises(ValueError, match="smaller than one patch"):
+        model(torch.zeros(1, 3, 17, 24))
+
+
+def test_checkpointing_and_decay_reach_the_model_inside() -> None:
+    model, _, _ = built("det1_vit_baseline_fpn")
+    model.set_grad_checkpointing()
+    assert all(branch.grad_checkpointing for branch in model.model.branches)
+    assert model.no_weight_decay() == {"model.branches.0.vit.pos_embed"} | model.no_weight_decay()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from piip.features import BranchFeatures, StageInfo
+from piip.ops.positions import channel_values
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,6 +23,7 @@ class Branch(nn.Module, ABC):
         stride: Pixels every image side must be a multiple of (patch size, or the coarsest stride used).
         depth: Number of blocks.
         num_prefix_tokens: Class and register tokens P.
+        has_class_token: Whether the first prefix token is a class token.
         fixed_size: The only accepted image size (H, W), or None.
         mean: Channel means the network was trained with, RGB in [0, 1].
         std: Channel deviations the network was trained with.
@@ -31,6 +33,7 @@ class Branch(nn.Module, ABC):
     stride: int
     depth: int
     num_prefix_tokens: int
+    has_class_token: bool = False
     fixed_size: tuple[int, int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -40,8 +43,7 @@ class Branch(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("input_scale", None, persistent=False)
-        self.register_buffer("input_shift", None, persistent=False)
+        self._given: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def renormalize_from(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Expect images normalised with another mean and std, and turn them into this branch's own.
@@ -50,19 +52,22 @@ class Branch(nn.Module, ABC):
             mean: Channel means the images will be normalised with, RGB in [0, 1].
             std: Channel deviations likewise.
         """
-        if tuple(mean) == tuple(self.mean) and tuple(std) == tuple(self.std):
-            return
-        own_mean, own_std = torch.tensor(self.mean), torch.tensor(self.std)
-        scale = torch.tensor(tuple(std)) / own_std
-        shift = (torch.tensor(tuple(mean)) - own_mean) / own_std
-        self.register_buffer("input_scale", scale.view(-1, 1, 1), persistent=False)
-        self.register_buffer("input_shift", shift.view(-1, 1, 1), persistent=False)
+        same = tuple(mean) == tuple(self.mean) and tuple(std) == tuple(self.std)
+        self._given = None if same else (tuple(mean), tuple(std))
 
-    def renormalize(self, image: Tensor) -> Tensor:
-        """Return the image (B, 3, H, W) as this branch expects it; see `renormalize_from`."""
-        if self.input_scale is None or self.input_shift is None:
-            return image
-        return image * self.input_scale.to(image.dtype) + self.input_shift.to(image.dtype)
+    def prepare(self, image: Tensor) -> Tensor:
+        """Return the image (B, 3, H, W) in this branch's dtype, normalised as it expects; see `renormalize_from`."""
+        if self._given is not None:
+            mean, std = self._given
+            scale = tuple(theirs / own for theirs, own in zip(std, self.std, strict=True))
+            shift = tuple((a - b) / own for a, b, own in zip(mean, self.mean, self.std, strict=True))
+            image = image * channel_values(scale, image.device) + channel_values(shift, image.device)
+        return image.to(self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return next(self.parameters()).dtype
 
     @abstractmethod
     def embed(self, image: Tensor) -> BranchFeatures:

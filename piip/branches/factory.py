@@ -15,7 +15,8 @@ from torch import nn
 from piip.branches.base import Branch, group_ranges
 from piip.branches.staged import StagedBranch, count_stages
 from piip.branches.vit import ViTBranch
-from piip.config import BranchConfig, nearest_names
+from piip.config import BranchConfig
+from piip.fields import nearest_names
 
 OWN_FIELDS = ("num_classes", "global_pool", "img_size", "drop_path_rate", "features_only", "out_indices")
 PlainViT = VisionTransformer | Eva

@@ -56,6 +56,11 @@ class StagedBranch(Branch):
         self.std = tuple(pretrained_cfg.get("std", IMAGENET_STD))  # type: ignore[arg-type]
 
     def _tokens(self, maps: Tensor) -> BranchFeatures:
+        if not isinstance(maps, Tensor):
+            raise ValueError(
+                "This network passes several tensors between its stages, so branches cannot interact inside it; "
+                "choose another network, or a single branch with one group."
+            )
         if self.channels_last:  # (B, H, W, C)
             prefix = maps.new_empty(maps.shape[0], 0, maps.shape[3])
             return BranchFeatures(maps.flatten(1, 2), prefix, (maps.shape[1], maps.shape[2]))
@@ -70,7 +75,7 @@ class StagedBranch(Branch):
                 f"This network takes images of {self.fixed_size} pixels only, got {tuple(image.shape[-2:])}; "
                 "build the model for that size, or choose a network that takes any size."
             )
-        return self._tokens(self.stem(self.renormalize(image)))
+        return self._tokens(self.stem(self.prepare(image)))
 
     def run_stage(self, stage: int, features: BranchFeatures) -> BranchFeatures:
         """Run the network's stages that make up one stage of the branch."""

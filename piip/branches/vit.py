@@ -69,6 +69,7 @@ class ViTBranch(Branch):
         self.pad_with_bias = window_padding == "before_qkv"
         self.official_positions = position_resize == "official"
         self.num_prefix_tokens = vit.num_prefix_tokens
+        self.has_class_token = vit.cls_token is not None
         self.fixed_size = None
         info: Mapping[str, Any] = vit.feature_info[0]
         self.stride = int(info["reduction"])
@@ -101,7 +102,7 @@ class ViTBranch(Branch):
     def embed(self, image: Tensor) -> BranchFeatures:
         """Embed patches and add positions; image sides beyond whole patches are cut off."""
         height, width = (side // self.stride * self.stride for side in image.shape[-2:])
-        patches = self.vit.patch_embed(self.renormalize(image)[..., :height, :width])  # (B, H, W, C)
+        patches = self.vit.patch_embed(self.prepare(image)[..., :height, :width])  # (B, H, W, C)
         grid = (patches.shape[1], patches.shape[2])
         if self.official_positions:
             tokens, rotary = self._embed_official(patches), None

@@ -15,7 +15,7 @@ from piip.cost.paper import paper_cost
 from piip.cost.report import CostReport, PartCost, format_table
 from piip.cost.total import find_backbone, total_cost
 from piip.heads.classification import PIIPClassifier
-from piip.zoo import model_config
+from piip.zoo import model_config, published_config
 
 __all__ = ["CostReport", "PartCost", "estimate_cost", "format_table"]
 
@@ -51,6 +51,8 @@ def estimate_cost(
         nominal = config.branches[-1].image_size
         if image_size not in (None, nominal, (nominal, nominal)):
             raise ValueError(f"rule='paper' counts at the nominal {nominal} pixels only; leave image_size out.")
+        if isinstance(model_or_name, str):
+            config = published_config(model_or_name)
         return _named(paper_cost(config), config)
     model = model_or_name if isinstance(model_or_name, nn.Module) else _build_on_meta(config)
     report = total_cost(model, _size(image_size, model, config))

@@ -65,13 +65,8 @@ def paper_cost(config: ModelConfig) -> CostReport:
 def counted_config(config: ModelConfig) -> ModelConfig:
     """Return the classification model that the authors counted for a model."""
     branches = config.branches
-    if len(branches) == 4 and config.head.kind == "none":
-        # parity: built with a ViT-S, but published with the ViT-T that was meant (`docs/official.md`)
-        tiny = dataclasses.replace(branches[3], network="deit_tiny_patch16_224")
-        branches = (*branches[:3], tiny)
-    branches = tuple(
-        dataclasses.replace(branch, position_grid=branch.image_size // 16, pretrained=False) for branch in branches
-    )
+    # position tables at the resolution of each branch, as in the released classifiers
+    branches = tuple(dataclasses.replace(branch, position_grid=None, pretrained=False) for branch in branches)
     head, merge = config.head, config.merge
     if head.kind == "none":
         head = HeadConfig("pooled", num_classes=1000)

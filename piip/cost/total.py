@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from piip.backbone import PIIPBackbone
 from piip.checkpoints.official import OfficialModel
 from piip.cost.report import CostReport, PartCost
-from piip.counting import OperationCounter, counting_sampling
+from piip.counting import OperationCounter, counting_sampling, evaluating
 from piip.heads.classification import PIIPClassifier
 
 
+@torch.inference_mode(False)  # also where the caller infers: activations are counted as autograd keeps them
 def total_cost(model: nn.Module, image_size: tuple[int, int]) -> CostReport:
     """Count one forward pass of a model for one image, without running it.
 
@@ -34,19 +35,15 @@ def total_cost(model: nn.Module, image_size: tuple[int, int]) -> CostReport:
     counter = OperationCounter()
     state = _meta_state(model)
     kept = _KeptForBackward(counter, state)
-    image = torch.empty(1, 3, *image_size, device="meta")
-    training = model.training
-    model.eval()
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_parts(model, backbone, counter))
-            stack.enter_context(counting_sampling(model, counter))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack))
-            stack.enter_context(counter)
-            torch.func.functional_call(model, state, (image,))
-    finally:
-        model.train(training)
+    image = torch.empty(1, 3, *image_size, device="meta", dtype=_dtype(model))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(_parts(model, backbone, counter))
+        stack.enter_context(counting_sampling(model, counter))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack))
+        stack.enter_context(counter)
+        torch.func.functional_call(model, state, (image,))
     params = _params(model, backbone)
     names = list(params) + [name for name in counter.macs if name not in params]
     parts = {
@@ -63,6 +60,11 @@ def find_backbone(model: nn.Module) -> PIIPBackbone | None:
     if isinstance(model, PIIPClassifier):
         return model.backbone
     return model if isinstance(model, PIIPBackbone) else None
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the images that a model takes."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _meta_state(model: nn.Module) -> dict[str, Tensor]:

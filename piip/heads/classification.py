@@ -5,6 +5,7 @@ Source: arXiv 2406.04330, section 4.3; released heads in `docs/official.md`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,10 @@ class PooledHead(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.fc = nn.Linear(channels, num_classes)
 
+    def reset_classes(self, num_classes: int) -> None:
+        """Start a new linear layer for another number of classes."""
+        self.fc = _renewed(self.fc, num_classes)
+
     def forward(self, features: Sequence[BranchFeatures], maps: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) of the last map (B, C, H, W); branch features are not used."""
         tokens = self.norm(BranchFeatures.map_to_tokens(maps[-1]))
@@ -51,6 +56,10 @@ class PerBranchHead(nn.Module):
         self.pool = pool
         self.fcs = nn.ModuleList([nn.Linear(width, num_classes) for width in channels])
 
+    def reset_classes(self, num_classes: int) -> None:
+        """Start new linear layers for another number of classes."""
+        self.fcs = nn.ModuleList([_renewed(fc, num_classes) for fc in self.fcs])
+
     def _read(self, features: BranchFeatures) -> Tensor:
         if self.pool == "token":
             return features.prefix[:, 0]
@@ -61,6 +70,11 @@ class PerBranchHead(nn.Module):
         """Return logits (B, K) of the finished branch features; maps are not used."""
         logits = [fc(self._read(branch)) for fc, branch in zip(self.fcs, features, strict=True)]
         return torch.stack(logits).mean(0)
+
+
+def _renewed(layer: nn.Module, num_classes: int) -> nn.Linear:
+    assert isinstance(layer, nn.Linear)
+    return nn.Linear(layer.in_features, num_classes, device=layer.weight.device, dtype=layer.weight.dtype)
 
 
 class PIIPClassifier(nn.Module):
@@ -75,7 +89,7 @@ class PIIPClassifier(nn.Module):
         pretrained_cfg: timm's description of the input: `mean`, `std`, `input_size` (3, H, W).
     """
 
-    def __init__(self, backbone: PIIPBackbone, head: nn.Module, *, config: ModelConfig) -> None:
+    def __init__(self, backbone: PIIPBackbone, head: PooledHead | PerBranchHead, *, config: ModelConfig) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -91,6 +105,19 @@ class PIIPClassifier(nn.Module):
     def num_classes(self) -> int:
         """Number of classes K."""
         return self.config.head.num_classes
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Start a new classifier for another number of classes, as timm's models do.
+
+        Args:
+            num_classes: Number of classes K.
+
+        Raises:
+            ValueError: Fewer than one class.
+        """
+        head = dataclasses.replace(self.config.head, num_classes=num_classes)
+        self.config = dataclasses.replace(self.config, head=head)
+        self.head.reset_classes(num_classes)
 
     def forward_features(self, image: Tensor) -> list[BranchFeatures]:
         """Return the finished features of every branch for images (B, 3, H, W)."""

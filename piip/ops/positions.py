@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import ParamSpec
+from functools import wraps
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
 P = ParamSpec("P")
+MOST_KEPT = 128  # a function: sizes seen in multi-scale training must not pile up
 
 
 def _kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    @lru_cache(maxsize=128)
-    def keep(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
-            return make(*args, **kwargs)
+    """Keep results by their arguments."""
+    results: dict[Any, Tensor] = {}
 
     @wraps(make)
     def get(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        # a compiled or exported graph folds its own constants
-        return make(*args, **kwargs) if torch.compiler.is_compiling() else keep(*args, **kwargs)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling():  # a compiled or exported graph folds its own constants
+            return make(*args, **kwargs)
+        key = (args, tuple(kwargs.items()))
+        if key in results:
+            return results[key]
+        with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
+            made = make(*args, **kwargs)
+        if type(made) is Tensor:  # not a stand-in of a tracer
+            if len(results) >= MOST_KEPT:
+                results.pop(next(iter(results)))
+            results[key] = made
+        return made
 
     return get
 
@@ -67,3 +76,14 @@ def bag_starts(batch: int, cells: int, heads: int, device: torch.device) -> Tens
     """
     image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1) * (cells * heads)
     return image + torch.arange(heads, device=device).view(1, 1, -1, 1, 1)
+
+
+@_kept
+def channel_values(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return one float32 value a channel, (C, 1, 1).
+
+    Args:
+        values: The values.
+        device: Where the result lives.
+    """
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
