@@ -28,6 +28,7 @@ RECIPE_NAME = "recipe.yaml"
 FREE_ON_RESUME = (
     "data.root",
     "data.workers",
+    "data.on_error",
     "run.out",
     "run.checkpoint_every",
     "run.log_every",

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import branch, recipe_values, tiny_recipe, write_images, write_recipe
 
-from piip.callbacks import AveragedWeights
+from piip.callbacks import AveragedWeights, StepCheckpoint
 from piip.cli import main
+from piip.data.sampler import EpochSampler
+from piip.preparation import open_images
 from piip.recipe import Recipe, load_recipe
 from piip.run_folder import read_history
 from piip.tasks.classification import NonFiniteLoss
@@ -279,6 +281,31 @@ def test_an_unreadable_image_is_named_in_one_line(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("piip: error: ")
     assert "red/3.png cannot be read" in line
+
+
+def test_a_run_stopped_by_an_image_goes_on_without_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file spoilt while the run goes: no check before the first step can find it."""
+    data = write_images(tmp_path / "data")
+    recipe = tiny_recipe(data, tmp_path / "run", run={"checkpoint_every": 1})
+    order = list(EpochSampler(24, seed=0, epoch=1))
+    path = open_images(recipe)[0].samples[order[9]][0]
+    whole = path.read_bytes()
+
+    def spoil(*_: object) -> None:
+        path.write_bytes(whole[: len(whole) // 2])
+
+    monkeypatch.setattr(StepCheckpoint, "on_train_epoch_end", spoil)
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read.*--data\.on_error skip"):
+        run(recipe)
+    monkeypatch.undo()
+    stopped_at = newest_step(tmp_path / "run")
+    assert 6 < stopped_at < 12
+    skipping = tiny_recipe(data, tmp_path / "run", run={"checkpoint_every": 1}, data={"on_error": "skip"})
+    with caplog.at_level("WARNING"):
+        assert run(skipping, resume="auto").steps == 12
+    assert f"{path.name} cannot be read" in caplog.text
 
 
 @pytest.mark.slow

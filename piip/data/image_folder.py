@@ -27,6 +27,8 @@ ON_ERROR = ("stop", "skip")
 # What Pillow raises for broken files of the formats above, besides OSError.
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 NAMES_SHOWN = 10
+# Not "delete it": the order of a resumed epoch depends on the list of files.
+ADVICE = "Replace it, or go on with --data.on_error skip (--resume auto where a run has started)."
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ class ImageFolder(Dataset[tuple[Any, int]]):
                 return read_rgb(path), target
             except ValueError as error:
                 if self.on_error == "stop":
-                    raise ValueError(f'{error} Replace or delete it, or set on_error to "skip".') from error
+                    raise ValueError(f"{error} {ADVICE}") from error
                 self._unreadable[place] = True
                 logger.warning("%s It is skipped from now on.", error)
         raise ValueError(f"None of the {len(self.samples)} images in {self.root} can be read: check the disk.")

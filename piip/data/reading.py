@@ -72,7 +72,7 @@ def read_batches(
     for items in loader:
         for _, image, problem in items:
             if image is None and on_error == "stop":
-                raise ValueError(f"{problem} Replace or delete it, or use --on-error skip.")
+                raise ValueError(f"{problem} Replace or remove it, or use --on-error skip.")
             if image is None:
                 logger.warning("%s It is skipped.", problem)
         readable = [(index, image) for index, image, _ in items if image is not None]
