@@ -74,3 +74,10 @@ def test_a_whole_pyramid_starts_from_its_networks(vit_file: Path) -> None:
     )
     first, second = (branch.vit.blocks[0].attn.qkv.weight for branch in made.branches)
     assert torch.equal(first, second)
+
+
+def test_weights_that_cannot_be_had_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="weights of vit_tiny_patch16_224 could not be loaded"):
+        create_network(config(tmp_path / "nowhere.pth", 64))
+    with pytest.raises(ValueError, match=r"Did you mean: vit_tiny_patch16_224\.augreg_in21k"):
+        create_network(BranchConfig("vit_tiny_patch16_224.augreg_in21", 64))

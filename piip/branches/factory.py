@@ -32,26 +32,40 @@ def create_network(config: BranchConfig) -> nn.Module:
         A `VisionTransformer` or `Eva` that takes any image size, or a `FeatureListNet`.
 
     Raises:
-        ValueError: An unknown name (with the nearest ones), arguments the network does not take, or a network that
-            cannot be run stage by stage.
+        ValueError: An unknown name (with the nearest ones), arguments the network does not take, a network that cannot
+            be run stage by stage, or weights that cannot be had.
     """
     name = config.network
     if not timm.is_model(name):
         raise ValueError(
             f"timm {timm.__version__} has no network {name!r}. {nearest_names(name.split('.')[0], timm.list_models())}"
         )
+    tagged = timm.list_models(name.split(".")[0] + ".*", include_tags=True) if "." in name else []
+    if tagged and name not in tagged:
+        raise ValueError(f"timm {timm.__version__} knows no weights {name!r}. {nearest_names(name, tagged)}")
     clash = [key for key in config.timm_args if key in OWN_FIELDS]
     if clash:
         raise ValueError(f"timm_args of {name} sets {', '.join(clash)}; use the fields of BranchConfig instead.")
     if config.timm_args.get("patch_drop_rate"):
         raise ValueError(f"timm_args of {name} sets patch_drop_rate; a pyramid needs every patch.")
     args = _timm_arguments(config)
-    if config.pretrained and "init_values" in args:
-        args["pretrained_strict"] = False  # the released DeiT weights know no layer scale: it starts at its init value
-    network = timm.create_model(name, pretrained=config.pretrained, **args)
+    network = _create_pretrained(name, args) if config.pretrained else timm.create_model(name, **args)
     if config.drop_path_rate and config.drop_path_rule == "constant":
         _set_constant_drop_path(network, config)
     return network
+
+
+def _create_pretrained(name: str, args: dict[str, Any]) -> nn.Module:
+    """Build a network, whose arguments are known to be right, with its weights."""
+    if "init_values" in args:
+        args["pretrained_strict"] = False  # the released DeiT weights know no layer scale: it starts at its init value
+    try:
+        return timm.create_model(name, pretrained=True, **args)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"The weights of {name} could not be loaded ({type(error).__name__}: {' '.join(str(error).split())}); check "
+            "the network connection or timm's cache, or build without pretrained weights."
+        ) from error
 
 
 def _timm_arguments(config: BranchConfig) -> dict[str, Any]:
