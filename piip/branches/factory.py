@@ -62,9 +62,10 @@ def _create_pretrained(name: str, args: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, **args)
     except (OSError, RuntimeError) as error:
+        reason = " ".join([f"{type(error).__name__}:", *str(error).split()])
         raise ValueError(
-            f"The weights of {name} could not be loaded ({type(error).__name__}: {' '.join(str(error).split())}); check "
-            "the network connection or timm's cache, or build without pretrained weights."
+            f"The weights of {name} could not be loaded ({reason}); check the network connection or timm's cache, or "
+            "build without pretrained weights."
         ) from error
 
 
