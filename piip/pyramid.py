@@ -78,6 +78,8 @@ def check_image(image: Tensor, *, in_chans: int = 3, min_size: int = 1) -> None:
     Raises:
         ValueError: Wrong number of dimensions, channels, dtype, a side that is too small, or NaN or infinite values.
     """
+    if not isinstance(image, Tensor):
+        raise ValueError(f"The image is a {type(image).__name__}, expected a torch.Tensor (B, {in_chans}, H, W).")
     if image.dim() != 4:
         raise ValueError(
             f"The image has shape {tuple(image.shape)}, expected a batch (B, {in_chans}, H, W); "

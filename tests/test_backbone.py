@@ -276,6 +276,7 @@ def test_generated_code_equals_eager() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
+        (torch.zeros(1, 3, 64, 64).numpy(), r"is a ndarray, expected a torch\.Tensor"),
         (torch.zeros(3, 64, 64), r"expected a batch \(B, 3, H, W\)"),
         (torch.zeros(1, 1, 64, 64), "has 1 channels, expected 3"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "dtype torch.uint8, expected a float tensor"),
