@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
 from torch import Tensor, nn
 
+from piip.data.loader import ResumableLoader
 from piip.recipe import Recipe, save_recipe
 from piip.run_folder import CHECKPOINT_PATTERN, RECIPE_NAME, checkpoint_name
 
@@ -61,6 +62,29 @@ class AveragedWeights(WeightAveraging):
     def copy_to(self, pl_module: pl.LightningModule) -> None:
         """Give a module the averaged weights."""
         self._copy_average_to_current(pl_module)
+
+
+class SameData(pl.Callback):
+    """Refuse to go on with other training images or another number of processes than the checkpoint's.
+
+    Not the loader's own state: Lightning loads that only in mid-epoch.
+
+    Args:
+        loader: Knows the images and the processes.
+    """
+
+    def __init__(self, loader: ResumableLoader) -> None:
+        self.loader = loader
+        self._facts: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loader's facts, found out once."""
+        self._facts = self._facts or self.loader.facts()
+        return self._facts
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the checkpoint's facts with the loader's."""
+        self.loader.check_facts(state_dict)
 
 
 class SavedRecipe(pl.Callback):

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from piip.callbacks import (
     AveragedWeights,
     BestModel,
+    SameData,
     SavedRecipe,
     StepCheckpoint,
     StepSeed,
@@ -111,7 +112,7 @@ def train(
         every=recipe.run.log_every,
         total_steps=length.total_steps,
     )
-    callbacks = [*_callbacks(recipe, length, export, averaging), *shown]
+    callbacks = [SameData(loader), *_callbacks(recipe, length, export, averaging), *shown]
     trainer = build_trainer(recipe, length, callbacks, device=device, devices=devices, checkpoint=checkpoint)
     loader.order.rank = trainer.global_rank
     trainer.fit(task, loader, val_loader, ckpt_path=checkpoint, weights_only=True)

@@ -18,6 +18,8 @@ from tiny_run import branch, recipe_values, tiny_recipe, write_images, write_rec
 
 from piip.callbacks import AveragedWeights, StepCheckpoint
 from piip.cli import main
+from piip.data.image_folder import ImageFolder
+from piip.data.loader import ResumableLoader
 from piip.data.sampler import EpochSampler
 from piip.preparation import open_images
 from piip.recipe import Recipe, load_recipe
@@ -306,6 +308,33 @@ def test_a_run_stopped_by_an_image_goes_on_without_it(
     with caplog.at_level("WARNING"):
         assert run(skipping, resume="auto").steps == 12
     assert f"{path.name} cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("stop", [3, 6], ids=["mid-epoch", "epoch end"])
+def test_other_images_are_not_the_same_run(tmp_path: Path, stop: int) -> None:
+    data = write_images(tmp_path / "data")
+    kept = KeptCheckpoints(tmp_path / "kept")
+    with kept:
+        run(tiny_recipe(data, tmp_path / "run", run={"checkpoint_every": 3}))
+    checkpoint = str(kept.folder / f"step{stop:08d}.ckpt")
+    data.rename(tmp_path / "moved")  # the place is free
+    run(tiny_recipe(tmp_path / "moved", tmp_path / "resumed"), resume=checkpoint)
+    folder = tmp_path / "moved" / "train" / "red"
+    (folder / "0.png").rename(folder / "other.png")
+    with pytest.raises(ValueError, match=r"fingerprint \w{16} -> \w{16}.*needs the same files"):
+        run(tiny_recipe(tmp_path / "moved", tmp_path / "renamed"), resume=checkpoint)
+    (folder / "other.png").unlink()
+    with pytest.raises(ValueError, match="images 24 -> 23"):
+        run(tiny_recipe(tmp_path / "moved", tmp_path / "removed"), resume=checkpoint)
+
+
+def test_a_loader_knows_its_processes(images: Path) -> None:
+    folder = ImageFolder(images / "train")
+    one, two = (
+        ResumableLoader(folder, EpochSampler(24, seed=0, num_replicas=n), batch_size=4, workers=0) for n in (1, 2)
+    )
+    with pytest.raises(ValueError, match=r"replicas 1 -> 2 \(.*as many processes"):
+        two.check_facts(one.facts())
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -87,6 +88,12 @@ class ImageFolder(Dataset[tuple[Any, int]]):
     def set_epoch(self, epoch: int) -> None:
         """Draw the augmentation of another epoch, in this process and in all workers."""
         self._epoch.fill_(epoch)
+
+    def fingerprint(self) -> str:
+        """Return a short hash of all paths below the root, in order; it says nothing about the files' contents."""
+        start = len(str(self.root)) + 1
+        names = "\n".join(str(path)[start:] for path, _ in self.samples)
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
 
     def __len__(self) -> int:
         """Return the number of images."""

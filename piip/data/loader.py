@@ -72,3 +72,28 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Enter the next epoch after `batches` batches."""
         self._skip = state["batches"]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the order of the batches depends on, besides the recipe.
+
+        Returns:
+            "images", their number; "replicas", the processes; "fingerprint" of the files' names.
+        """
+        return {
+            "images": len(self.images),
+            "replicas": self.order.num_replicas,
+            "fingerprint": self.images.fingerprint(),
+        }
+
+    def check_facts(self, before: dict[str, Any]) -> None:
+        """Compare with the facts of a checkpoint.
+
+        Raises:
+            ValueError: The images or the number of processes are others.
+        """
+        changed = [f"{name} {before[name]} -> {now}" for name, now in self.facts().items() if before[name] != now]
+        if changed:
+            raise ValueError(
+                f"The training data are not those of the checkpoint: {', '.join(changed)} ({self.images.root}). An "
+                "exact resume needs the same files and as many processes; otherwise choose another --out."
+            )
