@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from timm.layers import Format
 from timm.models import FeatureListNet
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ class StagedBranch(Branch):
         maps = features.patches.unflatten(1, features.grid) if self.channels_last else features.as_map()
         start, stop = self.stage_groups[stage]
         for index in range(start, stop):
-            if self.grad_checkpointing and self.training:
+            if self.grad_checkpointing and torch.is_grad_enabled():
                 modules = self.network_stages[index]
                 maps = checkpoint_sequential(modules, len(modules), maps, use_reentrant=False)
             else:
