@@ -25,3 +25,22 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs. Use --device cpu.")
     return device
+
+
+def check_devices(name: str, devices: int) -> None:
+    """Check that a device can serve a number of processes.
+
+    Args:
+        name: As in `pick_device`.
+        devices: Processes of this machine, each with a GPU of its own where the device is one.
+
+    Raises:
+        ValueError: None asked for, one GPU for several, or more GPUs than there are.
+    """
+    device = pick_device(name)
+    if devices < 1:
+        raise ValueError(f"devices is {devices}, expected at least 1.")
+    if device.index is not None and devices > 1:
+        raise ValueError(f"device is {name!r}, one GPU, but devices is {devices}. Use --device cuda for the first ones.")
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise ValueError(f"devices is {devices}, but PyTorch sees {torch.cuda.device_count()} GPUs.")

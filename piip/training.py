@@ -32,7 +32,7 @@ from piip.data.image_folder import ImageFolder
 from piip.data.loader import ResumableLoader
 from piip.data.sampler import EpochSampler
 from piip.data.transforms import TransformConfig
-from piip.device import pick_device
+from piip.device import check_devices, pick_device
 from piip.optim import build_optimizer, build_schedule
 from piip.preparation import (
     RunLength,
@@ -93,6 +93,7 @@ def train(
     checkpoint = find_checkpoint(folder, resume)
     if checkpoint is not None:
         check_same_recipe(recipe, checkpoint)
+    check_devices(device, devices)
     on_gpu = pick_device(device).type == "cuda"
     images, val_images = open_images(recipe)
     torch.manual_seed(recipe.run.seed)
@@ -114,7 +115,7 @@ def train(
     )
     callbacks = [SameData(loader), *_callbacks(recipe, length, export, averaging), *shown]
     trainer = build_trainer(recipe, length, callbacks, device=device, devices=devices, checkpoint=checkpoint)
-    loader.order.rank = trainer.global_rank
+    loader.order.share(trainer.global_rank, trainer.world_size)
     trainer.fit(task, loader, val_loader, ckpt_path=checkpoint, weights_only=True)
     for average in averaging:
         average.copy_to(task)  # Lightning does not where a finished run is resumed

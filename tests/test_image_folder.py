@@ -303,6 +303,14 @@ def test_replicas_share_an_epoch_evenly(drop_last: bool, each: int) -> None:
     assert len(set(taken)) == (9 if drop_last else 10)
 
 
+def test_a_process_takes_its_part() -> None:
+    order = EpochSampler(10, seed=0, num_replicas=2)
+    order.share(1, 2)
+    assert list(order) == list(EpochSampler(10, seed=0, num_replicas=2, rank=1))
+    with pytest.raises(ValueError, match="process 1 of 4, expected one of 2"):
+        order.share(1, 4)
+
+
 def test_more_replicas_than_samples_still_share_evenly() -> None:
     assert [len(list(EpochSampler(2, seed=0, num_replicas=5, rank=r))) for r in range(5)] == [1] * 5
 

@@ -337,13 +337,58 @@ def test_a_loader_knows_its_processes(images: Path) -> None:
         two.check_facts(one.facts())
 
 
+@pytest.mark.parametrize(
+    ("device", "devices", "message"),
+    [
+        ("cpu", 0, "devices is 0, expected at least 1"),
+        ("cuda:1", 2, r"device is 'cuda:1', one GPU, but devices is 2"),
+        ("cuda", 3, "devices is 3, but PyTorch sees 2 GPUs"),
+    ],
+)
+def test_devices_are_checked_first(
+    device: str, devices: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=message):
+        train(tiny_recipe(tmp_path, tmp_path / "run"), device=device, devices=devices)
+
+
+# Writes down which training images a process reads, then goes on as `piip`.
+READER = """
+import os, sys
+from pathlib import Path
+from piip.cli import main
+from piip.data.image_folder import ImageFolder
+read, out = ImageFolder._read, Path(sys.argv[1])
+def note(self, index):
+    if self.root.name == "train":
+        with (out / os.environ.get("LOCAL_RANK", "0")).open("a") as file:
+            file.write(f"{self.epoch} {index}\\n")
+    return read(self, index)
+ImageFolder._read = note
+main(sys.argv[2:])
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_images(images: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values(images, tmp_path / "unused"))
-    process = start(recipe, tmp_path / "run", "--devices", "2", "--json")
-    printed, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert json.loads(printed)["steps"] == 6  # 24 images, two processes of 4 each, two epochs; printed once
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values(images, tmp_path / "run"))
+    (tmp_path / "reader.py").write_text(READER)
+    (tmp_path / "read").mkdir()
+    command = [sys.executable, str(tmp_path / "reader.py"), str(tmp_path / "read"), "train", str(recipe)]
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--devices", "2", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 6  # 24 images, two processes of 4 each, two epochs; printed once
+    first, second = ((tmp_path / "read" / rank).read_text().split("\n")[:-1] for rank in ("0", "1"))
+    assert len(first) == len(second) == 24
+    assert {*first, *second} == {f"{epoch} {index}" for epoch in range(2) for index in range(24)}
 
 
 def test_other_classes_in_validation_are_refused(tmp_path: Path) -> None:

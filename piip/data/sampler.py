@@ -61,6 +61,19 @@ class EpochSampler(Sampler[int]):
         self.start_index = start_index
         self._check_start()
 
+    def share(self, rank: int, num_replicas: int) -> None:
+        """Take the part of one process, whose number may not be known when the sampler is made.
+
+        Raises:
+            ValueError: There are not as many processes as the epoch was cut for.
+        """
+        if num_replicas != self.num_replicas or not 0 <= rank < num_replicas:
+            raise ValueError(
+                f"This is process {rank} of {num_replicas}, expected one of {self.num_replicas}: do --devices and the "
+                "launcher's number of processes agree? Several machines are not supported."
+            )
+        self.rank = rank
+
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch; another than the present one starts at its first sample."""
         if epoch < 0:
