@@ -41,6 +41,6 @@ def check_devices(name: str, devices: int) -> None:
     if devices < 1:
         raise ValueError(f"devices is {devices}, expected at least 1.")
     if device.index is not None and devices > 1:
-        raise ValueError(f"device is {name!r}, one GPU, but devices is {devices}. Use --device cuda for the first ones.")
+        raise ValueError(f"device is {name!r}, one GPU, but devices is {devices}. Use --device cuda.")
     if device.type == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(f"devices is {devices}, but PyTorch sees {torch.cuda.device_count()} GPUs.")

@@ -8,6 +8,7 @@ back, so that a run can be repeated from the file beside its checkpoints.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -272,8 +273,11 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write a resolved recipe as YAML that `load_recipe` reads back equal."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, width=120), encoding="utf-8")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, width=120), encoding="utf-8")
+    os.replace(temporary, path)  # never half a file
 
 
 def _override(values: dict[str, Any], name: str, value: Any) -> None:
