@@ -16,11 +16,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+ADVICE = (
+    "The last checkpoints are kept. Resume with run.precision 32, or start again with a lower optim.lr or with "
+    "optim.clip."
+)
+
 Configure = Callable[[nn.Module], tuple[Optimizer, LRScheduler]]
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss became NaN or infinite; the message names the step."""
+    """The loss or its gradient became NaN or infinite; the message names the step."""
 
 
 class ClassificationTask(pl.LightningModule):
@@ -67,12 +72,24 @@ class ClassificationTask(pl.LightningModule):
         if not loss.isfinite():
             raise NonFiniteLoss(
                 f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch "
-                f"{batch_idx}). The last checkpoint is kept. Resume with run.precision 32, or start again with a "
-                "lower optim.lr or with optim.clip."
+                f"{batch_idx}). {ADVICE}"
             )
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Look at the gradients before they reach the weights.
+
+        Raises:
+            NonFiniteLoss: A gradient is NaN or infinite.
+        """
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if not norm.isfinite():
+            raise NonFiniteLoss(
+                f"The gradient norm is {norm.item()} at step {self.global_step} (epoch {self.current_epoch}), the loss "
+                f"was finite. {ADVICE}"
+            )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add one batch to the accuracies and the mean loss."""
