@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from piip.data.loader import ResumableLoader
 from piip.recipe import Recipe, save_recipe
-from piip.run_folder import CHECKPOINT_PATTERN, RECIPE_NAME, checkpoint_name
+from piip.run_folder import RECIPE_NAME, checkpoint_name
+
+KEPT_CHECKPOINTS = 2
 
 
 class StepSeed(pl.Callback):
@@ -106,7 +109,10 @@ class SavedRecipe(pl.Callback):
 
 
 class StepCheckpoint(Checkpoint):
-    """A checkpoint for exact resume every N optimiser steps and after every epoch; only the newest is kept.
+    """A checkpoint for exact resume every N optimiser steps and after every epoch; the two newest are kept.
+
+    Only files that this run wrote are deleted: their names are part of a checkpoint. A file appears whole or not at
+    all.
 
     The last batch of an epoch is left to the checkpoint after validation, and a batch that only accumulates
     gradients is no place to stop: gradients are not part of a checkpoint.
@@ -114,11 +120,23 @@ class StepCheckpoint(Checkpoint):
     Args:
         folder: Where checkpoints go.
         every: Optimiser steps between checkpoints.
+        resumed: The checkpoint that the run goes on from, if any.
     """
 
-    def __init__(self, folder: Path, *, every: int) -> None:
+    def __init__(self, folder: Path, *, every: int, resumed: Path | None = None) -> None:
         self.folder = folder
         self.every = every
+        self.resumed = resumed
+        self._written: list[str] = []
+
+    def state_dict(self) -> dict[str, list[str]]:
+        """Return the names of the run's checkpoints, this one included."""
+        return {"written": list(self._written)}
+
+    def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:
+        """Take over the run's checkpoints, unless the run goes on in another folder."""
+        if self.resumed is not None and self.resumed.parent.resolve() == self.folder.resolve():
+            self._written = [name for name in state_dict["written"] if name != self.resumed.name] + [self.resumed.name]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -134,12 +152,16 @@ class StepCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        path = self.folder / checkpoint_name(trainer.global_step)
-        trainer.save_checkpoint(path, weights_only=False)  # writes a temporary file and renames it
+        name = checkpoint_name(trainer.global_step)
+        self._written = [other for other in self._written if other != name] + [name]
+        # Lightning's own temporary file may lie on another disk, from where no rename is atomic
+        temporary = self.folder / (name + ".part")
+        trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
-            for other in self.folder.glob(CHECKPOINT_PATTERN):
-                if other != path:
-                    other.unlink()
+            os.replace(temporary, self.folder / name)
+            for old in self._written[:-KEPT_CHECKPOINTS]:
+                (self.folder / old).unlink(missing_ok=True)
+        self._written = self._written[-KEPT_CHECKPOINTS:]
 
 
 class BestModel(pl.Callback):
@@ -187,6 +209,11 @@ class StopAtStep(pl.Callback):
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take no step where the checkpoint is that of the last one."""
+        if trainer.global_step >= self.max_steps:
+            trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

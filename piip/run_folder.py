@@ -1,7 +1,7 @@
 """The folder of a training run: finding checkpoints, refusing to mix runs, reading the history.
 
 It holds
-    checkpoints/   step*.ckpt (everything for exact resume; the newest is kept) and recipe.yaml, the resolved recipe
+    checkpoints/   step*.ckpt (everything for exact resume; the two newest are kept) and recipe.yaml, the resolved recipe
     best/          the exported model with the highest validation top-1 so far
     model/         the exported model after the last step
     csv/           metrics.csv, one version folder for every start; `read_history` joins them
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import csv
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,20 +58,43 @@ def find_checkpoint(folder: Path, resume: str | Path | None) -> Path | None:
         resume: None for a new run, "auto" for the newest checkpoint in the folder if there is one, or a path.
 
     Raises:
-        ValueError: The path does not exist, or a new run would overwrite one that is there.
+        ValueError: The path does not exist or is damaged, or the folder holds another run.
     """
-    newest = max((folder / CHECKPOINTS).glob(CHECKPOINT_PATTERN), default=None)
+    present = sorted((folder / CHECKPOINTS).glob(CHECKPOINT_PATTERN))
     if resume is None:
-        if newest is not None:
-            raise ValueError(f"{folder} holds a run ({newest.name}). Add --resume auto, or choose another --out.")
+        if present:
+            raise ValueError(f"{folder} holds a run ({present[-1].name}). Add --resume auto, or choose another --out.")
         return None
     if str(resume) == "auto":
-        return newest
-    if not Path(resume).is_file():
+        checkpoint = present[-1] if present else None
+    else:
+        checkpoint = Path(resume)
+        if not checkpoint.is_file():
+            raise ValueError(
+                f"There is no checkpoint {str(resume)!r}, expected 'auto' or a file RUN/checkpoints/step*.ckpt."
+            )
+        if present and checkpoint.resolve() not in [path.resolve() for path in present]:
+            raise ValueError(
+                f"{folder} holds a run ({present[-1].name}), and {resume} is not one of its checkpoints. Choose another "
+                "--out."
+            )
+    if checkpoint is not None:
+        _check_whole(checkpoint)
+    return checkpoint
+
+
+def _check_whole(checkpoint: Path) -> None:
+    """Read a checkpoint's checksums, before anything else is loaded."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            problem = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        problem = str(error)
+    if problem is not None:
         raise ValueError(
-            f"There is no checkpoint {str(resume)!r}, expected 'auto' or a file RUN/checkpoints/step*.ckpt."
+            f"The checkpoint {checkpoint} is damaged ({problem}). Delete it and use --resume auto: the one before it is "
+            "kept."
         )
-    return Path(resume)
 
 
 def check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:

@@ -113,7 +113,7 @@ def train(
         every=recipe.run.log_every,
         total_steps=length.total_steps,
     )
-    callbacks = [SameData(loader), *_callbacks(recipe, length, export, averaging), *shown]
+    callbacks = [SameData(loader), *_callbacks(recipe, length, export, averaging, checkpoint), *shown]
     trainer = build_trainer(recipe, length, callbacks, device=device, devices=devices, checkpoint=checkpoint)
     loader.order.share(trainer.global_rank, trainer.world_size)
     trainer.fit(task, loader, val_loader, ckpt_path=checkpoint, weights_only=True)
@@ -224,7 +224,11 @@ def _task(recipe: Recipe, model: nn.Module, length: RunLength, *, num_classes: i
 
 
 def _callbacks(
-    recipe: Recipe, length: RunLength, export: Callable[..., None], averaging: list[AveragedWeights]
+    recipe: Recipe,
+    length: RunLength,
+    export: Callable[..., None],
+    averaging: list[AveragedWeights],
+    checkpoint: Path | None,
 ) -> list[pl.Callback]:
     """Return what changes or saves the run; the best model is exported before the averaged weights are swapped back."""
     folder = Path(recipe.run.out)
@@ -234,7 +238,7 @@ def _callbacks(
         *averaging,
         SavedRecipe(recipe, folder / CHECKPOINTS),
         StopAtStep(length.total_steps),
-        StepCheckpoint(folder / CHECKPOINTS, every=recipe.run.checkpoint_every),
+        StepCheckpoint(folder / CHECKPOINTS, every=recipe.run.checkpoint_every, resumed=checkpoint),
     ]
 
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from piip.data.sampler import EpochSampler
 from piip.preparation import open_images
 from piip.recipe import Recipe, load_recipe
 from piip.run_folder import read_history
+from piip.tasks import classification
 from piip.tasks.classification import NonFiniteLoss
 from piip.training import TrainingResult, train
 
@@ -65,6 +68,10 @@ def without_rates(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     """Drop measured throughput, which no two runs share."""
     kept = [{name: value for name, value in row.items() if "images_per_second" not in name} for row in rows]
     return [row for row in kept if row.keys() - {"step", "epoch"}]
+
+
+def names(run_folder: Path) -> list[str]:
+    return sorted(path.name for path in (run_folder / "checkpoints").iterdir())
 
 
 def newest_step(folder: Path) -> int:
@@ -131,7 +138,7 @@ def test_resume_from_every_kind_of_checkpoint(images: Path, tmp_path: Path, stop
 
 
 class KeptCheckpoints:
-    """Keep a copy of every checkpoint that a run writes."""
+    """Keep a copy of every checkpoint that a run writes; of one written twice (the last step's), the first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -145,7 +152,9 @@ class KeptCheckpoints:
         def keep(trainer: pl.Trainer, path: Path, weights_only: bool | None = None) -> None:
             save(trainer, path, weights_only)
             self.folder.mkdir(exist_ok=True)
-            (self.folder / Path(path).name).write_bytes(Path(path).read_bytes())
+            copy = self.folder / Path(path).name.removesuffix(".part")
+            if not copy.exists():
+                copy.write_bytes(Path(path).read_bytes())
 
         self.patch.setattr(pl.Trainer, "save_checkpoint", keep)
 
@@ -166,7 +175,7 @@ def test_a_run_leaves_a_model_logs_and_its_recipe(images: Path, tmp_path: Path) 
         assert set(description["metrics"]) == {"val/loss", "val/top1", "val/top5", "val/mean_class"}
         assert Recipe.from_dict(description["recipe"]) == recipe
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt")] == ["step00000036.ckpt"]
+    assert names(tmp_path / "run") == ["recipe.yaml", "step00000030.ckpt", "step00000036.ckpt"]
     rows = read_history(tmp_path / "run")
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(36))
     assert sum("val/top1" in row for row in rows) == 6
@@ -196,7 +205,7 @@ def test_averaged_weights_are_what_is_exported(images: Path, tmp_path: Path) -> 
     run(tiny_recipe(images, tmp_path / "averaged", run={"ema_decay": 0.9}))
     assert losses(tmp_path / "plain") == losses(tmp_path / "averaged")
     plain, averaged = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "averaged"))
-    checkpoint = torch.load(next((tmp_path / "averaged" / "checkpoints").glob("*.ckpt")), weights_only=True)
+    checkpoint = torch.load(max((tmp_path / "averaged" / "checkpoints").glob("*.ckpt")), weights_only=True)
     for name, value in plain.items():
         assert torch.equal(checkpoint["current_model_state"][f"model.{name}"], value)
         assert torch.equal(checkpoint["state_dict"][f"model.{name}"], averaged[name])
@@ -242,6 +251,20 @@ def test_max_steps_end_in_mid_epoch(images: Path, tmp_path: Path) -> None:
     assert "val/top1" in result.metrics
 
 
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_no_step_is_taken_after_the_last(images: Path, tmp_path: Path, ema_decay: float | None) -> None:
+    """Killed between the last step and the validation after it."""
+    fields: dict[str, Any] = {"schedule": {"max_steps": 8}, "run": {"checkpoint_every": 4, "ema_decay": ema_decay}}
+    kept = KeptCheckpoints(tmp_path / "kept")
+    with kept:
+        first = run(tiny_recipe(images, tmp_path / "run", **fields))
+    again = run(tiny_recipe(images, tmp_path / "again", **fields), resume=str(kept.folder / "step00000008.ckpt"))
+    assert again.steps == 8
+    assert again.metrics == pytest.approx(first.metrics)
+    weights = [result.model_dir / "model.safetensors" for result in (first, again)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_resuming_a_finished_run_changes_nothing(images: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(images, tmp_path / "run", run={"ema_decay": 0.9})
     first = run(recipe)
@@ -253,9 +276,69 @@ def test_resuming_a_finished_run_changes_nothing(images: Path, tmp_path: Path) -
 
 def test_a_nan_loss_stops_with_its_step(images: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(images, tmp_path / "run", optim={"lr": 1e30}, run={"checkpoint_every": 1})
-    with pytest.raises(NonFiniteLoss, match=r"loss is nan at step [1-5] \(epoch 0, batch [1-5]\).*checkpoint is kept"):
+    problem = r"loss is nan at step [1-5] \(epoch 0, batch [1-5]\).*checkpoints are kept"
+    with pytest.raises(NonFiniteLoss, match=problem) as first:
         run(recipe)
     assert newest_step(tmp_path / "run") >= 1
+    with pytest.raises(NonFiniteLoss) as second:
+        run(recipe, resume="auto")
+    assert str(second.value) == str(first.value)
+
+
+def test_a_nan_gradient_does_not_reach_the_weights(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a finite loss; without the fault, the run goes on from its checkpoint to the weights of a run without one."""
+    calls = iter(range(100))
+
+    def faulty(logits: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        loss = torch.nn.functional.cross_entropy(logits, *arguments, **options)
+        # the root's slope at 0 is infinite, times 0: NaN; call 0 is that of the sanity check
+        return loss + (logits.sum() * 0).sqrt() if next(calls) == 5 else loss
+
+    recipe = tiny_recipe(images, tmp_path / "run", run={"checkpoint_every": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(classification, "F", types.SimpleNamespace(cross_entropy=faulty))
+        with pytest.raises(NonFiniteLoss, match=r"gradient norm is nan at step 4 \(epoch 0\), the loss was finite"):
+            run(recipe)
+    assert names(tmp_path / "run") == ["recipe.yaml", "step00000002.ckpt", "step00000004.ckpt"]
+    run(recipe, resume="auto")
+    run(tiny_recipe(images, tmp_path / "whole"))
+    resumed, whole = (tmp_path / name / "model" / "model.safetensors" for name in ("run", "whole"))
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_only_checkpoints_of_the_run_are_deleted(images: Path, tmp_path: Path) -> None:
+    first, second = (tiny_recipe(images, tmp_path / name, run={"seed": 0}) for name in ("first", "second"))
+    run(first)
+    assert names(tmp_path / "first") == ["recipe.yaml", "step00000006.ckpt", "step00000012.ckpt"]
+    checkpoints = tmp_path / "first" / "checkpoints"
+    kept = checkpoints / "step00000003.ckpt"  # somebody's copy
+    kept.write_bytes((checkpoints / "step00000006.ckpt").read_bytes())
+    (checkpoints / "step00000012.ckpt").unlink()
+    run(first, resume="auto")
+    assert names(tmp_path / "first") == ["recipe.yaml", kept.name, "step00000006.ckpt", "step00000012.ckpt"]
+    run(second)
+    with pytest.raises(ValueError, match=r"second holds a run .*step00000012.ckpt.* is not one of its checkpoints"):
+        run(second, resume=str(checkpoints / "step00000006.ckpt"))
+    assert names(tmp_path / "second") == ["recipe.yaml", "step00000006.ckpt", "step00000012.ckpt"]
+    run(tiny_recipe(images, tmp_path / "third"), resume=str(checkpoints / "step00000006.ckpt"))
+    assert names(tmp_path / "third") == ["recipe.yaml", "step00000012.ckpt"]
+    assert len(names(tmp_path / "first")) == 4
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1000], lambda content: bytes(len(content))])
+def test_damaged_checkpoints_are_named(images: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    recipe = tiny_recipe(images, tmp_path / "run")
+    weights = run(recipe).model_dir / "model.safetensors"
+    content = weights.read_bytes()
+    newest = tmp_path / "run" / "checkpoints" / "step00000012.ckpt"
+    newest.write_bytes(damage(newest.read_bytes()))
+    with pytest.raises(ValueError, match=r"step00000012\.ckpt is damaged .*Delete it and use --resume auto"):
+        run(recipe, resume="auto")
+    newest.unlink()
+    run(recipe, resume="auto")
+    assert weights.read_bytes() == content
 
 
 def test_refusals_come_before_the_first_step(images: Path, tmp_path: Path) -> None:
