@@ -1,7 +1,7 @@
 """The folder of a training run: finding checkpoints, refusing to mix runs, reading the history.
 
 It holds
-    checkpoints/   step*.ckpt (everything for exact resume; the two newest are kept) and recipe.yaml, the resolved recipe
+    checkpoints/   step*.ckpt (everything for exact resume; the two newest) and recipe.yaml, the resolved recipe
     best/          the exported model with the highest validation top-1 so far
     model/         the exported model after the last step
     csv/           metrics.csv, one version folder for every start; `read_history` joins them
@@ -75,8 +75,8 @@ def find_checkpoint(folder: Path, resume: str | Path | None) -> Path | None:
             )
         if present and checkpoint.resolve() not in [path.resolve() for path in present]:
             raise ValueError(
-                f"{folder} holds a run ({present[-1].name}), and {resume} is not one of its checkpoints. Choose another "
-                "--out."
+                f"{folder} holds a run ({present[-1].name}), and {resume} is not one of its checkpoints. Choose "
+                "another --out."
             )
     if checkpoint is not None:
         _check_whole(checkpoint)
@@ -92,8 +92,8 @@ def _check_whole(checkpoint: Path) -> None:
         problem = str(error)
     if problem is not None:
         raise ValueError(
-            f"The checkpoint {checkpoint} is damaged ({problem}). Delete it and use --resume auto: the one before it is "
-            "kept."
+            f"The checkpoint {checkpoint} is damaged ({problem}). Delete it and use --resume auto: the one before it "
+            "is kept."
         )
 
 

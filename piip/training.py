@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -28,6 +29,7 @@ from piip.callbacks import (
     StopAtStep,
     validation_metrics,
 )
+from piip.data.checking import check_images
 from piip.data.image_folder import ImageFolder
 from piip.data.loader import ResumableLoader
 from piip.data.sampler import EpochSampler
@@ -96,6 +98,9 @@ def train(
     check_devices(device, devices)
     on_gpu = pick_device(device).type == "cuda"
     images, val_images = open_images(recipe)
+    if recipe.data.on_error == "stop":
+        paths = [path for path, _ in images.samples + val_images.samples]
+        rank_zero_only(check_images)(paths, workers=recipe.data.workers, show=progress != "none")
     torch.manual_seed(recipe.run.seed)
     model = build_recipe_model(recipe, num_classes=len(images.classes))
     check_classes(model, images.classes)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import branch, recipe_values, tiny_recipe, write_images, write_recipe
 
@@ -288,7 +289,7 @@ def test_a_nan_loss_stops_with_its_step(images: Path, tmp_path: Path) -> None:
 def test_a_nan_gradient_does_not_reach_the_weights(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a finite loss; without the fault, the run goes on from its checkpoint to the weights of a run without one."""
+    """The loss is finite; without the fault, the run goes on to the weights of a run that never had it."""
     calls = iter(range(100))
 
     def faulty(logits: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
@@ -353,19 +354,41 @@ def test_refusals_come_before_the_first_step(images: Path, tmp_path: Path) -> No
     refused(r"warmup_epochs is 3.0 or 18 steps.*the 8 steps", schedule={"max_steps": 8, "warmup_epochs": 3})
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named_in_one_line(
-    tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = write_images(tmp_path / "data")
-    (data / "train" / "red" / "3.png").write_bytes(b"no image")
-    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values(data, tmp_path / "run", data={"workers": workers}))
+def complaint(recipe: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the last line of a command that fails with exit code 2."""
     with pytest.raises(SystemExit) as caught:
         main(["train", str(recipe), "--device", "cpu", "--progress", "none"])
     assert caught.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("piip: error: ")
-    assert "red/3.png cannot be read" in line
+    return line
+
+
+def test_broken_images_of_both_splits_are_named_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_images(tmp_path / "data")
+    for name in ("train/red/3.png", "val/blue/0.png"):
+        (data / name).write_bytes(b"no image")
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values(data, tmp_path / "run"))
+    line = complaint(recipe, capsys)
+    assert "2 of 36 images do not open" in line
+    assert "train/red/3.png (UnidentifiedImageError)" in line
+    assert "val/blue/0.png (UnidentifiedImageError). Replace it" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_in_one_line(
+    tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_images(tmp_path / "data")
+    (data / "train" / "red" / "3.png").unlink()
+    Image.effect_noise((40, 36), 50).save(data / "train" / "red" / "3.jpg")
+    content = (data / "train" / "red" / "3.jpg").read_bytes()
+    (data / "train" / "red" / "3.jpg").write_bytes(content[:-300])  # the header is whole
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values(data, tmp_path / "run", data={"workers": workers}))
+    assert "red/3.jpg cannot be read" in complaint(recipe, capsys)
 
 
 def test_a_run_stopped_by_an_image_goes_on_without_it(
