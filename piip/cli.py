@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from piip.cli_parser import Commands, documented_arguments, run_command
 
+TRAIN_EXTRA = ("pytorch_lightning", "torchmetrics", "tensorboard")
 DESCRIPTION = "Parameter-inverted image pyramids: large networks see small images, small networks see large ones."
 
 
@@ -111,7 +112,7 @@ def train(
         resume: A checkpoint, or "auto" for the newest one in the run's folder; the losses from there on are those of
             an uninterrupted run.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        devices: Processes for data-parallel training; with torchrun, those of this machine.
+        devices: Processes for data-parallel training, all on this machine; with torchrun, as many as it starts.
         progress: A bar in a terminal, lines in a log, or none.
         json: Print the result as JSON: "model_dir", "steps" and the validation metrics.
         overrides: Fields of the recipe by dotted name.
@@ -268,16 +269,19 @@ def recipe_fields() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; exit code 2 and one line on stderr where the user can help, 1 where training diverged.
+    """Run the command line; what the user can help is one line on stderr.
+
+    Exit codes: 2 for wrong arguments, data or files, 1 where training diverged, 130 where it was interrupted.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    words = sys.argv[1:] if argv is None else argv
     try:
         run_command(
             COMMANDS,
-            sys.argv[1:] if argv is None else argv,
+            words,
             program="piip",
             description=DESCRIPTION,
             epilogs={"train": recipe_fields},
@@ -288,9 +292,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(error, 1)
     except BrokenPipeError:  # e.g. `piip list | head`
         sys.stderr.close()
+    except OSError as error:
+        _fail(error, 2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in TRAIN_EXTRA:
+            raise
+        _fail(f'Training needs {package}: pip install "piip[train]".', 2)
+    except KeyboardInterrupt:
+        advice = " The same command with --resume auto goes on from the last checkpoint." if "train" in words else ""
+        _fail(f"Interrupted.{advice}", 130)
 
 
-def _fail(error: Exception, code: int) -> None:
+def _fail(error: Exception | str, code: int) -> None:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # an error from a reading process carries that process's whole traceback; its last line is the message
     if any(line.startswith("Traceback") for line in lines):

@@ -84,12 +84,13 @@ def train(
         recipe: The run; its folder is `recipe.run.out`.
         resume: A checkpoint, or "auto" for the newest one in the folder (none: start from the beginning).
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        devices: Processes; more than one trains data-parallel, with `batch_size` images each.
+        devices: Processes on this machine; more than one trains data-parallel, with `batch_size` images each.
         progress: "auto", "bar", "lines" or "none".
 
     Raises:
         ValueError: Recipe, data and model do not fit together, or the folder holds another run.
-        NonFiniteLoss: The loss became NaN; the last checkpoint is kept.
+        NonFiniteLoss: The loss or its gradient became NaN; the last checkpoints are kept.
+        KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     folder = Path(recipe.run.out)
     checkpoint = find_checkpoint(folder, resume)
@@ -121,7 +122,10 @@ def train(
     callbacks = [SameData(loader), *_callbacks(recipe, length, export, averaging, checkpoint), *shown]
     trainer = build_trainer(recipe, length, callbacks, device=device, devices=devices, checkpoint=checkpoint)
     loader.order.share(trainer.global_rank, trainer.world_size)
-    trainer.fit(task, loader, val_loader, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(task, loader, val_loader, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
+        raise KeyboardInterrupt from error
     for average in averaging:
         average.copy_to(task)  # Lightning does not where a finished run is resumed
     metrics = validation_metrics(trainer) or dict(trainer.validate(task, val_loader, verbose=False)[0])

@@ -136,6 +136,27 @@ def test_wrong_command_lines(arguments: list[str], message: str, capsys: pytest.
     assert len(errors.splitlines()) == 1
 
 
+def test_errors_of_the_system_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_images(tmp_path / "data")
+    recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values(data, tmp_path / "recipe.yaml" / "run"))
+    with pytest.raises(SystemExit) as caught:
+        main(["train", str(recipe), "--device", "cpu", "--progress", "none"])
+    assert caught.value.code == 2
+    assert "Not a directory" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_training_without_its_packages_names_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("piip.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pytorch_lightning.utilities", None)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", RECIPE])
+    assert caught.value.code == 2
+    assert 'pip install "piip[train]"' in capsys.readouterr().err
+
+
 def test_dotted_options_are_taken_out() -> None:
     others, overrides = split_overrides(
         ["train", "r.yaml", "--optim.lr", "1e-3", "--out", "a.b", "--run.ema_decay=null"]

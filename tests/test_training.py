@@ -124,6 +124,21 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(images: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    values = recipe_values(images, tmp_path, schedule={"epochs": 1000}, run={"checkpoint_every": 2})
+    process = start(write_recipe(tmp_path / "recipe.yaml", values), tmp_path / "run", "--progress", "none")
+    deadline = time.monotonic() + 200
+    while not newest_step(tmp_path / "run") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines() == [
+        "piip: error: Interrupted. The same command with --resume auto goes on from the last checkpoint."
+    ]
+
+
 @pytest.mark.parametrize("stop", [3, 6, 9], ids=["mid-epoch", "epoch end", "second epoch"])
 def test_resume_from_every_kind_of_checkpoint(images: Path, tmp_path: Path, stop: int) -> None:
     fields = {"checkpoint_every": 3, "ema_decay": 0.9}
