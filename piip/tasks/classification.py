@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytorch_lightning as pl
+import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ class ClassificationTask(pl.LightningModule):
         self.configure = configure
         self.mix = mix
         self.label_smoothing = label_smoothing
+        self._losses: list[Tensor] = []  # of the batches of this optimiser step
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
         self.mean_class = MulticlassAccuracy(num_classes, average="macro")
@@ -74,7 +76,10 @@ class ClassificationTask(pl.LightningModule):
                 f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch "
                 f"{batch_idx}). {ADVICE}"
             )
-        self.log("train/loss", loss, prog_bar=True)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._losses = []
+        self._losses.append(loss.detach())
+        self.log("train/loss", torch.stack(self._losses).mean(), prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
