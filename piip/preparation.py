@@ -28,12 +28,14 @@ class RunLength:
         steps_per_epoch: Optimiser steps in one of them.
         total_steps: Optimiser steps of the run.
         warmup_steps: Optimiser steps of the warm-up.
+        log_every: Optimiser steps between logged values and lines of progress, at most those of an epoch.
     """
 
     epochs: int
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
+    log_every: int
 
 
 def open_images(recipe: Recipe) -> tuple[ImageFolder, ImageFolder]:
@@ -148,7 +150,8 @@ def run_length(recipe: Recipe, batches: int) -> RunLength:
             f"schedule.warmup_epochs is {recipe.schedule.warmup_epochs} or {warmup} steps, "
             f"expected fewer than the {total} steps of the run."
         )
-    return RunLength(math.ceil(total / steps_per_epoch), steps_per_epoch, total, warmup)
+    log_every = min(recipe.run.log_every, steps_per_epoch)
+    return RunLength(math.ceil(total / steps_per_epoch), steps_per_epoch, total, warmup, log_every)
 
 
 def build_mix(config: RegularizeConfig, num_classes: int) -> Mixup | None:

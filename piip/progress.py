@@ -19,7 +19,7 @@ def progress_callbacks(kind: str, *, batch_size: int, every: int, total_steps: i
     Args:
         kind: "bar", "lines", "none", or "auto": a bar where stderr is a terminal, else lines.
         batch_size: Images a batch, over all processes.
-        every: Optimiser steps between measurements and lines.
+        every: Optimiser steps between logged values and between lines, at most those of an epoch.
         total_steps: Optimiser steps of the whole run.
 
     Raises:
@@ -39,45 +39,41 @@ def progress_callbacks(kind: str, *, batch_size: int, every: int, total_steps: i
 
 
 class Throughput(pl.Callback):
-    """Measure and log `train/images_per_second`, without validation and checkpoints between epochs.
+    """Measure and log `train/images_per_second` since the start, without validation between epochs.
 
     Args:
         batch_size: Images a batch, over all processes.
-        every: Optimiser steps between measurements.
+        every: Optimiser steps between logged values.
     """
 
     def __init__(self, batch_size: int, *, every: int) -> None:
         self.batch_size = batch_size
         self.every = every
         self.images_per_second = 0.0
-        self._batches = 0
-        self._start = time.perf_counter()
+        self._images = 0
+        self._seconds = 0.0
+        self._before = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start a new interval."""
-        self._batches = 0
-        self._start = time.perf_counter()
+        """Take up the clock."""
+        self._before = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, and measure at the end of an interval."""
-        self._batches += 1
-        if self._batches < self.every * trainer.accumulate_grad_batches:
-            if self.images_per_second == 0:
-                self._measure()
-            return
-        self._measure()
-        pl_module.log("train/images_per_second", self.images_per_second, prog_bar=True)
-        self.on_train_epoch_start(trainer, pl_module)
+        """Count images and time."""
+        now = time.perf_counter()
+        self._images += self.batch_size
+        self._seconds += now - self._before
+        self._before = now
+        self.images_per_second = self._images / self._seconds
+        if is_due(trainer, batch_idx, self.every):
+            pl_module.log("train/images_per_second", self.images_per_second, prog_bar=True)
 
     def time_left(self, trainer: pl.Trainer, total_steps: int) -> str:
         """Return the time to the last of all optimiser steps as hours:minutes:seconds."""
         images = (total_steps - trainer.global_step) * trainer.accumulate_grad_batches * self.batch_size
         return str(timedelta(seconds=int(images / self.images_per_second))) if self.images_per_second else "?"
-
-    def _measure(self) -> None:
-        self.images_per_second = self._batches * self.batch_size / (time.perf_counter() - self._start)
 
 
 class ProgressBar(RichProgressBar):
@@ -120,7 +116,7 @@ class ProgressLines(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Print epoch, step, loss, rate and remaining time."""
-        if (batch_idx + 1) % (self.every * trainer.accumulate_grad_batches) or not trainer.is_global_zero:
+        if not is_due(trainer, batch_idx, self.every) or not trainer.is_global_zero:
             return
         rate = self.throughput.images_per_second
         loss = float(trainer.callback_metrics["train/loss"])
@@ -135,6 +131,13 @@ class ProgressLines(pl.Callback):
             return
         metrics = [f"{n} {float(v):.4f}" for n, v in trainer.callback_metrics.items() if n.startswith("val/")]
         _print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} " + " ".join(metrics))
+
+
+def is_due(trainer: pl.Trainer, batch_idx: int, every: int) -> bool:
+    """Return whether a batch ends an optimiser step whose number is a multiple of `every`."""
+    is_last = batch_idx + 1 == trainer.num_training_batches
+    is_step = is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return is_step and trainer.global_step % every == 0
 
 
 def _print(line: str) -> None:

@@ -116,7 +116,7 @@ def train(
     shown = progress_callbacks(
         progress,
         batch_size=recipe.data.batch_size * devices,
-        every=recipe.run.log_every,
+        every=length.log_every,
         total_steps=length.total_steps,
     )
     callbacks = [SameData(loader), *_callbacks(recipe, length, export, averaging, checkpoint), *shown]
@@ -155,10 +155,9 @@ def build_trainer(
     """
     folder = recipe.run.out
     place = pick_device(device)
-    log_every = min(recipe.run.log_every, length.steps_per_epoch)
     purge = checkpoint_step(checkpoint) if checkpoint is not None else None
     loggers = [
-        CSVLogger(folder, name="csv", flush_logs_every_n_steps=log_every),
+        CSVLogger(folder, name="csv", flush_logs_every_n_steps=length.log_every),
         TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False, purge_step=purge),
     ]
     return pl.Trainer(
@@ -171,7 +170,7 @@ def build_trainer(
         gradient_clip_val=recipe.optim.clip,
         callbacks=callbacks,
         logger=loggers,
-        log_every_n_steps=log_every,
+        log_every_n_steps=length.log_every,
         num_sanity_val_steps=1,
         use_distributed_sampler=False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),

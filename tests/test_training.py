@@ -197,6 +197,17 @@ def test_a_run_leaves_a_model_logs_and_its_recipe(images: Path, tmp_path: Path) 
     assert sum("val/top1" in row for row in rows) == 6
 
 
+def test_short_epochs_show_progress_and_log(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three steps an epoch, the last of two batches instead of five; the recipe asks for a line every 50 steps."""
+    fields = {"data": {"batch_size": 2}, "run": {"accumulate": 5, "log_every": 50}}
+    train(tiny_recipe(images, tmp_path / "run", **fields), device="cpu", progress="lines")
+    lines = [line for line in capsys.readouterr().err.splitlines() if " step " in line]
+    assert [line.split()[:4] for line in lines] == [["epoch", f"{n}/2", "step", f"{3 * n}/6"] for n in (1, 2)]
+    rows = read_history(tmp_path / "run")
+    assert [row["step"] for row in rows if "train/loss" in row] == [2, 5]
+    assert [row["step"] for row in rows if "train/images_per_second" in row] == [2, 5]
+
+
 def test_same_seed_same_losses(images: Path, tmp_path: Path) -> None:
     for name, seed in (("first", 0), ("second", 0), ("third", 1)):
         run(tiny_recipe(images, tmp_path / name, **EVERYTHING, run={"seed": seed}))
@@ -211,6 +222,8 @@ def test_accumulated_batches_equal_one_large_batch(images: Path, tmp_path: Path)
         fields = {"data": {"batch_size": batch_size}, "run": {"accumulate": accumulate}, "optim": {"lr": 3e-3}}
         results[name] = run(tiny_recipe(images, tmp_path / name, **fields))
     assert [result.steps for result in results.values()] == [6, 6, 12]
+    # a step's logged loss is that of all its images; the first one stands before any update
+    assert losses(tmp_path / "accumulated")[0] == pytest.approx(losses(tmp_path / "large")[0], rel=1e-5)
     loss = {name: result.metrics["val/loss"] for name, result in results.items()}
     assert loss["accumulated"] == pytest.approx(loss["large"], rel=1e-3)
     assert loss["small"] != pytest.approx(loss["large"], rel=1e-3)
