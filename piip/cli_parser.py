@@ -8,11 +8,10 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import yaml
 from docstring_parser import parse
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from piip.fields import nearest_names
+from piip.fields import CommandText, nearest_names
 
 Command = Callable[..., Any]
 Commands = Mapping[str, "Command | Mapping[str, Command]"]
@@ -80,7 +79,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         argv: The command line.
 
     Returns:
-        The other arguments, and the values by dotted name, read as YAML.
+        The other arguments, and the values by dotted name, still as text.
 
     Raises:
         ValueError: A dotted option without a value.
@@ -96,7 +95,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         text = match.group(2) if match.group(2) is not None else next(words, None)
         if text is None:
             raise ValueError(f"{word} has no value, expected {word} VALUE.")
-        overrides[match.group(1)] = yaml.safe_load(text)
+        overrides[match.group(1)] = CommandText(text)
     return others, overrides
 
 

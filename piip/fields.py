@@ -12,6 +12,28 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class CommandText(str):
+    """A value from the command line, whose meaning depends on the field: text as it stands, all else as YAML."""
+
+    __slots__ = ()
+
+    def parsed(self, path: str) -> Any:
+        """Return the value that the text stands for in YAML.
+
+        Args:
+            path: The field, for messages.
+
+        Raises:
+            ValueError: The text is not YAML.
+        """
+        import yaml
+
+        try:
+            return yaml.safe_load(self)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is {str(self)!r}, which is not YAML: {' '.join(str(error).split())}.") from error
+
+
 def nearest_names(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return a sentence naming the known names closest to `name`."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:8]
@@ -89,11 +111,39 @@ def read_fields(cls: type[T], values: Mapping[str, Any], path: str, *, ready: Ma
     return cls(**arguments)
 
 
+def set_dotted(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set one field in nested dicts and lists.
+
+    Args:
+        values: Changed in place.
+        name: Names of sections and field with dots between; numbers index lists.
+        value: The field's value.
+
+    Raises:
+        ValueError: A part of the name is no index, or stands below a single value.
+    """
+    *parents, last = name.split(".")
+    target: Any = values
+    for part in parents:
+        target = target[_index(target, part, name)] if isinstance(target, list) else target.setdefault(part, {})
+        if not isinstance(target, (dict, list)):
+            raise ValueError(f"--{name}: {part!r} is a single value in the recipe, it has no field below it.")
+    target[_index(target, last, name) if isinstance(target, list) else last] = value
+
+
+def _index(items: list[Any], part: str, name: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ValueError(f"--{name}: {part!r} is no index, expected 0 to {len(items) - 1}.")
+    return int(part)
+
+
 def _convert(kind: Any, value: Any, path: str) -> Any:
     """Return `value` as the annotated type, or complain."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(inner, value, path)
+    if isinstance(value, CommandText):
+        value = str(value) if kind is str else value.parsed(path)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return value if isinstance(value, kind) else read_fields(kind, value, path)
     if origin is Mapping and isinstance(value, Mapping):
@@ -118,6 +168,8 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
 
 def _plain_value(value: Any, path: str) -> Any:
     """Return a JSON value with tuples for lists, or complain."""
+    if isinstance(value, CommandText):
+        value = value.parsed(path)
     if isinstance(value, Mapping):
         return {str(key): _plain_value(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -128,7 +180,7 @@ def _plain_value(value: Any, path: str) -> Any:
 
 
 def _convert_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
-    if value is None and type(None) in kinds:
+    if type(None) in kinds and (value is None or (isinstance(value, CommandText) and value in ("null", "~"))):
         return None
     problems = []
     for kind in kinds:

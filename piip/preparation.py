@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from piip.build import build_model
 from piip.config import ModelConfig
 from piip.data.image_folder import ImageFolder
 from piip.data.transforms import TransformConfig, build_transform
-from piip.recipe import NamedModel, Recipe, RegularizeConfig
+from piip.recipe import Recipe, RegularizeConfig
 
 
 @dataclass(frozen=True)
@@ -55,21 +54,18 @@ def recipe_model_config(recipe: Recipe, *, num_classes: int | None = None) -> Mo
 
     Args:
         recipe: Names or describes the model; fields beside a name change that model's, nested ones one by one.
-        num_classes: Classes K where the recipe leaves them open; None keeps the model's own number.
+        num_classes: Classes K where the recipe leaves them open; None takes 1000.
 
     Raises:
         ValueError: An unknown name or field, with the nearest known ones.
     """
-    if not isinstance(recipe.model, NamedModel):
+    if isinstance(recipe.model, ModelConfig):
         return recipe.model
-    from piip.zoo import model_config
-
-    named = recipe.model
-    values = _merged(model_config(named.name).to_dict(), named.overrides)
-    values["head"]["num_classes"] = named.num_classes or num_classes or values["head"]["num_classes"]
-    if named.pretrained_branches:
-        values["branches"] = [{**branch, "pretrained": True} for branch in values["branches"]]
-    return ModelConfig.from_dict(values)
+    values = recipe.model.description()
+    head = {name: value for name, value in values["head"].items() if value is not None}
+    if num_classes is not None:
+        head.setdefault("num_classes", num_classes)
+    return ModelConfig.from_dict({**values, "head": head})
 
 
 def build_recipe_model(recipe: Recipe, *, num_classes: int | None = None) -> nn.Module:
@@ -77,27 +73,16 @@ def build_recipe_model(recipe: Recipe, *, num_classes: int | None = None) -> nn.
 
     Args:
         recipe: Names or describes the model.
-        num_classes: Classes K where the recipe leaves them open; None keeps the model's own number.
+        num_classes: Classes K where the recipe leaves them open; None takes 1000.
 
     Raises:
         ValueError: The description is wrong, or pretrained weights are not to be had.
     """
-    config = recipe_model_config(recipe, num_classes=num_classes)
-    if isinstance(recipe.model, NamedModel) and recipe.model.pretrained:
-        from piip.zoo import create_model
-
-        model = create_model(recipe.model.name, num_classes=config.head.num_classes, pretrained=True)
-    else:
-        model = build_model(config)
+    model = build_model(recipe_model_config(recipe, num_classes=num_classes))
     if recipe.run.grad_checkpointing:
         pyramid: Any = model
         pyramid.set_grad_checkpointing(True)
     return model
-
-
-def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    nested = {name: _merged(values[name], change) for name, change in changes.items() if isinstance(change, Mapping)}
-    return {**values, **changes, **nested}
 
 
 def check_classes(model: nn.Module, classes: list[str]) -> None:
@@ -111,29 +96,43 @@ def check_classes(model: nn.Module, classes: list[str]) -> None:
     if config.head.kind == "none" or num_classes != len(classes):
         raise ValueError(
             f"The model's head {config.head.kind!r} has {num_classes} classes, the training data "
-            f"{len(classes)} ({', '.join(classes[:3])}, ...). Set model.num_classes (named models) or "
-            f"model.head.num_classes to {len(classes)}."
+            f"{len(classes)} ({', '.join(classes[:3])}, ...). Leave the number out of the recipe or "
+            f"set it to null: --model.num_classes null (named models), --model.head.num_classes null."
         )
 
 
-def set_transforms(images: ImageFolder, val_images: ImageFolder, config: TransformConfig, model: nn.Module) -> Any:
+def resolve(recipe: Recipe, model: nn.Module) -> Recipe:
+    """Return the recipe with nothing left open: the model's description in full, its image size and normalisation.
+
+    Args:
+        recipe: The recipe.
+        model: Built from it.
+    """
+    facts: Any = model.pretrained_cfg
+    config: Any = model.config
+    transform = dataclasses.replace(
+        recipe.data.transform,
+        input_size=recipe.data.transform.input_size or facts["input_size"][-1],
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+    )
+    return dataclasses.replace(
+        recipe,
+        model=recipe_model_config(recipe, num_classes=config.head.num_classes),
+        data=dataclasses.replace(recipe.data, transform=transform),
+    )
+
+
+def set_transforms(images: ImageFolder, val_images: ImageFolder, config: TransformConfig) -> None:
     """Give both splits their transforms.
 
     Args:
         images: Training images.
         val_images: Validation images.
-        config: The recipe's transform.
-        model: Decides the normalisation, and the image size where the recipe has none.
-
-    Returns:
-        The resolved `TransformConfig`.
+        config: The resolved recipe's transform.
     """
-    facts: Any = model.pretrained_cfg
-    size = config.input_size or facts["input_size"][-1]
-    config = dataclasses.replace(config, input_size=size, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
     images.transform = build_transform(config, train=True)
     val_images.transform = build_transform(config, train=False)
-    return config
 
 
 def run_length(recipe: Recipe, batches: int) -> RunLength:

@@ -18,7 +18,7 @@ import yaml
 
 from piip.config import ModelConfig
 from piip.data.transforms import TransformConfig
-from piip.fields import at_least, at_most, nearest_names, one_of, plain, read_fields
+from piip.fields import at_least, at_most, nearest_names, one_of, plain, read_fields, set_dotted
 
 PRECISIONS = ("32", "bf16")
 ON_ERROR = ("stop", "skip")
@@ -31,16 +31,55 @@ class NamedModel:
     Args:
         name: One of `piip.list_models()`.
         num_classes: Classes K of a new head; None takes the number of class folders of the training data.
-        pretrained: Start from released weights of the whole model.
         pretrained_branches: Start every branch from its own weights through timm.
         overrides: Fields of `ModelConfig` to change; in YAML they stand beside `name`.
     """
 
     name: str
     num_classes: int | None = None
-    pretrained: bool = False
     pretrained_branches: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields beside each other, as in YAML."""
+        values = plain(dataclasses.asdict(self))
+        return {**values.pop("overrides"), **values}
+
+    def description(self) -> dict[str, Any]:
+        """Return the fields of `ModelConfig`; `head.num_classes` is None where the data decide it.
+
+        Raises:
+            ValueError: An unknown name or field, with the nearest known ones.
+        """
+        from piip.zoo import model_config
+
+        values = _merged(model_config(self.name).to_dict(), {"head": {"num_classes": None}})
+        values = _merged(values, self.overrides)
+        if self.num_classes is not None:
+            values["head"]["num_classes"] = self.num_classes
+        if self.pretrained_branches:
+            values["branches"] = [{**branch, "pretrained": True} for branch in values["branches"]]
+        return values
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model described in full but for the number of classes, which the training data decide.
+
+    Args:
+        config: The description; its `head.num_classes` stands for nothing.
+    """
+
+    config: ModelConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields of `ModelConfig`, with None for the number of classes."""
+        return self.description()
+
+    def description(self) -> dict[str, Any]:
+        """Return the fields of `ModelConfig`, with None for the number of classes."""
+        values: dict[str, Any] = _merged(plain(self.config.to_dict()), {"head": {"num_classes": None}})
+        return values
 
 
 @dataclass(frozen=True)
@@ -95,6 +134,8 @@ class RegularizeConfig:
         for name in ("mix_prob", "switch_prob", "label_smoothing"):
             at_least(f"regularize.{name}", getattr(self, name), 0)
             at_most(f"regularize.{name}", getattr(self, name), 1)
+        if self.label_smoothing == 1:
+            raise ValueError("regularize.label_smoothing is 1, expected less: nothing would be left of the labels.")
 
     @property
     def mixes(self) -> bool:
@@ -206,7 +247,7 @@ class Recipe:
     """A whole training run; see the sections for their fields.
 
     Args:
-        model: A model of the zoo by name, or a full description.
+        model: A model of the zoo by name, or a description; without `head.num_classes` the data decide the classes.
         data: Where the images are and how they are read.
         regularize: Mixup, cutmix and label smoothing.
         optim: AdamW and its parameter groups.
@@ -214,7 +255,7 @@ class Recipe:
         run: Output folder, seed, precision, averaging, checkpoints.
     """
 
-    model: NamedModel | ModelConfig
+    model: NamedModel | OpenModel | ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
     regularize: RegularizeConfig = RegularizeConfig()
     optim: OptimConfig = OptimConfig()
@@ -226,13 +267,20 @@ class Recipe:
             raise ValueError(
                 f"data.batch_size is {self.data.batch_size}, expected an even number: mixup and cutmix pair images."
             )
+        ends = {"min_lr": self.schedule.min_lr}
+        if self.schedule.warmup_epochs:
+            ends["warmup_lr"] = self.schedule.warmup_lr
+        peak = self.optim.lr * min(1.0, self.optim.rate_outside_branches)
+        for name, rate in ends.items():
+            if peak < rate:
+                raise ValueError(
+                    f"schedule.{name} is {rate}, expected at most the lowest peak rate {peak:g} (optim.lr, times "
+                    "optim.rate_outside_branches): lower it, or raise optim.lr."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain dicts, lists, numbers and strings."""
-        values = plain(dataclasses.asdict(self))
-        if isinstance(self.model, NamedModel):
-            values["model"] |= values["model"].pop("overrides")
-        return values
+        return {**plain(dataclasses.asdict(self)), "model": plain(self.model.to_dict())}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Recipe:
@@ -266,8 +314,10 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, expected sections such as 'model:' and 'optim:'.")
-    for name, value in (overrides or {}).items():
-        _override(values, name, value)
+    for name, value in sorted((overrides or {}).items(), key=lambda item: _is_described(item[0])):
+        if _is_described(name):
+            values["model"] = _written_out(values.get("model", {}))
+        set_dotted(values, name, value)
     return Recipe.from_dict(values)
 
 
@@ -280,30 +330,34 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     os.replace(temporary, path)  # never half a file
 
 
-def _override(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set one dotted field in nested dicts and lists; numbers index lists."""
-    *parents, last = name.split(".")
-    target: Any = values
-    for part in parents:
-        target = target[_index(target, part, name)] if isinstance(target, list) else target.setdefault(part, {})
-        if not isinstance(target, (dict, list)):
-            raise ValueError(f"--{name}: {part!r} is a single value in the recipe, it has no field below it.")
-    target[_index(target, last, name) if isinstance(target, list) else last] = value
+def _is_described(name: str) -> bool:
+    """Return whether a dotted name is a field of a model's full description."""
+    section, _, rest = name.partition(".")
+    return section == "model" and rest.split(".")[0] in [f.name for f in dataclasses.fields(ModelConfig)]
 
 
-def _index(items: list[Any], part: str, name: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise ValueError(f"--{name}: {part!r} is no index, expected 0 to {len(items) - 1}.")
-    return int(part)
+def _written_out(model: Any) -> Any:
+    """Return a named model's description, any other model as it is."""
+    named = _read_model(model) if isinstance(model, str) or (isinstance(model, Mapping) and "name" in model) else None
+    return plain(named.description()) if isinstance(named, NamedModel) else model
 
 
-def _read_model(values: Any) -> NamedModel | ModelConfig:
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {
+        name: _merged(values[name], change)
+        for name, change in changes.items()
+        if isinstance(change, Mapping) and isinstance(values.get(name), Mapping)
+    }
+    return {**values, **changes, **nested}
+
+
+def _read_model(values: Any) -> NamedModel | OpenModel | ModelConfig:
     if isinstance(values, str):
         return NamedModel(values)
     if not isinstance(values, Mapping):
         raise ValueError(f"recipe.model is {values!r}, expected 'name: NAME' or the fields of ModelConfig.")
     if "name" not in values:
-        return ModelConfig.from_dict(values)
+        return _read_description(values)
     own = [f.name for f in dataclasses.fields(NamedModel) if f.name != "overrides"]
     allowed = own + [f.name for f in dataclasses.fields(ModelConfig)]
     for name in values:
@@ -312,3 +366,12 @@ def _read_model(values: Any) -> NamedModel | ModelConfig:
     fields = {name: value for name, value in values.items() if name in own}
     overrides = {name: value for name, value in values.items() if name not in own}
     return read_fields(NamedModel, fields, "recipe.model", ready={"overrides": overrides})
+
+
+def _read_description(values: Mapping[str, Any]) -> OpenModel | ModelConfig:
+    head = values.get("head", {})
+    if not isinstance(head, Mapping) or head.get("num_classes") not in (None, "null", "~"):
+        return ModelConfig.from_dict(values)
+    without = {name: value for name, value in head.items() if name != "num_classes"}
+    config = ModelConfig.from_dict({**values, "head": without})
+    return config if config.head.kind == "none" else OpenModel(config)

@@ -14,7 +14,7 @@ import csv
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,13 @@ def _check_whole(checkpoint: Path) -> None:
         )
 
 
-def check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
+def check_same_recipe(recipe: Recipe, checkpoint: Path, *, resolve: Callable[[Recipe], Recipe]) -> None:
     """Refuse to go on with another recipe than the one beside the checkpoint.
+
+    Args:
+        recipe: The resolved recipe.
+        checkpoint: Where the run goes on.
+        resolve: Fills in what the recipe beside the checkpoint leaves open.
 
     Raises:
         ValueError: A field differs that changes what the steps compute.
@@ -106,7 +111,7 @@ def check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
     beside = checkpoint.parent / RECIPE_NAME
     if not beside.is_file():
         return
-    old, new = _flat(load_recipe(beside).to_dict()), _flat(recipe.to_dict())
+    old, new = _flat(resolve(load_recipe(beside)).to_dict()), _flat(recipe.to_dict())
     changed = [
         f"{name} {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
@@ -138,11 +143,13 @@ def read_history(folder: str | Path) -> list[dict[str, float]]:
     return rows
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
+        if isinstance(value, list):
+            value = dict(enumerate(value)) if any(isinstance(item, Mapping) for item in value) else value
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
+            flat[f"{prefix}{name}"] = value
     return flat

@@ -33,7 +33,6 @@ from piip.data.checking import check_images
 from piip.data.image_folder import ImageFolder
 from piip.data.loader import ResumableLoader
 from piip.data.sampler import EpochSampler
-from piip.data.transforms import TransformConfig
 from piip.device import check_devices, pick_device
 from piip.optim import build_optimizer, build_schedule
 from piip.preparation import (
@@ -42,6 +41,7 @@ from piip.preparation import (
     build_recipe_model,
     check_classes,
     open_images,
+    resolve,
     run_length,
     set_transforms,
 )
@@ -94,8 +94,6 @@ def train(
     """
     folder = Path(recipe.run.out)
     checkpoint = find_checkpoint(folder, resume)
-    if checkpoint is not None:
-        check_same_recipe(recipe, checkpoint)
     check_devices(device, devices)
     on_gpu = pick_device(device).type == "cuda"
     images, val_images = open_images(recipe)
@@ -105,13 +103,16 @@ def train(
     torch.manual_seed(recipe.run.seed)
     model = build_recipe_model(recipe, num_classes=len(images.classes))
     check_classes(model, images.classes)
-    transform = set_transforms(images, val_images, recipe.data.transform, model)
+    recipe = resolve(recipe, model)
+    if checkpoint is not None:
+        check_same_recipe(recipe, checkpoint, resolve=functools.partial(resolve, model=model))
+    set_transforms(images, val_images, recipe.data.transform)
     loader = _train_loader(recipe, images, devices, pin_memory=on_gpu)
     val_loader = DataLoader(val_images, batch_size=recipe.data.batch_size, num_workers=recipe.data.workers)
     length = run_length(recipe, len(loader))
 
     task = _task(recipe, model, length, num_classes=len(images.classes))
-    export = functools.partial(export_model, recipe=recipe, classes=images.classes, transform=transform)
+    export = functools.partial(export_model, recipe=recipe, classes=images.classes)
     averaging = _averaging(recipe)
     shown = progress_callbacks(
         progress,
@@ -185,7 +186,6 @@ def export_model(
     directory: Path,
     recipe: Recipe,
     classes: list[str],
-    transform: TransformConfig,
 ) -> None:
     """Write the model with all that evaluation and prediction need.
 
@@ -193,13 +193,12 @@ def export_model(
         model: The trained model.
         metrics: Its validation metrics.
         directory: Where to write.
-        recipe: The run it comes from.
+        recipe: The resolved recipe of the run.
         classes: Names of its classes in the order of the logits.
-        transform: Resolved image transform.
     """
     metadata = {
         "classes": classes,
-        "transform": dataclasses.asdict(transform),
+        "transform": dataclasses.asdict(recipe.data.transform),
         "metrics": metrics,
         "recipe": recipe.to_dict(),
     }

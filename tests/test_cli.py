@@ -103,6 +103,21 @@ def test_train_evaluate_predict(tmp_path: Path) -> None:
     assert "red/0.png cannot be read" in predicted.stderr
 
 
+def test_the_shipped_recipe_trains_on_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the README."""
+    data = write_images(tmp_path / "data")
+    own = ["--out", str(tmp_path / "run"), "--data.root", str(data), "--schedule.epochs", "2", "--device", "cpu"]
+    small = ["--data.batch_size", "8", "--data.workers", "0", "--progress", "none", "--json"]
+    with pytest.raises(SystemExit):
+        main(["train", RECIPE, *own, *small])
+    line = capsys.readouterr().err
+    assert "has 10 classes, the training data 3" in line
+    assert "--model.head.num_classes null" in line
+    result = printed(capsys, "train", RECIPE, *own, *small, "--model.head.num_classes", "null")
+    assert result["steps"] == 6
+    assert len(json.loads(Path(result["model_dir"], "config.json").read_text())["classes"]) == 3
+
+
 def test_errors_are_one_line(tmp_path: Path) -> None:
     assert "no command 'trainn'. Did you mean: train" in refused("trainn")
     assert "recipe.optim has no field 'lrr'. Did you mean: lr?" in refused("train", RECIPE, "--optim.lrr", "1")
@@ -121,6 +136,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         (["data"], "{landcover}"),
         (["train", "nothing.yaml"], "There is no recipe 'nothing.yaml'"),
         (["train", RECIPE, "--optim.lr"], "--optim.lr has no value"),
+        (["train", RECIPE, "--schedule.epochs", "@x"], "recipe.schedule.epochs is '@x', which is not YAML"),
         (["train", RECIPE, "--data.root", "/nothing"], "/nothing/train does not exist"),
         (["train", RECIPE, "--device", "cuda:9"], "PyTorch sees"),
         (["predict", "x", "y"], "has no config.json"),
@@ -162,7 +178,7 @@ def test_dotted_options_are_taken_out() -> None:
         ["train", "r.yaml", "--optim.lr", "1e-3", "--out", "a.b", "--run.ema_decay=null"]
     )
     assert others == ["train", "r.yaml", "--out", "a.b"]
-    assert overrides == {"optim.lr": "1e-3", "run.ema_decay": None}
+    assert overrides == {"optim.lr": "1e-3", "run.ema_decay": "null"}
 
 
 def test_prediction_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

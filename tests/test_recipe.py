@@ -11,7 +11,8 @@ import yaml
 from tiny_run import recipe_values, tiny_recipe, write_recipe
 
 from piip.config import ModelConfig
-from piip.preparation import build_recipe_model, recipe_model_config
+from piip.fields import CommandText
+from piip.preparation import build_recipe_model, recipe_model_config, resolve
 from piip.recipe import NamedModel, Recipe, load_recipe, save_recipe
 from piip.zoo import model_config
 
@@ -76,9 +77,72 @@ def test_dotted_overrides(file: Path) -> None:
     assert recipe.data.transform.hflip == 0.0
 
 
+def test_options_change_named_models(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", {"model": {"name": NAME, "interaction": {"num_points": 8}}})
+    named = recipe_model_config(load_recipe(path), num_classes=5)
+    recipe = load_recipe(path, {"model.branches.0.image_size": 64, "model.pretrained_branches": True})
+    config = recipe_model_config(recipe, num_classes=5)
+    assert [branch.image_size for branch in config.branches] == [64, 192, 368]
+    assert all(branch.pretrained for branch in config.branches)
+    assert (config.interaction, config.head) == (named.interaction, named.head)
+    assert load_recipe(path, {"model.interaction.num_points": 2}).model != recipe.model
+    for changes in ({"model.num_classes": 7}, {"model.head.num_classes": 7}):
+        recipe = load_recipe(path, {"model.resize": "official", **changes})
+        assert recipe_model_config(recipe, num_classes=5).head.num_classes == 7
+
+
+def test_options_keep_text_as_it_stands(file: Path) -> None:
+    def read(name: str, text: str) -> Recipe:
+        return load_recipe(file, {name: CommandText(text)})
+
+    assert read("data.root", "010").data.root == "010"
+    assert read("data.root", "@x: [").data.root == "@x: ["
+    assert read("run.out", "2024-01-01").run.out == "2024-01-01"
+    assert read("data.transform.auto_augment", "null").data.transform.auto_augment is None
+    assert read("run.ema_decay", "null").run.ema_decay is None
+    assert read("optim.betas", "[0.9, 0.95]").optim.betas == (0.9, 0.95)
+    assert read("data.transform", "{hflip: 0}").data.transform.hflip == 0
+    model = read("model.branches.0.timm_args.depth", "4").model
+    assert isinstance(model, ModelConfig)
+    assert model.branches[0].timm_args["depth"] == 4
+    assert yaml.safe_load(yaml.safe_dump(read("run.out", "1").to_dict()))["run"]["out"] == "1"
+    with pytest.raises(ValueError, match=r"recipe\.optim\.lr is '@x', which is not YAML"):
+        read("optim.lr", "@x")
+
+
+def test_the_data_decide_what_a_description_leaves_open(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path, tmp_path / "run")
+    del values["model"]["head"]["num_classes"]
+    recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", values))
+    assert recipe_model_config(recipe, num_classes=5).head.num_classes == 5
+    assert recipe_model_config(recipe).head.num_classes == 1000
+    values["model"]["head"]["num_classes"] = 3
+    path = write_recipe(tmp_path / "recipe.yaml", values)
+    assert load_recipe(path, {"model.head.num_classes": CommandText("null")}) == recipe
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml") == recipe
+
+
+def test_a_resolved_recipe_leaves_nothing_open(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", {"model": NAME})
+    recipe = load_recipe(path, {"model.mean": (0.1, 0.2, 0.3)})
+    with torch.device("meta"):
+        model = build_recipe_model(recipe, num_classes=5)
+    resolved = resolve(recipe, model)
+    assert resolved.model == recipe_model_config(recipe, num_classes=5)
+    transform = resolved.data.transform
+    assert (transform.input_size, transform.mean) == (368, (0.1, 0.2, 0.3))
+    assert resolve(resolved, model) == resolved
+    save_recipe(resolved, tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml") == resolved
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
+        ("schedule.min_lr", 0.01, r"schedule\.min_lr is 0\.01, expected at most the lowest peak rate 0\.001"),
+        ("optim.rate_outside_branches", 0.001, r"min_lr is 1e-05, expected at most the lowest peak rate 1e-06"),
+        ("regularize.label_smoothing", 1, r"label_smoothing is 1, expected less"),
         ("optim.learning_rate", 1, r"recipe\.optim has no field 'learning_rate'\. Did you mean"),
         ("optimizer.lr", 1, r"recipe has no field 'optimizer'\. Did you mean: optim"),
         ("optim.lr", "fast", r"recipe\.optim\.lr is 'fast', expected float"),
@@ -100,6 +164,13 @@ def test_dotted_overrides(file: Path) -> None:
 def test_wrong_values_are_named(file: Path, name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_recipe(file, {name: value})
+
+
+def test_a_warmup_rises(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"warmup_lr": 0.01}
+    tiny_recipe(tmp_path, tmp_path, schedule=fields)  # without a warm-up it does not matter
+    with pytest.raises(ValueError, match=r"schedule\.warmup_lr is 0\.01, expected at most"):
+        tiny_recipe(tmp_path, tmp_path, schedule={**fields, "warmup_epochs": 1})
 
 
 def test_mixing_needs_pairs(tmp_path: Path) -> None:

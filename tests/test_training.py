@@ -25,7 +25,7 @@ from piip.data.image_folder import ImageFolder
 from piip.data.loader import ResumableLoader
 from piip.data.sampler import EpochSampler
 from piip.preparation import open_images
-from piip.recipe import Recipe, load_recipe
+from piip.recipe import Recipe, load_recipe, save_recipe
 from piip.run_folder import read_history
 from piip.tasks import classification
 from piip.tasks.classification import NonFiniteLoss
@@ -183,13 +183,15 @@ def test_a_run_leaves_a_model_logs_and_its_recipe(images: Path, tmp_path: Path) 
     result = run(recipe)
     assert result.steps == 36
     assert result.metrics["val/top1"] > 0.6  # colours are easy
-    assert load_recipe(tmp_path / "run" / "checkpoints" / "recipe.yaml") == recipe
+    resolved = load_recipe(tmp_path / "run" / "checkpoints" / "recipe.yaml")
+    assert (resolved.model, resolved.optim, resolved.run) == (recipe.model, recipe.optim, recipe.run)
+    assert (resolved.data.transform.input_size, resolved.data.transform.mean) == (32, (0.5, 0.5, 0.5))
     for name in ("model", "best"):
         description = json.loads((tmp_path / "run" / name / "config.json").read_text())
         assert description["classes"] == ["blue", "green", "red"]
         assert description["transform"]["input_size"] == 32
         assert set(description["metrics"]) == {"val/loss", "val/top1", "val/top5", "val/mean_class"}
-        assert Recipe.from_dict(description["recipe"]) == recipe
+        assert Recipe.from_dict(description["recipe"]) == resolved
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     assert names(tmp_path / "run") == ["recipe.yaml", "step00000030.ckpt", "step00000036.ckpt"]
     rows = read_history(tmp_path / "run")
@@ -537,6 +539,11 @@ def test_runs_are_not_mixed(images: Path, tmp_path: Path) -> None:
     run(recipe)
     with pytest.raises(ValueError, match=r"holds a run .*--resume auto"):
         run(recipe)
+    save_recipe(recipe, tmp_path / "run" / "checkpoints" / "recipe.yaml")  # as it was before being resolved
+    run(recipe, resume="auto")
+    smaller = tiny_recipe(images, tmp_path / "run", model={"branches": [branch(16, 32), branch(32, 16)]})
+    with pytest.raises(ValueError, match=r"differs from this recipe: model\.branches\.0\.image_size 24 -> 16\. An"):
+        run(smaller, resume="auto")
     changed = tiny_recipe(images, tmp_path / "run", optim={"lr": 5e-3}, data={"workers": 1})
     with pytest.raises(ValueError, match=r"optim\.lr 0\.001 -> 0\.005\. An exact resume"):
         run(changed, resume="auto")
