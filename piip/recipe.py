@@ -42,8 +42,9 @@ class NamedModel:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields beside each other, as in YAML."""
-        values = plain(dataclasses.asdict(self))
-        return {**values.pop("overrides"), **values}
+        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        overrides = values.pop("overrides")
+        return {**values, **overrides}
 
     def description(self) -> dict[str, Any]:
         """Return the fields of `ModelConfig`; `head.num_classes` is None where the data decide it.

@@ -36,6 +36,8 @@ def test_recipes_build_and_know_their_command(path: Path) -> None:
     with torch.device("meta"):
         model = build_recipe_model(Recipe(ModelConfig.from_dict(values), data=recipe.data))
     assert model.pretrained_cfg["input_size"][-1] == config.branches[-1].image_size
+    transform = recipe.data.transform
+    assert not (transform.auto_augment and transform.color_jitter), "the jitter would not be used"
     text = path.read_text()
     assert f"recipes/classification/{path.name}" in text
     assert recipe.run.out == f"runs/{path.stem}"
