@@ -170,11 +170,11 @@ class BestModel(pl.Callback):
     Stands before `AveragedWeights` in the list of callbacks, so that the validated (averaged) weights are exported.
 
     Args:
-        export: Called with the model and the metrics.
+        export: Called with the model, the metrics and the optimiser steps.
         monitor: Name of the metric.
     """
 
-    def __init__(self, export: Callable[[nn.Module, dict[str, float]], None], *, monitor: str) -> None:
+    def __init__(self, export: Callable[[nn.Module, dict[str, float], int], None], *, monitor: str) -> None:
         self.export = export
         self.monitor = monitor
         self.best = float("-inf")
@@ -187,7 +187,7 @@ class BestModel(pl.Callback):
         if metrics[self.monitor] > self.best:
             self.best = metrics[self.monitor]
             if trainer.is_global_zero:
-                self.export(pl_module.get_submodule("model"), metrics)
+                self.export(pl_module.get_submodule("model"), metrics, trainer.global_step)
 
     def state_dict(self) -> dict[str, float]:
         """Return the best value so far."""

@@ -131,7 +131,7 @@ def train(
         average.copy_to(task)  # Lightning does not where a finished run is resumed
     metrics = validation_metrics(trainer) or dict(trainer.validate(task, val_loader, verbose=False)[0])
     if trainer.is_global_zero:
-        export(model, metrics, directory=folder / MODEL)
+        export(model, metrics, trainer.global_step, directory=folder / MODEL)
     return TrainingResult(folder / MODEL, metrics, trainer.global_step)
 
 
@@ -182,6 +182,7 @@ def build_trainer(
 def export_model(
     model: nn.Module,
     metrics: dict[str, float],
+    steps: int,
     *,
     directory: Path,
     recipe: Recipe,
@@ -192,6 +193,7 @@ def export_model(
     Args:
         model: The trained model.
         metrics: Its validation metrics.
+        steps: Optimiser steps behind it.
         directory: Where to write.
         recipe: The resolved recipe of the run.
         classes: Names of its classes in the order of the logits.
@@ -200,6 +202,7 @@ def export_model(
         "classes": classes,
         "transform": dataclasses.asdict(recipe.data.transform),
         "metrics": metrics,
+        "steps": steps,
         "recipe": recipe.to_dict(),
     }
     save_model(model, directory, metadata)

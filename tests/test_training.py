@@ -189,6 +189,7 @@ def test_a_run_leaves_a_model_logs_and_its_recipe(images: Path, tmp_path: Path) 
     for name in ("model", "best"):
         description = json.loads((tmp_path / "run" / name / "config.json").read_text())
         assert description["classes"] == ["blue", "green", "red"]
+        assert description["steps"] in range(6, 37, 6)
         assert description["transform"]["input_size"] == 32
         assert set(description["metrics"]) == {"val/loss", "val/top1", "val/top5", "val/mean_class"}
         assert Recipe.from_dict(description["recipe"]) == resolved
