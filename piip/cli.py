@@ -191,7 +191,7 @@ def predict(
     Args:
         model_dir: The exported model, RUN/model or RUN/best.
         paths: Image files, folders, or patterns such as "in/**/*.png".
-        top: Classes to show for each image.
+        top: Classes to show for each image, at least 1.
         batch_size: Images at a time.
         workers: Reading processes; 0 reads in this process.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".

@@ -12,10 +12,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from piip.data.image_folder import to_rgb
 from piip.data.reading import find_images, read_batches
 from piip.data.transforms import TransformConfig, build_transform
 from piip.device import pick_device
-from piip.fields import read_fields
+from piip.fields import at_least, read_fields
 from piip.saving import DTYPES, load_model, read_description
 
 
@@ -69,6 +70,12 @@ class Predictor:
         self.dtype = DTYPES.get(dtype, torch.float32)
         self.model = load_model(model_dir, device=str(self.device), dtype=dtype)
         self.classes: list[str] = description["classes"]
+        num_classes = description["model"].get("head", {}).get("num_classes")
+        if num_classes != len(self.classes):
+            raise ValueError(
+                f"{model_dir}/config.json names {len(self.classes)} classes, but its model.head.num_classes is "
+                f"{num_classes}: it was changed after `piip train` wrote it."
+            )
         config = read_fields(TransformConfig, description["transform"], f"{model_dir}/config.json transform")
         self.transform = build_transform(config, train=False)
 
@@ -82,10 +89,16 @@ class Predictor:
         """Return what the model says about pictures in memory, of any size and mode.
 
         Args:
-            pictures: At least one.
-            top: Classes to return for each.
+            pictures: None of them gives an empty list.
+            top: Classes to return for each, at least 1.
+
+        Raises:
+            ValueError: `top` is below 1.
         """
-        images = torch.stack([self.transform(picture.convert("RGB")) for picture in pictures])
+        at_least("top", top, 1)
+        if not pictures:
+            return []
+        images = torch.stack([self.transform(to_rgb(picture)) for picture in pictures])
         return [self._prediction(None, logits, top) for logits in self.logits(images)]
 
     def predict_paths(
@@ -101,14 +114,15 @@ class Predictor:
 
         Args:
             paths: Files, folders or shell patterns.
-            top: Classes to return for each.
+            top: Classes to return for each, at least 1.
             batch_size: Files at a time.
             workers: Reading processes; 0 reads in this process.
             on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
 
         Raises:
-            ValueError: Nothing is there, or a file is unreadable.
+            ValueError: Nothing is there, a file is unreadable, or `top` is below 1.
         """
+        at_least("top", top, 1)
         files = find_images(paths)
         for indices, images in read_batches(
             files, self.transform, batch_size=batch_size, workers=workers, on_error=on_error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ def save_model(
     Args:
         model: With `config` (a `ModelConfig`) and `pretrained_cfg` (mean, std, input_size).
         directory: Made where missing; files of the same names are replaced whole, never half.
-        metadata: Further JSON values of config.json: "classes", "transform", "recipe", "metrics".
+        metadata: Further JSON values of config.json: "classes", "transform", "recipe", "metrics", "steps".
         dtype: "f32" or "bf16" for floating-point weights.
 
     Raises:
@@ -59,7 +60,7 @@ def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32"
         dtype: "f32" or "bf16", whatever the file holds.
 
     Raises:
-        ValueError: A file is missing, the description cannot be read, or keys or shapes differ.
+        ValueError: A file is missing or damaged, the description cannot be read, or keys or shapes differ.
     """
     from piip.build import build_model
 
@@ -68,7 +69,12 @@ def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32"
     config = ModelConfig.from_dict(read_description(directory)["model"])
     branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
     model = build_model(dataclasses.replace(config, branches=branches))
-    load_weights(model, load_file(Path(directory) / WEIGHTS_NAME), source=str(directory))
+    weights = Path(directory) / WEIGHTS_NAME
+    try:
+        state = load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged or no safetensors file ({error}): copy or export it again.") from error
+    load_weights(model, state, source=str(directory))
     return model.to(device=device, dtype=DTYPES[dtype]).eval()
 
 

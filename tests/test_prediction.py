@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -52,6 +54,23 @@ def test_pictures_of_any_size_and_mode(predictor: Predictor) -> None:
     assert len(predictor.predict(pictures)) == 3
 
 
+def test_no_classes_and_no_pictures(predictor: Predictor, images: Path) -> None:
+    assert predictor.predict([]) == []
+    with pytest.raises(ValueError, match="top is 0, expected at least 1"):
+        predictor.predict([], top=0)
+    with pytest.raises(ValueError, match="top is 0, expected at least 1"):
+        list(predictor.predict_paths([images], top=0))
+
+
+def test_16_bit_pictures_are_those_of_their_files(predictor: Predictor, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, (40, 40), dtype=np.uint16)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "deep.png")
+    (from_memory,) = predictor.predict([picture])
+    (from_file,) = predictor.predict_paths([tmp_path])
+    assert from_memory.top == from_file.top
+
+
 def test_workers_read_the_same(predictor: Predictor, images: Path) -> None:
     alone, helped = (list(predictor.predict_paths([images], batch_size=4, workers=n)) for n in (0, 2))
     assert alone == helped
@@ -83,6 +102,14 @@ def test_broken_files_stop_or_are_skipped(predictor: Predictor, images: Path, ca
         rows = list(predictor.predict_paths([images], on_error="skip", batch_size=1))
     assert len(rows) == 11
     assert "blue/1.png cannot be read" in caplog.text
+
+
+def test_names_and_head_must_agree(tmp_path: Path) -> None:
+    path = write_model(tmp_path) / "config.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps({**description, "classes": ["blue", "green"]}))
+    with pytest.raises(ValueError, match=r"names 2 classes, but its model\.head\.num_classes is 3"):
+        Predictor(tmp_path, device="cpu")
 
 
 def test_a_backbone_is_refused(model_dir: Path, tmp_path: Path) -> None:

@@ -73,6 +73,14 @@ def test_long_lists_are_cut(directory: Path) -> None:
         load_model(directory)
 
 
+@pytest.mark.parametrize("size", [0, 100, 20_000])
+def test_cut_weights_are_named(directory: Path, size: int) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or no safetensors file"):
+        load_model(directory)
+
+
 def test_what_is_no_model_directory_is_refused(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no config\.json and no model\.safetensors"):
         read_description(tmp_path)

@@ -18,11 +18,6 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from piip.data.sampler import EpochSampler
-from piip.data.transforms import TransformConfig, build_transform
-
-__all__ = ["EpochSampler", "ImageFolder", "TransformConfig", "build_transform", "read_rgb", "seeded"]
-
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 ON_ERROR = ("stop", "skip")
 # What Pillow raises for broken files of the formats above, besides OSError.
@@ -132,7 +127,7 @@ class ImageFolder(Dataset[tuple[Any, int]]):
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Read an image file of any mode as 8-bit RGB; transparency is dropped, EXIF rotation is not applied.
+    """Read an image file of any mode as `to_rgb` does; EXIF rotation is not applied.
 
     Args:
         path: The file.
@@ -142,14 +137,19 @@ def read_rgb(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
-                # Pillow clips 16-bit grey to 255 instead of scaling it.
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            if image.mode == "P" and "transparency" in image.info:
-                return image.convert("RGBA").convert("RGB")
-            return image.convert("RGB")
+            return to_rgb(image)
     except BROKEN_IMAGE as error:
         raise ValueError(f"The image {path} cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture of any mode as 8-bit RGB; transparency is dropped."""
+    if picture.mode.startswith("I;16"):
+        # Pillow clips 16-bit grey to 255 instead of scaling it.
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode == "P" and "transparency" in picture.info:
+        return picture.convert("RGBA").convert("RGB")
+    return picture.convert("RGB")
 
 
 @contextmanager
