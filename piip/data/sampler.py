@@ -20,10 +20,8 @@ class EpochSampler(Sampler[int]):
         seed: Seed of the run.
         epoch: The epoch, from 0.
         start_index: Samples of this replica to leave out at the start of the epoch.
-        shuffle: Shuffle anew each epoch; otherwise in order.
-        drop_last: With several replicas, drop the samples beyond a multiple of their number; otherwise the first
-            samples are repeated until every replica has as many.
-        num_replicas: Number of processes that share the data set.
+        num_replicas: Number of processes that share the data set; the first samples are repeated until every one has
+            as many.
         rank: This process, from 0.
 
     Raises:
@@ -37,8 +35,6 @@ class EpochSampler(Sampler[int]):
         seed: int,
         epoch: int = 0,
         start_index: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = False,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -46,18 +42,15 @@ class EpochSampler(Sampler[int]):
             raise ValueError(f"length is {length}, expected at least one sample.")
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank is {rank}, expected 0 to {num_replicas - 1} (num_replicas - 1).")
-        if drop_last and length < num_replicas:
-            raise ValueError(f"{length} samples for {num_replicas} replicas, expected one each: use fewer replicas.")
         if seed < 0 or epoch < 0:
             raise ValueError(f"seed is {seed} and epoch {epoch}, expected 0 or more.")
         self.length = length
         self.seed = seed
-        self.shuffle = shuffle
         self.num_replicas = num_replicas
         self.rank = rank
         self.epoch = epoch
         #: Samples of this replica in a whole epoch, wherever it is entered.
-        self.epoch_length = length // num_replicas if drop_last else -(-length // num_replicas)
+        self.epoch_length = -(-length // num_replicas)
         self.start_index = start_index
         self._check_start()
 
@@ -84,9 +77,7 @@ class EpochSampler(Sampler[int]):
 
     def indices(self) -> NDArray[np.int64]:
         """Return this replica's indices of the whole epoch, (epoch_length,)."""
-        order: NDArray[np.int64] = np.arange(self.length)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
         total = self.epoch_length * self.num_replicas
         # np.resize repeats from the start where the replicas need more samples than there are.
         return np.resize(order, total)[self.rank :: self.num_replicas]
