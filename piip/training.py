@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -95,11 +95,57 @@ def train(
     folder = Path(recipe.run.out)
     checkpoint = find_checkpoint(folder, resume)
     check_devices(device, devices)
-    on_gpu = pick_device(device).type == "cuda"
-    images, val_images = open_images(recipe)
+    parts = _prepare(recipe, checkpoint, devices=devices, on_gpu=pick_device(device).type == "cuda")
     if recipe.data.on_error == "stop":
-        paths = [path for path, _ in images.samples + val_images.samples]
-        rank_zero_only(check_images)(paths, workers=recipe.data.workers, show=progress != "none")
+        rank_zero_only(check_images)(parts.paths, workers=recipe.data.workers, show=progress != "none")
+    export = functools.partial(export_model, recipe=parts.recipe, classes=parts.classes)
+    averaging = _averaging(recipe)
+    shown = progress_callbacks(
+        progress,
+        batch_size=recipe.data.batch_size * devices,
+        every=parts.length.log_every,
+        total_steps=parts.length.total_steps,
+    )
+    callbacks = [SameData(parts.loader), *_callbacks(parts, export, averaging, checkpoint), *shown]
+    trainer = build_trainer(recipe, parts.length, callbacks, device=device, devices=devices, checkpoint=checkpoint)
+    parts.loader.order.share(trainer.global_rank, trainer.world_size)
+    try:
+        trainer.fit(parts.task, parts.loader, parts.val_loader, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
+        raise KeyboardInterrupt from error
+    for average in averaging:
+        average.copy_to(parts.task)  # Lightning does not where a finished run is resumed
+    metrics = validation_metrics(trainer) or dict(trainer.validate(parts.task, parts.val_loader, verbose=False)[0])
+    if trainer.is_global_zero:
+        export(parts.task.model, metrics, trainer.global_step, directory=folder / MODEL)
+    return TrainingResult(folder / MODEL, metrics, trainer.global_step)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the trainer runs, checked.
+
+    Args:
+        recipe: The resolved recipe.
+        length: Of the run.
+        task: Holds the model.
+        loader: Training batches.
+        val_loader: Validation batches.
+        classes: Names of the classes in the order of the logits.
+        paths: All images of both splits.
+    """
+
+    recipe: Recipe
+    length: RunLength
+    task: ClassificationTask
+    loader: ResumableLoader
+    val_loader: DataLoader[Any]
+    classes: list[str]
+    paths: list[Path]
+
+
+def _prepare(recipe: Recipe, checkpoint: Path | None, *, devices: int, on_gpu: bool) -> _Parts:
+    images, val_images = open_images(recipe)
     torch.manual_seed(recipe.run.seed)
     model = build_recipe_model(recipe, num_classes=len(images.classes))
     check_classes(model, images.classes)
@@ -108,31 +154,16 @@ def train(
         check_same_recipe(recipe, checkpoint, resolve=functools.partial(resolve, model=model))
     set_transforms(images, val_images, recipe.data.transform)
     loader = _train_loader(recipe, images, devices, pin_memory=on_gpu)
-    val_loader = DataLoader(val_images, batch_size=recipe.data.batch_size, num_workers=recipe.data.workers)
     length = run_length(recipe, len(loader))
-
-    task = _task(recipe, model, length, num_classes=len(images.classes))
-    export = functools.partial(export_model, recipe=recipe, classes=images.classes)
-    averaging = _averaging(recipe)
-    shown = progress_callbacks(
-        progress,
-        batch_size=recipe.data.batch_size * devices,
-        every=length.log_every,
-        total_steps=length.total_steps,
+    return _Parts(
+        recipe,
+        length,
+        task=_task(recipe, model, length, num_classes=len(images.classes)),
+        loader=loader,
+        val_loader=DataLoader(val_images, batch_size=recipe.data.batch_size, num_workers=recipe.data.workers),
+        classes=images.classes,
+        paths=[path for path, _ in images.samples + val_images.samples],
     )
-    callbacks = [SameData(loader), *_callbacks(recipe, length, export, averaging, checkpoint), *shown]
-    trainer = build_trainer(recipe, length, callbacks, device=device, devices=devices, checkpoint=checkpoint)
-    loader.order.share(trainer.global_rank, trainer.world_size)
-    try:
-        trainer.fit(task, loader, val_loader, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
-        raise KeyboardInterrupt from error
-    for average in averaging:
-        average.copy_to(task)  # Lightning does not where a finished run is resumed
-    metrics = validation_metrics(trainer) or dict(trainer.validate(task, val_loader, verbose=False)[0])
-    if trainer.is_global_zero:
-        export(model, metrics, trainer.global_step, directory=folder / MODEL)
-    return TrainingResult(folder / MODEL, metrics, trainer.global_step)
 
 
 def build_trainer(
@@ -234,20 +265,17 @@ def _task(recipe: Recipe, model: nn.Module, length: RunLength, *, num_classes: i
 
 
 def _callbacks(
-    recipe: Recipe,
-    length: RunLength,
-    export: Callable[..., None],
-    averaging: list[AveragedWeights],
-    checkpoint: Path | None,
+    parts: _Parts, export: Callable[..., None], averaging: list[AveragedWeights], checkpoint: Path | None
 ) -> list[pl.Callback]:
     """Return what changes or saves the run; the best model is exported before the averaged weights are swapped back."""
+    recipe = parts.recipe
     folder = Path(recipe.run.out)
     return [
         StepSeed(recipe.run.seed),
         BestModel(functools.partial(export, directory=folder / BEST), monitor=MONITOR),
         *averaging,
         SavedRecipe(recipe, folder / CHECKPOINTS),
-        StopAtStep(length.total_steps),
+        StopAtStep(parts.length.total_steps),
         StepCheckpoint(folder / CHECKPOINTS, every=recipe.run.checkpoint_every, resumed=checkpoint),
     ]
 
