@@ -1,0 +1,123 @@
+"""Recipes: one YAML file that says everything a training run needs.
+
+A recipe has six sections (`model`, `data`, `regularize`, `optim`, `schedule`, `run`), each a frozen dataclass.
+`load_recipe` reads a file and applies dotted overrides ("optim.lr": 1e-3); `save_recipe` writes the resolved recipe
+back, so that a run can be repeated from the file beside its checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from piip.config import ModelConfig
+from piip.fields import plain, read_fields, set_dotted
+from piip.recipe.models import NamedModel, OpenModel, is_described, read_model, written_out
+from piip.recipe.sections import DataConfig, OptimConfig, RegularizeConfig, RunConfig, ScheduleConfig
+
+__all__ = [
+    "DataConfig",
+    "NamedModel",
+    "OpenModel",
+    "OptimConfig",
+    "Recipe",
+    "RegularizeConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "load_recipe",
+    "save_recipe",
+]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run; see the sections for their fields.
+
+    Args:
+        model: A model of the zoo by name, or a description; without `head.num_classes` the data decide the classes.
+        data: Where the images are and how they are read.
+        regularize: Mixup, cutmix and label smoothing.
+        optim: AdamW and its parameter groups.
+        schedule: Length and learning rates.
+        run: Output folder, seed, precision, averaging, checkpoints.
+    """
+
+    model: NamedModel | OpenModel | ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    regularize: RegularizeConfig = field(default_factory=RegularizeConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.regularize.mixes and self.data.batch_size % 2:
+            raise ValueError(
+                f"data.batch_size is {self.data.batch_size}, expected an even number: mixup and cutmix pair images."
+            )
+        ends = {"min_lr": self.schedule.min_lr}
+        if self.schedule.warmup_epochs:
+            ends["warmup_lr"] = self.schedule.warmup_lr
+        peak = self.optim.lr * min(1.0, self.optim.rate_outside_branches)
+        for name, rate in ends.items():
+            if peak < rate:
+                raise ValueError(
+                    f"schedule.{name} is {rate}, expected at most the lowest peak rate {peak:g} (optim.lr, times "
+                    "optim.rate_outside_branches): lower it, or raise optim.lr."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain dicts, lists, numbers and strings."""
+        return {**plain(dataclasses.asdict(self)), "model": plain(self.model.to_dict())}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Recipe:
+        """Read a recipe from nested mappings.
+
+        Raises:
+            ValueError: No `model`, an unknown field (with the nearest known ones), or a value of the wrong kind.
+        """
+        if "model" not in values:
+            raise ValueError("The recipe has no 'model'. Write 'model: {name: NAME}' with a name from `piip list`.")
+        sections = {key: value for key, value in values.items() if key != "model"}
+        return read_fields(Recipe, sections, "recipe", ready={"model": read_model(values["model"])})
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe file and apply overrides.
+
+    Args:
+        path: YAML file.
+        overrides: Dotted field names and their values, e.g. {"optim.lr": 1e-3, "model.branches.0.image_size": 64}.
+
+    Raises:
+        ValueError: The file is missing or not YAML, a field is unknown, or a value does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no recipe {str(path)!r}. Recipes are YAML files such as those in recipes/.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, expected sections such as 'model:' and 'optim:'.")
+    for name, value in sorted((overrides or {}).items(), key=lambda item: is_described(item[0])):
+        if is_described(name):
+            values["model"] = written_out(values.get("model", {}))
+        set_dotted(values, name, value)
+    return Recipe.from_dict(values)
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write a resolved recipe as YAML that `load_recipe` reads back equal."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, width=120), encoding="utf-8")
+    os.replace(temporary, path)  # never half a file

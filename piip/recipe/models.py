@@ -1,0 +1,122 @@
+"""The section `model` of a recipe: a name with changes, or a description that may leave the classes to the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from piip.config import ModelConfig
+from piip.fields import nearest_names, plain, read_fields
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model of the zoo, with changes.
+
+    Args:
+        name: One of `piip.list_models()`.
+        num_classes: Classes K of a new head; None takes the number of class folders of the training data.
+        pretrained_branches: Start every branch from its own weights through timm.
+        overrides: Fields of `ModelConfig` to change; in YAML they stand beside `name`.
+    """
+
+    name: str
+    num_classes: int | None = None
+    pretrained_branches: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields beside each other, as in YAML."""
+        values: dict[str, Any] = plain(dataclasses.asdict(self))
+        overrides = values.pop("overrides")
+        return {**values, **overrides}
+
+    def description(self) -> dict[str, Any]:
+        """Return the fields of `ModelConfig`; `head.num_classes` is None where the data decide it.
+
+        Raises:
+            ValueError: An unknown name or field, with the nearest known ones.
+        """
+        from piip.zoo import model_config
+
+        values = _merged(model_config(self.name).to_dict(), {"head": {"num_classes": None}})
+        values = _merged(values, self.overrides)
+        if self.num_classes is not None:
+            values["head"]["num_classes"] = self.num_classes
+        if self.pretrained_branches:
+            values["branches"] = [{**branch, "pretrained": True} for branch in values["branches"]]
+        return values
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model described in full but for the number of classes, which the training data decide.
+
+    Args:
+        config: The description; its `head.num_classes` stands for nothing.
+    """
+
+    config: ModelConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields of `ModelConfig`, with None for the number of classes."""
+        return self.description()
+
+    def description(self) -> dict[str, Any]:
+        """Return the fields of `ModelConfig`, with None for the number of classes."""
+        values: dict[str, Any] = _merged(plain(self.config.to_dict()), {"head": {"num_classes": None}})
+        return values
+
+
+def read_model(values: Any) -> NamedModel | OpenModel | ModelConfig:
+    """Read the section `model` of a recipe: a name, a name with changed fields, or a description.
+
+    Raises:
+        ValueError: An unknown field, with the nearest known ones, or a value of the wrong kind.
+    """
+    if isinstance(values, str):
+        return NamedModel(values)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"recipe.model is {values!r}, expected 'name: NAME' or the fields of ModelConfig.")
+    if "name" not in values:
+        return _read_description(values)
+    own = [f.name for f in dataclasses.fields(NamedModel) if f.name != "overrides"]
+    allowed = own + [f.name for f in dataclasses.fields(ModelConfig)]
+    for name in values:
+        if name not in allowed:
+            raise ValueError(f"recipe.model has no field {name!r}. {nearest_names(name, allowed)}")
+    fields = {name: value for name, value in values.items() if name in own}
+    overrides = {name: value for name, value in values.items() if name not in own}
+    return read_fields(NamedModel, fields, "recipe.model", ready={"overrides": overrides})
+
+
+def is_described(name: str) -> bool:
+    """Return whether a dotted name is a field of a model's full description."""
+    section, _, rest = name.partition(".")
+    return section == "model" and rest.split(".")[0] in [f.name for f in dataclasses.fields(ModelConfig)]
+
+
+def written_out(model: Any) -> Any:
+    """Return a named model's description, any other model as it is."""
+    named = read_model(model) if isinstance(model, str) or (isinstance(model, Mapping) and "name" in model) else None
+    return plain(named.description()) if isinstance(named, NamedModel) else model
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {
+        name: _merged(values[name], change)
+        for name, change in changes.items()
+        if isinstance(change, Mapping) and isinstance(values.get(name), Mapping)
+    }
+    return {**values, **changes, **nested}
+
+
+def _read_description(values: Mapping[str, Any]) -> OpenModel | ModelConfig:
+    head = values.get("head", {})
+    if not isinstance(head, Mapping) or head.get("num_classes") not in (None, "null", "~"):
+        return ModelConfig.from_dict(values)
+    without = {name: value for name, value in head.items() if name != "num_classes"}
+    config = ModelConfig.from_dict({**values, "head": without})
+    return config if config.head.kind == "none" else OpenModel(config)

@@ -1,0 +1,171 @@
+"""The other sections of a recipe: plain values, checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from piip.data.transforms import TransformConfig
+from piip.fields import at_least, at_most, one_of
+
+PRECISIONS = ("32", "bf16")
+ON_ERROR = ("stop", "skip")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are and how they are read.
+
+    Args:
+        root: Folder with one folder a split, each with one folder a class (ImageNet layout).
+        train: Name of the training split's folder.
+        val: Name of the validation split's folder.
+        batch_size: Images a process and forward pass, at least 1 (even with mixup or cutmix).
+        workers: Reading processes; 0 reads in the training process.
+        on_error: "stop" at an unreadable image, or "skip" to the next one with a warning.
+        transform: Resizing and augmentation; `input_size` None takes the side of the finest branch.
+    """
+
+    root: str = "data"
+    train: str = "train"
+    val: str = "val"
+    batch_size: int = 128
+    workers: int = 2
+    on_error: str = "stop"
+    transform: TransformConfig = field(default_factory=TransformConfig)
+
+    def __post_init__(self) -> None:
+        at_least("data.batch_size", self.batch_size, 1)
+        at_least("data.workers", self.workers, 0)
+        one_of("data.on_error", self.on_error, ON_ERROR)
+
+
+@dataclass(frozen=True)
+class RegularizeConfig:
+    """Mixing of images and softening of labels.
+
+    Args:
+        mixup: Alpha of mixup's beta distribution; 0 switches mixup off.
+        cutmix: Alpha of cutmix's beta distribution; 0 switches cutmix off.
+        mix_prob: Probability that a batch is mixed at all, in [0, 1].
+        switch_prob: Probability of cutmix instead of mixup where both are on, in [0, 1].
+        label_smoothing: Probability mass spread over all classes, in [0, 1).
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    switch_prob: float = 0.5
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            at_least(f"regularize.{name}", getattr(self, name), 0)
+        for name in ("mix_prob", "switch_prob", "label_smoothing"):
+            at_least(f"regularize.{name}", getattr(self, name), 0)
+            at_most(f"regularize.{name}", getattr(self, name), 1)
+        if self.label_smoothing == 1:
+            raise ValueError("regularize.label_smoothing is 1, expected less: nothing would be left of the labels.")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its parameter groups.
+
+    Args:
+        lr: Peak learning rate of the branches.
+        weight_decay: Decoupled weight decay.
+        betas: AdamW's two averaging rates.
+        layer_decay: Factor on the rate from each block to the one before it; None or 1 leaves all equal.
+        rate_outside_branches: Factor on the rate of interactions, merge and head (10 in the official runs).
+        decay_all: Also decay 1-d tensors, biases and the names in `no_weight_decay()` (as the official runs did).
+        clip: Largest gradient norm; None does not clip.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float | None = None
+    rate_outside_branches: float = 10.0
+    decay_all: bool = False
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        at_least("optim.weight_decay", self.weight_decay, 0)
+        for name in ("lr", "rate_outside_branches", "layer_decay", "clip"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"optim.{name} is {value}, expected a value above 0.")
+        if self.layer_decay is not None:
+            at_most("optim.layer_decay", self.layer_decay, 1)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas is {self.betas}, expected two values in [0, 1).")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Cosine with linear warm-up, stepped every optimiser step.
+
+    Args:
+        epochs: Passes over the training data; the cosine ends there.
+        max_steps: Optimiser steps, instead of `epochs`.
+        warmup_epochs: Length of the warm-up, may be a fraction.
+        warmup_lr: Rate at step 0.
+        min_lr: Rate at the end; the same number for all parameter groups.
+    """
+
+    epochs: int = 20
+    max_steps: int | None = None
+    warmup_epochs: float = 0.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+
+    def __post_init__(self) -> None:
+        at_least("schedule.epochs", self.epochs, 1)
+        if self.max_steps is not None:
+            at_least("schedule.max_steps", self.max_steps, 1)
+        for name in ("warmup_epochs", "warmup_lr", "min_lr"):
+            at_least(f"schedule.{name}", getattr(self, name), 0)
+        if self.max_steps is None and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs is {self.warmup_epochs}, expected less than schedule.epochs ({self.epochs})."
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run itself.
+
+    Args:
+        out: Folder for checkpoints, logs and the exported model.
+        seed: Initial weights, data order, augmentation, mixing and dropout follow from it.
+        precision: "32", or "bf16" (bfloat16 mixed precision).
+        accumulate: Batches whose gradients are added before one optimiser step.
+        ema_decay: Decay of the averaged weights, which are then validated and exported; None does not average.
+        ema_warmup: Lower the decay to (1 + step) / (10 + step) while that is smaller.
+        checkpoint_every: Optimiser steps between checkpoints; one more is written after every epoch.
+        log_every: Optimiser steps between logged losses.
+        grad_checkpointing: Recompute the branches' blocks in the backward pass: less memory, a third more time.
+    """
+
+    out: str = "runs/piip"
+    seed: int = 0
+    precision: str = "32"
+    accumulate: int = 1
+    ema_decay: float | None = None
+    ema_warmup: bool = True
+    checkpoint_every: int = 1000
+    log_every: int = 50
+    grad_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("run.precision", self.precision, PRECISIONS)
+        for name in ("accumulate", "checkpoint_every", "log_every"):
+            at_least(f"run.{name}", getattr(self, name), 1)
+        at_least("run.seed", self.seed, 0)
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"run.ema_decay is {self.ema_decay}, expected a value between 0 and 1.")
