@@ -1,0 +1,37 @@
+"""Running tiny recipes, and reading what the runs left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tiny_run import branch
+
+from piip.recipe import Recipe
+from piip.run_folder import read_history
+from piip.training import TrainingResult, train
+
+# Everything that draws random numbers, or holds state between steps.
+EVERYTHING: dict[str, dict[str, Any]] = {
+    "model": {"branches": [branch(24, 32, drop_path_rate=0.2), branch(32, 16)]},
+    "data": {"transform": {"auto_augment": "rand-m9-mstd0.5-inc1", "reprob": 0.3}},
+    "regularize": {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1},
+    "optim": {"layer_decay": 0.8, "clip": 1.0},
+    "schedule": {"epochs": 3, "warmup_epochs": 0.5},
+}
+
+
+def run(recipe: Recipe, resume: str | None = None) -> TrainingResult:
+    return train(recipe, resume=resume, device="cpu", progress="none")
+
+
+def losses(folder: str | Path) -> list[float]:
+    return [row["train/loss"] for row in read_history(folder) if "train/loss" in row]
+
+
+def names(run_folder: Path) -> list[str]:
+    return sorted(path.name for path in (run_folder / "checkpoints").iterdir())
+
+
+def newest_step(folder: Path) -> int:
+    return max((int(path.stem[4:]) for path in folder.glob("checkpoints/step*.ckpt")), default=0)
