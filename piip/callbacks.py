@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from piip.data.loader import ResumableLoader
 from piip.recipe import Recipe, save_recipe
-from piip.run_folder import RECIPE_NAME, checkpoint_name
+from piip.run_folder import CHECKPOINT_PATTERN, RECIPE_NAME, checkpoint_name
 
 KEPT_CHECKPOINTS = 2
 
@@ -137,6 +137,12 @@ class StepCheckpoint(Checkpoint):
         """Take over the run's checkpoints, unless the run goes on in another folder."""
         if self.resumed is not None and self.resumed.parent.resolve() == self.folder.resolve():
             self._written = [name for name in state_dict["written"] if name != self.resumed.name] + [self.resumed.name]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Delete what a kill left half written."""
+        if trainer.is_global_zero:
+            for part in self.folder.glob(CHECKPOINT_PATTERN + ".part"):
+                part.unlink()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -300,7 +300,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         _fail(f'Training needs {package}: pip install "piip[train]".', 2)
     except KeyboardInterrupt:
-        advice = " The same command with --resume auto goes on from the last checkpoint." if "train" in words else ""
+        advice = (
+            " The same command with --resume auto goes on from the last checkpoint."
+            if list(words[:1]) == ["train"]
+            else ""
+        )
         _fail(f"Interrupted.{advice}", 130)
 
 

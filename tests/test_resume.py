@@ -225,7 +225,13 @@ def test_only_checkpoints_of_the_run_are_deleted(images: Path, tmp_path: Path) -
     assert len(names(tmp_path / "first")) == 4
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-1000], lambda content: bytes(len(content))])
+def flipped(content: bytes) -> bytes:
+    """Change one byte among the weights."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda content: content[:-1000], lambda content: bytes(len(content))])
 def test_damaged_checkpoints_are_named(images: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     recipe = tiny_recipe(images, tmp_path / "run")
     weights = run(recipe).model_dir / "model.safetensors"
@@ -234,9 +240,10 @@ def test_damaged_checkpoints_are_named(images: Path, tmp_path: Path, damage: Cal
     newest.write_bytes(damage(newest.read_bytes()))
     with pytest.raises(ValueError, match=r"step00000012\.ckpt is damaged .*Delete it and use --resume auto"):
         run(recipe, resume="auto")
-    newest.unlink()
+    newest.rename(newest.with_name("step00000007.ckpt.part"))  # what a kill leaves
     run(recipe, resume="auto")
     assert weights.read_bytes() == content
+    assert names(tmp_path / "run") == ["recipe.yaml", "step00000006.ckpt", "step00000012.ckpt"]
 
 
 def test_a_run_stopped_by_an_image_goes_on_without_it(
