@@ -21,7 +21,6 @@ from piip.demo.results import read_recorded
 from piip.saving import save_model
 
 CLASSES = ["water", "evergreen_broadleaf_forest", "snow_and_ice"]
-has_assets = pytest.mark.skipif(not (ASSETS / "model").is_dir(), reason="the demo model is not trained yet")
 
 
 def tiny_config() -> ModelConfig:
@@ -122,13 +121,11 @@ def test_long_names_take_two_lines() -> None:
     assert wrap("evergreen_broadleaf_forest", 140) == ["evergreen broadleaf", "forest"]
 
 
-@has_assets
 def test_shipped_weights_are_small() -> None:
     assert (ASSETS / "model" / "model.safetensors").stat().st_size <= 10_000_000
     assert (ASSETS / "MODEL_CARD.md").is_file()
 
 
-@has_assets
 def test_recorded_costs_are_those_of_the_recipes() -> None:
     from piip.preparation import recipe_model_config
     from piip.recipe import load_recipe
@@ -142,7 +139,6 @@ def test_recorded_costs_are_those_of_the_recipes() -> None:
         assert (cost.macs, cost.params) == (model.macs, model.params), model.name
 
 
-@has_assets
 def test_shipped_model_is_right_as_often_as_recorded(tmp_path: Path) -> None:
     """Shipped pictures are evenly many a class, so the mean over classes is the number to compare with."""
     report = run_demo(tmp_path / "demo.png", device="cpu")
