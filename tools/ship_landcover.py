@@ -49,10 +49,10 @@ the land cover of its centre:
 |---|---|---:|---:|---:|---:|---:|
 {rows}
 
-The three runs share one schedule and one seed; how much another seed changes was not measured. Eight epochs from scratch
-on 7,000 pictures are far from the papers' setting (pretrained networks, high resolution): the table is a record of these
-three runs, not evidence for or against inverted pyramids. At 16 to 64 tokens a branch, time goes into starting many small
-operations and does not follow the multiply-adds.
+The three runs share one schedule and one seed; how much another seed changes was not measured. Eight epochs
+from scratch on 7,000 pictures are far from the papers' setting (pretrained networks, high resolution): the
+table is a record of these three runs, not evidence for or against inverted pyramids. At 16 to 64 tokens a
+branch, time goes into starting many small operations and does not follow the multiply-adds.
 
 The pictures in `images/` are from the test split: an even choice of each class, so accuracy on them is not the
 accuracy on the whole split.
