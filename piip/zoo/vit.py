@@ -1,23 +1,12 @@
-"""Models by name.
-
-Names are `<arch>_<resolutions>.<pretraining>_<task>[_<variant>]`: networks from smallest to largest, resolutions
-from highest to lowest. Every model also answers to the name of its official record; that name builds the official
-rules (resize by factors, class from the top-left patch), ours the rules of this library (whole patches, class from the
-mean). The parameters are the same; the authors' classifiers were trained for theirs.
-"""
+"""The released ViT models: classifiers of DeiT and AugReg networks, detection backbones of DeiT and AugReg networks."""
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD
-from piip.build import build_backbone, build_model
 from piip.config import (
     BranchConfig,
     HeadConfig,
@@ -26,129 +15,12 @@ from piip.config import (
     ModelConfig,
     NeckConfig,
 )
-from piip.fields import nearest_names
-
-ConfigMaker = Callable[[], ModelConfig]
-
-_MODELS: dict[str, ConfigMaker] = {}
-_PUBLISHED: dict[str, ConfigMaker] = {}  # where the published figures are of other networks than the released code's
-_OFFICIAL: dict[str, str] = {}  # official record -> our name
+from piip.zoo.registry import register
 
 DEPTHS = {"tiny": 12, "small": 12, "base": 12, "large": 24}
 HALF = (0.5, 0.5, 0.5)  # the released detectors scale pixels to [-1, 1]
 SIMPLE_NECK = NeckConfig("simple")
 INTERACTION = InteractionConfig(count=12, drop_path_rate=0.4)
-
-
-def _register(name: str, official: str) -> Callable[[ConfigMaker], ConfigMaker]:
-    def keep(make: ConfigMaker) -> ConfigMaker:
-        _MODELS[name] = make
-        _OFFICIAL[official] = name
-        return make
-
-    return keep
-
-
-def list_models(pattern: str = "*", *, official: bool = False) -> list[str]:
-    """List model names.
-
-    Args:
-        pattern: Shell-style pattern, e.g. "*tsb*".
-        official: List the names of the official records instead of ours.
-    """
-    return sorted(fnmatch.filter(_OFFICIAL if official else _MODELS, pattern))
-
-
-def official_record(name: str) -> str:
-    """Return the name of the official record of a model.
-
-    Args:
-        name: Our name or already the record's.
-
-    Raises:
-        ValueError: An unknown name, with the nearest known ones.
-    """
-    records = {ours: record for record, ours in _OFFICIAL.items()}
-    if name not in records and name not in _OFFICIAL:
-        raise ValueError(f"No model is called {name!r}. {nearest_names(name, [*_MODELS, *_OFFICIAL])}")
-    return records.get(name, name)
-
-
-def model_config(name: str) -> ModelConfig:
-    """Return the description of a named model: ours, or with official rules for an official record's name.
-
-    Raises:
-        ValueError: An unknown name, with the nearest known ones.
-    """
-    record = official_record(name)
-    config = _MODELS[_OFFICIAL[record]]()
-    if name != record:
-        return config
-    head = config.head
-    if head.kind == "per_branch":
-        head = dataclasses.replace(head, pool="first_patch")
-    return dataclasses.replace(config, resize="official", head=head)
-
-
-def published_config(name: str) -> ModelConfig:
-    """Return the model whose cost was published under a name.
-
-    parity: the four-branch detectors are built with two ViT-S but published with the ViT-T that was meant.
-
-    Raises:
-        ValueError: An unknown name, with the nearest ones.
-    """
-    ours = _OFFICIAL[official_record(name)]
-    return _PUBLISHED.get(ours, _MODELS[ours])()
-
-
-def create_model(
-    name: str,
-    *,
-    num_classes: int | None = None,
-    pretrained: bool = False,
-    pretrained_branches: bool = False,
-    features_only: bool = False,
-    **overrides: Any,
-) -> nn.Module:
-    """Build a model by name.
-
-    Args:
-        name: One of `list_models()`, or the name of an official record.
-        num_classes: Classes of a classifier, instead of the model's own.
-        pretrained: Weights of the whole model.
-        pretrained_branches: Each branch's own weights, through timm.
-        features_only: Backbone and neck alone: image -> list of maps.
-        **overrides: Fields of `ModelConfig`, e.g. `resize="official"` or `merge={"kind": "slim"}`.
-
-    Returns:
-        The model of the name's task.
-
-    Raises:
-        ValueError: An unknown name or field (with the nearest ones), weights that are not to be had, or a task whose
-            head this version does not have.
-
-    Example:
-        >>> model = create_model("piip_tsb_368_192_128.deit1_in1k", num_classes=10)
-        >>> logits = model(torch.randn(1, 3, 368, 368))
-    """
-    config = model_config(name)
-    if pretrained:
-        raise ValueError(
-            f"No downloadable weights are known for {name}. Get the authors' file and turn it into a checkpoint with "
-            "`piip convert` (in preparation), or start from pretrained_branches=True."
-        )
-    config = ModelConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
-    if pretrained_branches:
-        branches = tuple(dataclasses.replace(branch, pretrained=True) for branch in config.branches)
-        config = dataclasses.replace(config, branches=branches)
-    if features_only:
-        return build_backbone(dataclasses.replace(config, head=HeadConfig()))
-    if config.head.kind == "none":
-        raise ValueError(f"{name} has no classification head; pass features_only=True for its backbone and neck.")
-    if num_classes is not None:
-        config = dataclasses.replace(config, head=dataclasses.replace(config.head, num_classes=num_classes))
-    return build_model(config)
 
 
 def _classifier(*branches: BranchConfig) -> ModelConfig:
@@ -209,7 +81,7 @@ def _deit(network: str, image_size: int, window: int | tuple[int, ...]) -> Branc
     return _detector_branch(DEIT[network][0], image_size, DEIT[network][1], window)
 
 
-@_register("piip_tsb_368_192_128.deit1_in1k", "piip_3branch_tsb_368-192-128_cls_token_deit1")
+@register("piip_tsb_368_192_128.deit1_in1k", "piip_3branch_tsb_368-192-128_cls_token_deit1")
 def _tsb_368() -> ModelConfig:
     return _classifier(
         _classifier_branch("deit_base_patch16_224.fb_in1k", 128, 0.2, init_values=1.0),
@@ -226,12 +98,12 @@ def _augreg_classifier(large: int, base: int, small: int) -> ModelConfig:
     )
 
 
-@_register("piip_sbl_320_160_96.augreg_in1k", "piip_3branch_sbl_320-160-96_cls_token_augreg")
+@register("piip_sbl_320_160_96.augreg_in1k", "piip_3branch_sbl_320-160-96_cls_token_augreg")
 def _sbl_320() -> ModelConfig:
     return _augreg_classifier(96, 160, 320)
 
 
-@_register("piip_sbl_384_192_128.augreg_in1k", "piip_3branch_sbl_384-192-128_cls_token_augreg")
+@register("piip_sbl_384_192_128.augreg_in1k", "piip_3branch_sbl_384-192-128_cls_token_augreg")
 def _sbl_384() -> ModelConfig:
     return _augreg_classifier(128, 192, 384)
 
@@ -260,17 +132,14 @@ _DEIT_DETECTORS = (
 )
 for _arch, _networks, _sizes, _window in _DEIT_DETECTORS:
     _resolutions = "_".join(str(size) for size in reversed(_sizes))
-    _register(
+    register(
         f"piip_{_arch}_{_resolutions}.deit3_coco_mask_rcnn",
         f"mask_rcnn_deit_{_arch}_{_resolutions}_fpn_1x_coco_bs16",
+        published=partial(_deit_detector, "lbst", _sizes, _window) if _arch == "tsbl" else None,
     )(partial(_deit_detector, _networks, _sizes, _window))
-    if _arch == "tsbl":
-        _PUBLISHED[f"piip_{_arch}_{_resolutions}.deit3_coco_mask_rcnn"] = partial(
-            _deit_detector, "lbst", _sizes, _window
-        )
 
 
-@_register("piip_sbl_1792_1120_672.deit3_384_coco_dino", "dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms")
+@register("piip_sbl_1792_1120_672.deit3_384_coco_dino", "dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms")
 def _sbl_1792() -> ModelConfig:
     def branch(size: str, image_size: int, rate: float) -> BranchConfig:
         windows = (24, 24, 0) * (DEPTHS[size] // 3)
@@ -297,12 +166,12 @@ def _augreg_detector(interaction: InteractionConfig, **timm_args: Any) -> ModelC
     return _detector(*branches, interaction=interaction)
 
 
-@_register("piip_sbl_1568_1120_672.augreg_coco_mask_rcnn", "mask_rcnn_augreg_sbl_1568_1120_672_fpn_1x_coco_bs16")
+@register("piip_sbl_1568_1120_672.augreg_coco_mask_rcnn", "mask_rcnn_augreg_sbl_1568_1120_672_fpn_1x_coco_bs16")
 def _augreg_1568() -> ModelConfig:
     return _augreg_detector(INTERACTION)
 
 
-@_register(
+@register(
     "piip_sbl_1568_1120_672.augreg_coco_mask_rcnn_speedup",
     "mask_rcnn_augreg_sbl_1568_1120_672_fpn_1x_coco_bs16_speedup",
 )
@@ -317,11 +186,11 @@ def _single(size: str) -> ModelConfig:
     return ModelConfig((_deit(size, 1024, windows),), merge=MergeConfig("none"), neck=neck, mean=HALF, std=HALF)
 
 
-@_register("single_b_1024.deit3_coco_mask_rcnn", "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16")
+@register("single_b_1024.deit3_coco_mask_rcnn", "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16")
 def _single_b() -> ModelConfig:
     return _single("base")
 
 
-@_register("single_l_1024.deit3_coco_mask_rcnn", "mask_rcnn_deit_vit_l_fpn_1x_coco_bs16")
+@register("single_l_1024.deit3_coco_mask_rcnn", "mask_rcnn_deit_vit_l_fpn_1x_coco_bs16")
 def _single_l() -> ModelConfig:
     return _single("large")

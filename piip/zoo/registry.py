@@ -1,0 +1,35 @@
+"""What is known by name: filled by the families' files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from piip.config import ModelConfig
+
+ConfigMaker = Callable[[], ModelConfig]
+
+MODELS: dict[str, ConfigMaker] = {}
+OFFICIAL: dict[str, str] = {}  # official record -> our name
+PUBLISHED: dict[str, ConfigMaker] = {}  # where the published figures are of other networks than the released code's
+
+
+def register(name: str, official: str, *, published: ConfigMaker | None = None) -> Callable[[ConfigMaker], ConfigMaker]:
+    """Give a description a name.
+
+    Args:
+        name: Our name.
+        official: Name of the official record.
+        published: The model whose cost was published under the name, where it is another one.
+
+    Returns:
+        A decorator for a function that returns the description.
+    """
+
+    def keep(make: ConfigMaker) -> ConfigMaker:
+        MODELS[name] = make
+        OFFICIAL[official] = name
+        if published is not None:
+            PUBLISHED[name] = published
+        return make
+
+    return keep
