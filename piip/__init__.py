@@ -18,11 +18,13 @@ _HOMES = {
     "HeadConfig": "piip.config",
     "ModelConfig": "piip.config",
     "PIIPBackbone": "piip.backbone",
+    "Predictor": "piip.prediction",
     "PyramidWarning": "piip.build",
     "build_backbone": "piip.build",
     "build_model": "piip.build",
     "create_model": "piip.zoo",
     "list_models": "piip.zoo",
+    "load_model": "piip.saving",
     "estimate_cost": "piip.cost",
     "checkpoints": "piip.checkpoints",
     "ops": "piip.ops",
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from piip.build import PyramidWarning, build_backbone, build_model
     from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
     from piip.cost import estimate_cost
+    from piip.prediction import Predictor
+    from piip.saving import load_model
     from piip.zoo import create_model, list_models
 
 
@@ -50,4 +54,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_HOMES]
+    return sorted({*globals(), *_HOMES})

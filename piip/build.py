@@ -43,6 +43,8 @@ def build_backbone(config: ModelConfig) -> PIIPBackbone:
     Raises:
         ValueError: Unknown networks, or parts that do not fit together.
     """
+    if not isinstance(config, ModelConfig):
+        raise ValueError(f"Expected ModelConfig(branches=(BranchConfig(...), ...)), got {type(config).__name__}.")
     networks = [create_network(branch) for branch in config.branches]
     points = [interaction_points(network) for network in networks]
     groups = _number_of_groups(config, points)
@@ -147,7 +149,8 @@ def _warn_unless_inverted(config: ModelConfig, branches: list[Branch]) -> None:
     warnings.warn(
         "This pyramid is not parameter-inverted: every branch should be a larger network at a lower resolution than "
         f"the next one, but branch {wrong[0]} is not, compared with branch {wrong[0] + 1}. Such a pyramid costs more "
-        "and gains less; reorder the branches, or pass allow_direct=True for a baseline.\n" + "\n".join(lines),
+        "and gains less; reorder the branches, or set ModelConfig(allow_direct=True) for a baseline.\n"
+        + "\n".join(lines),
         PyramidWarning,
         stacklevel=3,
     )

@@ -14,22 +14,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from piip import __version__
 from piip.cli_parser import Commands, documented_arguments, run_command
 
 TRAIN_EXTRA = ("pytorch_lightning", "torchmetrics", "tensorboard")
 DESCRIPTION = "Parameter-inverted image pyramids: large networks see small images, small networks see large ones."
 
 
-def list_models(pattern: str = "*", *, json: bool = False) -> None:
+def list_models(pattern: str = "*", *, official: bool = False, json: bool = False) -> None:
     """List the models that have a name.
 
     Args:
-        pattern: Shell-style pattern, e.g. "*tsb*".
+        pattern: Part of a name, or a shell-style pattern such as "piip_tsb*".
+        official: List the names of the authors' records, which build their rules.
         json: Print a JSON list.
     """
     from piip.zoo import list_models as find
 
-    names = find(pattern)
+    names = find(pattern if set(pattern) & set("*?[") else f"*{pattern}*", official=official)
     if not names:
         raise ValueError(f"No model name matches {pattern!r}; `piip list` shows all.")
     print(json_module.dumps(names) if json else "\n".join(names))
@@ -277,7 +279,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Arguments without the program's name; None takes those of the process.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if words == ["--version"]:
+        print(f"piip {__version__}")
+        return
     try:
         run_command(
             COMMANDS,

@@ -147,7 +147,7 @@ def run_length(recipe: Recipe, batches: int) -> RunLength:
     if warmup >= total:
         raise ValueError(
             f"schedule.warmup_epochs is {recipe.schedule.warmup_epochs} or {warmup} steps, "
-            f"expected fewer than the {total} steps of the run."
+            f"expected fewer than the {total} steps of the run; for a short one add --schedule.warmup_epochs 0."
         )
     log_every = min(recipe.run.log_every, steps_per_epoch)
     return RunLength(math.ceil(total / steps_per_epoch), steps_per_epoch, total, warmup, log_every)

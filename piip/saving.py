@@ -87,9 +87,11 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     directory = Path(directory)
     missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (directory / name).is_file()]
     if missing:
+        inside = [name for name in ("best", "model") if (directory / name / CONFIG_NAME).is_file()]
+        hint = f" Models are in {' and '.join(str(directory / name) for name in inside)}." if inside else ""
         raise ValueError(
             f"{directory} has no {' and no '.join(missing)}, expected a model directory such as RUN/model "
-            "written by `piip train` or `piip convert`."
+            f"written by `piip train`.{hint}"
         )
     try:
         description = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))

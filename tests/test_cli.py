@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tiny_run import recipe_values, write_images, write_model, write_recipe
 
+from piip import __version__
 from piip.cli import COMMANDS, main
 from piip.cli_parser import split_overrides
 
@@ -188,3 +189,10 @@ def test_prediction_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert len(lines) == 4
     assert lines[0].startswith(str(data / "val" / "red" / "0.png"))
     assert len(lines[0].split()) == 5
+
+
+def test_version_help_and_parts_of_names() -> None:
+    assert piip("--version").stdout == f"piip {__version__}\n"
+    assert "commands" in piip().stdout
+    assert "piip_tsb_368_192_128.deit1_in1k" in piip("list", "tsb").stdout
+    assert "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16" in piip("list", "vit_b", "--official").stdout

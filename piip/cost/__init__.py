@@ -10,12 +10,14 @@ from torch import nn
 
 from piip.build import PyramidWarning, build_model
 from piip.checkpoints.official import OfficialModel
-from piip.config import ModelConfig
+from piip.config import BranchConfig, ModelConfig
 from piip.cost.paper import paper_cost
 from piip.cost.report import CostReport, PartCost, format_table
 from piip.cost.total import find_backbone, total_cost
 from piip.heads.classification import PIIPClassifier
 from piip.zoo import model_config, published_config
+
+SIZES = {"embed_dim": "wide", "depth": "deep"}  # arguments that make a named network another one
 
 __all__ = ["CostReport", "PartCost", "estimate_cost", "format_table"]
 
@@ -90,5 +92,11 @@ def _size(image_size: int | tuple[int, int] | None, model: nn.Module, config: Mo
 def _named(report: CostReport, config: ModelConfig | None) -> CostReport:
     if config is None:
         return report
-    names = {f"branch {i}": f"{b.network} @ {b.image_size}" for i, b in enumerate(config.branches)}
+    names = {f"branch {i}": _label(branch) for i, branch in enumerate(config.branches)}
     return dataclasses.replace(report, names=names)
+
+
+def _label(branch: BranchConfig) -> str:
+    """Name a branch, with width and depth where they are not the network's own."""
+    sizes = [f"{branch.timm_args[key]} {word}" for key, word in SIZES.items() if key in branch.timm_args]
+    return f"{branch.network}{' ' + ', '.join(sizes) if sizes else ''} @ {branch.image_size}"

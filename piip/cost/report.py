@@ -70,6 +70,9 @@ class CostReport:
         kept = {name: part for name, part in self.parts.items() if name not in names}
         return CostReport(kept, self.image_size, self.rule, self.names)
 
+    def __str__(self) -> str:
+        return format_table(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values (JSON-ready)."""
         backbone = self.without("neck", "head")
@@ -103,6 +106,7 @@ def format_table(report: CostReport) -> str:
         report: From `estimate_cost`.
     """
     rows = [("part", "GMACs", "share", "params (M)", "elementwise (M)", "activations (MB)")]
+    is_total = report.rule == "total"  # the paper's rule knows neither
     entries = list(report.parts.items())
     if {"neck", "head"} & set(report.parts):
         backbone = report.without("neck", "head")
@@ -116,8 +120,8 @@ def format_table(report: CostReport) -> str:
                 f"{part.macs / 1e9:.3f}",
                 f"{100 * part.macs / max(report.macs, 1):.1f} %",
                 f"{part.params / 1e6:.2f}",
-                f"{part.elementwise / 1e6:.1f}",
-                f"{part.activation_bytes / 1e6:.1f}",
+                f"{part.elementwise / 1e6:.1f}" if is_total else "-",
+                f"{part.activation_bytes / 1e6:.1f}" if is_total else "-",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -173,10 +173,21 @@ def seeded(*key: int) -> Iterator[None]:
         torch.default_generator.set_state(states[2])
 
 
+def _has_classification(root: Path) -> bool:
+    """Tell whether somebody named the folder of a data set that holds several kinds of labels."""
+    return (root.parent / "classification" / root.name).is_dir()
+
+
 def _find_classes(root: Path, expected: Sequence[str] | None) -> list[str]:
     """Return the names of the class folders, sorted or in the order expected."""
     if not root.is_dir():
-        raise ValueError(f"The image folder {root} does not exist: check the path.")
+        hint = (
+            f" There is {root.parent / 'classification'}: is that the data root?" if _has_classification(root) else ""
+        )
+        raise ValueError(
+            f"The image folder {root} does not exist, expected ROOT/SPLIT/CLASS/IMAGE, such as "
+            f"ROOT/train/cat/1.jpg and ROOT/val/cat/2.jpg.{hint}"
+        )
     found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not found:
         raise ValueError(f"{root} has no class folders, expected {root}/CLASS/IMAGE: move the images into one a class.")

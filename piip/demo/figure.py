@@ -122,7 +122,7 @@ def _draw_lines(draw: ImageDraw.ImageDraw, at: Point, lines: Sequence[str], *, f
 def _draw_title(draw: ImageDraw.ImageDraw, shown: Sequence[DemoPicture], cost: CostReport) -> None:
     known = [picture for picture in shown if picture.truth is not None]
     correct = sum(picture.is_correct is True for picture in known)
-    verdict = f"{correct} of {len(known)} held-out pictures right" if known else f"{len(shown)} pictures"
+    verdict = f"{correct} of {len(known)} pictures right, as many of each class" if known else f"{len(shown)} pictures"
     height, width = cost.image_size
     draw.text((MARGIN, 26), "Land cover from space, by an inverted image pyramid", fill=INK, font=_font(TITLE))
     line = f"{verdict}   |   {cost.macs / 1e9:.3f} GMACs and {cost.params / 1e6:.2f} M parameters at {height} x {width}"

@@ -132,7 +132,8 @@ class ScheduleConfig:
             at_least(f"schedule.{name}", getattr(self, name), 0)
         if self.max_steps is None and self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"schedule.warmup_epochs is {self.warmup_epochs}, expected less than schedule.epochs ({self.epochs})."
+                f"schedule.warmup_epochs is {self.warmup_epochs}, expected less than schedule.epochs ({self.epochs}); "
+                "for a short run add --schedule.warmup_epochs 0."
             )
 
 
