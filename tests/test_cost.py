@@ -154,7 +154,7 @@ def test_any_module_can_be_counted() -> None:
 
 def test_table_names_branches_and_totals() -> None:
     text = format_table(piip.estimate_cost(two_branches(head=HeadConfig("pooled", 10))))
-    assert "branch 0 (vit_tiny_patch16_224 @ 64)" in text
+    assert "branch 0 (vit_tiny_patch16_224 64 wide, 4 deep @ 64)" in text
     assert "without neck and head" in text
     assert text.splitlines()[-1].startswith("total")
     assert json.loads(json.dumps(piip.estimate_cost(two_branches()).to_dict()))["parts"]["branch 0"]["macs"] > 0
