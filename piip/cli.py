@@ -8,14 +8,14 @@ from __future__ import annotations
 import json as json_module
 import logging
 import sys
-import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from piip import __version__
-from piip.cli_parser import Commands, documented_arguments, run_command
+from piip.cli_help import recipe_fields
+from piip.cli_parser import Commands, run_command
 
 TRAIN_EXTRA = ("pytorch_lightning", "torchmetrics", "tensorboard")
 DESCRIPTION = "Parameter-inverted image pyramids: large networks see small images, small networks see large ones."
@@ -245,29 +245,6 @@ COMMANDS: Commands = {
     "predict": predict,
     "demo": demo,
 }
-
-
-def recipe_fields() -> str:
-    """Return a help text with all fields of a recipe, from the docstrings of its sections."""
-    from piip.data.transforms import TransformConfig
-    from piip.recipe import DataConfig, NamedModel, OptimConfig, RegularizeConfig, RunConfig, ScheduleConfig
-
-    sections = {
-        "model": NamedModel,
-        "data": DataConfig,
-        "data.transform": TransformConfig,
-        "regularize": RegularizeConfig,
-        "optim": OptimConfig,
-        "schedule": ScheduleConfig,
-        "run": RunConfig,
-    }
-    lines = ["fields of a recipe, to be changed as --SECTION.FIELD VALUE:"]
-    for section, fields in sections.items():
-        for name, text in documented_arguments(fields).items():
-            lines += textwrap.wrap(
-                f"{section + '.' + name:<32}{text}", 100, initial_indent="  ", subsequent_indent=" " * 34
-            )
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 ROOMS = """
 features fields config pyramid ops attention branches interaction merge necks backbone heads counting build zoo
 checkpoints cost saving device data recipe optim run_folder preparation tasks
-callbacks progress training prediction evaluation demo cli_parser cli __main__
+callbacks progress training prediction evaluation demo cli_parser cli_help cli __main__
 """.split()
 
 LIGHTNING_ROOMS = ROOMS[ROOMS.index("tasks") :]

@@ -22,21 +22,7 @@ from piip.recipe import Recipe, load_recipe
 from piip.run_folder import read_history
 from piip.training import train
 
-# pytorch-lightning 2.6.6 still asks PyTorch's trees the old way.
-pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run_leaves_a_model_logs_and_its_recipe(images: Path, tmp_path: Path) -> None:
