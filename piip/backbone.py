@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from piip.branches.base import Branch
 from piip.features import BranchFeatures
 from piip.interaction import Interaction
-from piip.merge import BranchMerge
+from piip.merge import BranchMerge, LastMap
 from piip.necks import Neck
 from piip.pyramid import check_image, image_pyramid, official_image_pyramid, pyramid_sizes
 
@@ -45,7 +45,7 @@ class PIIPBackbone(nn.Module):
         neck: Neck | None = None,
         *,
         image_sizes: Sequence[int],
-        stage_merges: Mapping[int, BranchMerge] | None = None,
+        stage_merges: Mapping[int, BranchMerge | LastMap] | None = None,
         official_resize: bool = False,
     ) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class PIIPBackbone(nn.Module):
         self.merge = merge
         self.neck = neck
         after = {str(stage): part for stage, part in (stage_merges or {}).items()}
-        self.stage_merges: Mapping[str, BranchMerge] = nn.ModuleDict(after)  # type: ignore[assignment]
+        self.stage_merges: Mapping[str, BranchMerge | LastMap] = nn.ModuleDict(after)  # type: ignore[assignment]
         self.image_sizes = tuple(image_sizes)
         self.ratios = tuple(size / image_sizes[-1] for size in image_sizes)
         self.official_resize = official_resize

@@ -19,7 +19,7 @@ from piip.counting import count_forward
 from piip.features import StageInfo
 from piip.heads.classification import PerBranchHead, PIIPClassifier, PooledHead
 from piip.interaction import ConvFFN, Injector, Interaction, InteractionUnit
-from piip.merge import BranchMerge, conv_projection, linear_projection, short_projection, slim_projection
+from piip.merge import BranchMerge, LastMap, conv_projection, linear_projection, short_projection, slim_projection
 from piip.necks import InteractionPyramid, Neck, SimpleFeaturePyramid
 
 logger = logging.getLogger("piip")
@@ -68,7 +68,7 @@ def build_backbone(config: ModelConfig) -> PIIPBackbone:
         for stage in range(groups)
     ]
     merge = None if config.merge.kind == "none" else _final_merge(config, branches)
-    stage_merges = {stage: _short_merge(branches, stage) for stage in _stages_to_merge(config, groups)}
+    stage_merges = {stage: _stage_merge(config, branches, stage) for stage in _stages_to_merge(config, groups)}
     return PIIPBackbone(
         branches,
         interactions,
@@ -244,7 +244,15 @@ def _short_merge(branches: list[Branch], stage: int) -> BranchMerge:
     return BranchMerge(parts, widths[0])
 
 
+def _stage_merge(config: ModelConfig, branches: list[Branch], stage: int) -> BranchMerge | LastMap:
+    if config.neck.kind == "stages":
+        return LastMap(branches[-1].stages[stage].channels)
+    return _short_merge(branches, stage)
+
+
 def _stages_to_merge(config: ModelConfig, groups: int) -> tuple[int, ...]:
+    if config.neck.kind == "stages":
+        return tuple(range(groups - 1))
     if config.neck.kind != "interaction":
         return ()
     outside = [stage for stage in config.neck.interactions if not 0 <= stage < groups]
@@ -254,9 +262,9 @@ def _stages_to_merge(config: ModelConfig, groups: int) -> tuple[int, ...]:
 
 
 def _neck(
-    config: ModelConfig, branches: list[Branch], merge: BranchMerge | None, stage_merges: list[BranchMerge]
+    config: ModelConfig, branches: list[Branch], merge: BranchMerge | None, stage_merges: list[BranchMerge | LastMap]
 ) -> Neck | None:
-    if config.neck.kind == "none":
+    if config.neck.kind in ("none", "stages"):
         return None
     if config.neck.kind == "simple":
         return SimpleFeaturePyramid(_map_width(branches, merge), scales=config.neck.scales, norm=config.neck.norm)

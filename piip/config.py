@@ -14,7 +14,7 @@ from typing import Any
 from piip.fields import at_least, check_fields, one_of, read_fields
 
 MERGE_KINDS = ("linear", "conv", "slim", "none")
-NECK_KINDS = ("none", "simple", "interaction")
+NECK_KINDS = ("none", "simple", "interaction", "stages")
 HEAD_KINDS = ("none", "pooled", "per_branch")
 POOL_KINDS = ("token", "mean", "first_patch")
 ATTENTION_KINDS = ("deformable", "dense")
@@ -39,8 +39,10 @@ class BranchConfig:
             Plain ViTs without prefix tokens only.
         window_padding: Where a grid that windows do not tile is padded with zeros: "before_qkv" (padded tokens
             have the biases as keys and values) or "after_qkv" (keys and values are zero).
-        block_groups: Blocks (ViTs) or stages (other networks) run before each interaction: counts, or inclusive
-            (first, last) pairs; None splits evenly.
+        block_groups: Blocks (ViTs) or stages (other networks, see `cut`) run before each interaction: counts, or
+            inclusive (first, last) pairs; None splits evenly.
+        cut: Where networks with stages are cut: after "stages", or (ConvNeXt) after any of its "blocks", downsampling
+            layers counting as blocks of their own. ViTs are cut after any block.
         prefix_tokens: Keep class and register tokens; False removes them (detection, windows).
         final_norm: Apply the network's own final norm before merging, where it has one before pooling (some EVA and
             average-pooling networks norm only the pooled features, which a pyramid does not use).
@@ -57,6 +59,7 @@ class BranchConfig:
     window_size: int | tuple[int, ...] = 0
     window_padding: str = "before_qkv"
     block_groups: tuple[int, ...] | tuple[tuple[int, int], ...] | None = None
+    cut: str = "stages"
     prefix_tokens: bool = True
     final_norm: bool = True
     position_resize: str = "timm"
@@ -72,6 +75,7 @@ class BranchConfig:
             raise ValueError(f"BranchConfig.drop_path_rate is {self.drop_path_rate}, expected a value in [0, 1).")
         one_of("BranchConfig.window_padding", self.window_padding, WINDOW_PADDINGS)
         one_of("BranchConfig.position_resize", self.position_resize, ("timm", "official"))
+        one_of("BranchConfig.cut", self.cut, ("stages", "blocks"))
         one_of("BranchConfig.drop_path_rule", self.drop_path_rule, ("linear", "constant"))
         self._check_groups()
         windows = (self.window_size,) if isinstance(self.window_size, int) else self.window_size
@@ -168,7 +172,8 @@ class NeckConfig:
     """How the merged map becomes levels of several strides.
 
     Args:
-        kind: "none", "simple" (levels from the merged map) or "interaction" (one level an intermediate merge).
+        kind: "none", "simple" (levels from the merged map), "interaction" (one level an intermediate merge) or "stages"
+            (single networks: their own map after each stage).
         scales: Level sizes relative to the merged map, finest first, from {4, 2, 1, 0.5}.
         norm: "group" (GroupNorm) or "layer" (LayerNorm over channels) in the 4x level.
         interactions: With kind "interaction": interactions (from 0) after which to merge, one fewer than levels.
@@ -258,6 +263,8 @@ class ModelConfig:
         several_maps = self.merge.kind == "none" and len(self.branches) > 1
         if several_maps and self.neck.kind != "none":
             raise ValueError("ModelConfig.neck needs one merged map: choose merge kind linear, conv or slim.")
+        if self.neck.kind == "stages" and (len(self.branches) > 1 or self.merge.kind != "none"):
+            raise ValueError("ModelConfig.neck 'stages' is for a single branch with merge kind 'none'.")
         if self.head.kind != "none" and self.neck.kind != "none":
             raise ValueError(
                 "ModelConfig.neck is for dense tasks, a classifier reads the merged map: set one to 'none'."

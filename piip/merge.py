@@ -39,6 +39,22 @@ class BranchMerge(nn.Module):
         return merged
 
 
+class LastMap(nn.Module):
+    """No merge: the map of the last branch as it is, for single networks with stages.
+
+    Args:
+        out_channels: Width C of the map.
+    """
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+
+    def forward(self, features: Sequence[BranchFeatures]) -> Tensor:
+        """Return the last branch's map (B, C, H, W)."""
+        return features[-1].as_map()
+
+
 def resize_map(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resize a map (B, C, H, W) bilinearly in float32 and return it in its own dtype."""
     if tuple(feature_map.shape[-2:]) == tuple(grid):

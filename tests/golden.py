@@ -11,9 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from piip.checkpoints import build_official
+
 FOLDER = Path(__file__).parent / "data" / "golden"
-GAMMAS = {"ca_gamma", "cffn_gamma", "gamma_1", "gamma_2", "gamma", "layer_scale_parameter"}
-TABLES = {"pos_embed", "cls_token"}
+GAMMAS = {
+    *("ca_gamma", "cffn_gamma", "ca_weight", "cffn_weight"),
+    *("gamma_1", "gamma_2", "gamma", "layer_scale_parameter"),
+}
+TABLES = {"pos_embed", "cls_token", "relative_position_bias_table", "class_embedding"}
+TABLE_PARTS = ("spatial_pos_embed", "temporal_pos_embed", "position_embedding")
 
 
 def offset_grid(heads: int, points: int) -> np.ndarray:
@@ -33,7 +39,7 @@ def fill_value(key: str, shape: tuple[int, ...], heads: int, points: int) -> np.
         scale, centre = np.float32(0.1), np.float32(1)
     elif leaf in GAMMAS:
         scale = np.float32(0.3)
-    elif leaf in TABLES:
+    elif leaf in TABLES or any(part in key for part in TABLE_PARTS):
         scale = np.float32(0.5)
     elif len(shape) == 1:
         scale, centre = (np.float32(0.1), np.float32(1)) if leaf == "weight" else (np.float32(0.2), np.float32(0))
@@ -49,11 +55,18 @@ def load_case(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return json.loads((FOLDER / f"{name}.json").read_text()), dict(outputs)
 
 
+def build_case(case: dict[str, Any]) -> torch.nn.Module:
+    archs = {name: case.get(name) for name in ("convnext_arch", "clip_arch", "timm_convnext_arch")}
+    model = build_official(case["config"], code_base=case["code_base"], official_class=case["official_class"], **archs)
+    return model.eval()
+
+
 def case_state(case: dict[str, Any]) -> dict[str, torch.Tensor]:
     heads, points = case["filler"]["deform_num_heads"], case["filler"]["n_points"]
     return {
         key: torch.from_numpy(np.asarray(fill_value(key, tuple(shape), heads, points), np.float32))
         for key, shape in dict(case["state_dict"]).items()
+        if not key.endswith("relative_position_index")
     }
 
 

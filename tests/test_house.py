@@ -150,7 +150,7 @@ def names_of(path: Path) -> Iterator[tuple[str, int]]:
 
 
 # Digits that are part of a word (or timm's word), or an image size, do not number several things.
-DIGIT_WORDS = re.compile(r"top[15]|2d|bf16|f32|sha256|\bfc[12]\b|\bdrop_path[12]\b|_\d{3,4}(?=_|$)")
+DIGIT_WORDS = re.compile(r"_6b(?=_)|_patch\d+|top[15]|2d|bf16|f32|sha256|\bfc[12]\b|\bdrop_path[12]\b|_\d{3,4}(?=_|$)")
 
 
 @pytest.mark.parametrize("path", FILES, ids=short)

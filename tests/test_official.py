@@ -19,8 +19,7 @@ RELEASED = json.loads((Path(__file__).parent / "data" / "released_vit_models.jso
 
 def built(name: str):
     case, outputs = golden.load_case(name)
-    model = build_official(case["config"], code_base=case["code_base"], official_class=case["official_class"]).eval()
-    return model, case, outputs
+    return golden.build_case(case), case, outputs
 
 
 @pytest.mark.parametrize("name", golden.case_names())
@@ -40,7 +39,7 @@ def test_outputs_equal_the_official_model(name: str) -> None:
 
 
 def test_golden_cases_are_there() -> None:
-    assert len(golden.case_names()) == 20
+    assert len(golden.case_names()) == 34
 
 
 def test_a_small_change_of_one_gate_would_be_seen() -> None:
@@ -104,10 +103,23 @@ def test_unsupported_models_are_refused_with_their_name() -> None:
         with pytest.raises(ValueError, match=message):
             build_official(case["config"], **arguments)
     three, _ = golden.load_case("det3_deit_global_square")
-    for tag in ("beit_x.pth", "uni-perceiver.pth", "convnext_x.pth"):
-        config = {**three["config"], "branch1": {**three["config"]["branch1"], "pretrained": tag}}
-        with pytest.raises(ValueError, match="not supported yet"):
+    for changes, message in (
+        ({"pretrained": "beit_x.pth"}, "relative positions inside windows in every block"),
+        ({"pretrained": "convnext_x.pth"}, "sizes of 'convnext_x.pth' are not known"),
+        ({"pretrained": "vit_x.pth", "norm_layer_type": "BatchNorm"}, "expected LayerNorm or RMSNorm"),
+    ):
+        config = {**three["config"], "branch1": {**three["config"]["branch1"], **changes}}
+        with pytest.raises(ValueError, match=message):
             build_official(config, code_base="detection", official_class="PIIPThreeBranch")
+    tower, _ = golden.load_case("llava2_clip_clip")
+    for changes, message in (
+        ({"branch2": {**tower["config"]["branch2"], "model_type": "swin"}}, "model_type of a multimodal branch"),
+        ({}, "sizes of .clip-a. are not known"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_official({**tower["config"], **changes}, code_base="llava", official_class="PIIPTwoBranchModel")
+    with pytest.raises(ValueError, match="use_branch_merging"):
+        golden.build_case({**tower, "config": {**tower["config"], "use_branch_merging": True}})
     two = case["config"]
     for config, message in (
         ({**two, "deform_num_heads": 5}, "does not divide the attention width"),

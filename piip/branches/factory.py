@@ -8,18 +8,28 @@ import timm
 import torch
 from timm.layers import DropPath
 from timm.models import FeatureListNet
+from timm.models.beit import Beit
+from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from piip.branches import intern_vit, uni_perceiver  # noqa: F401 - registers their networks with timm
 from piip.branches.base import Branch, group_ranges
+from piip.branches.beit import BeitBranch
+from piip.branches.conv_next import ConvNeXtBranch, list_entries
 from piip.branches.staged import StagedBranch, count_stages
+from piip.branches.tokens import PlainViT
 from piip.branches.vit import ViTBranch
 from piip.config import BranchConfig
 from piip.fields import nearest_names
 
 OWN_FIELDS = ("num_classes", "global_pool", "img_size", "drop_path_rate", "features_only", "out_indices")
-PlainViT = VisionTransformer | Eva
+
+
+def is_network(name: str) -> bool:
+    """Tell whether timm, with the networks that this package adds to it, knows a name."""
+    return bool(timm.is_model(name))
 
 
 def create_network(config: BranchConfig) -> nn.Module:
@@ -29,14 +39,15 @@ def create_network(config: BranchConfig) -> nn.Module:
         config: The branch.
 
     Returns:
-        A `VisionTransformer` or `Eva` that takes any image size, or a `FeatureListNet`.
+        A `VisionTransformer`, `Eva` or `Beit` to run on any image size, a `ConvNeXt` where it is cut between its
+        blocks, or a `FeatureListNet`.
 
     Raises:
         ValueError: An unknown name (with the nearest ones), arguments the network does not take, a network that cannot
             be run stage by stage, or weights that cannot be had.
     """
     name = config.network
-    if not timm.is_model(name):
+    if not is_network(name):
         raise ValueError(
             f"timm {timm.__version__} has no network {name!r}. {nearest_names(name.split('.')[0], timm.list_models())}"
         )
@@ -75,11 +86,17 @@ def _timm_arguments(config: BranchConfig) -> dict[str, Any]:
     if config.drop_path_rate and config.drop_path_rule == "linear":
         args["drop_path_rate"] = config.drop_path_rate
     plain = _probe(config.network, {**args, "num_classes": 0})
+    if isinstance(plain, Beit):
+        return {**args, "num_classes": 0, "img_size": _table_side(plain, config)}
     if isinstance(plain, PlainViT):
-        side = config.image_size
-        if config.position_grid is not None:
-            side = config.position_grid * plain.patch_embed.patch_size[0]
-        return {**args, "num_classes": 0, "img_size": side, "dynamic_img_size": True}
+        return {**args, "num_classes": 0, "img_size": _table_side(plain, config), "dynamic_img_size": True}
+    if config.cut == "blocks":
+        if not isinstance(plain, ConvNeXt):
+            raise ValueError(
+                f"cut 'blocks' is for ConvNeXt networks, {config.network} is a {type(plain).__name__}; "
+                "leave it at 'stages'."
+            )
+        return {**args, "num_classes": 0}
     staged = {**args, "features_only": True}
     if needs_fixed_size(plain, config):
         staged["img_size"] = config.image_size
@@ -95,6 +112,17 @@ def _timm_arguments(config: BranchConfig) -> dict[str, Any]:
         f"{config.network} ({type(plain).__name__}) is neither a plain ViT nor a network that timm can cut into "
         f"stages, so branches cannot interact inside it{reason}. Choose a ViT, EVA, ConvNeXt, ResNet, Swin, ..."
     )
+
+
+def _table_side(vit: PlainViT, config: BranchConfig) -> int:
+    """Return the side in pixels of the image whose grid the network's positions are stored for."""
+    patch = int(vit.patch_embed.patch_size[0])
+    if config.position_grid is not None:
+        return config.position_grid * patch
+    windows = {config.window_size} if isinstance(config.window_size, int) else set(config.window_size)
+    if isinstance(vit, Beit) and len(windows) == 1 and 0 not in windows:
+        return windows.pop() * patch  # its positions are those inside a window
+    return config.image_size
 
 
 def _probe(name: str, args: dict[str, Any]) -> nn.Module:
@@ -125,7 +153,11 @@ def _set_constant_drop_path(network: nn.Module, config: BranchConfig) -> None:
 
 def interaction_points(network: nn.Module) -> int:
     """Return after how many places of a network an interaction can follow: its blocks or its stages."""
-    return len(network.blocks) if isinstance(network, PlainViT) else count_stages(network)  # type: ignore[arg-type]
+    if isinstance(network, PlainViT):
+        return len(network.blocks)
+    if isinstance(network, ConvNeXt):
+        return len(list_entries(network))
+    return count_stages(network)  # type: ignore[arg-type]
 
 
 def wrap_network(network: nn.Module, config: BranchConfig, groups: int) -> Branch:
@@ -147,12 +179,22 @@ def wrap_network(network: nn.Module, config: BranchConfig, groups: int) -> Branc
         ranges = group_ranges(points, config.block_groups, groups)
     except ValueError as error:
         raise ValueError(f"Branch {config.network}: {error}") from error
-    if isinstance(network, PlainViT):
-        windows = config.window_size
+    windows = [config.window_size] * points if isinstance(config.window_size, int) else config.window_size
+    if isinstance(network, Beit):
+        if config.window_padding != "before_qkv":
+            raise ValueError(f"Branch {config.network}: BEiT pads windows 'before_qkv' only; leave window_padding.")
+        return BeitBranch(
+            network,
+            ranges,
+            window_sizes=windows,
+            prefix_tokens=config.prefix_tokens,
+            final_norm=config.final_norm,
+        )
+    if isinstance(network, VisionTransformer | Eva):
         return ViTBranch(
             network,
             ranges,
-            window_sizes=[windows] * points if isinstance(windows, int) else windows,
+            window_sizes=windows,
             window_padding=config.window_padding,
             prefix_tokens=config.prefix_tokens,
             final_norm=config.final_norm,
@@ -160,6 +202,8 @@ def wrap_network(network: nn.Module, config: BranchConfig, groups: int) -> Branc
         )
     if config.window_size:
         raise ValueError(f"Branch {config.network}: window_size needs a plain ViT; leave it at 0.")
+    if isinstance(network, ConvNeXt):
+        return ConvNeXtBranch(network, ranges)
     side = config.image_size
     return StagedBranch(
         network,  # type: ignore[arg-type]  # what `create_network` makes where there is no plain ViT

@@ -1,10 +1,12 @@
-"""Windowed self-attention on the token grid of plain ViT blocks.
+"""Windowed self-attention on the token grid.
 
 Windows tile the grid from the top left. Where they do not fit, bottom and right are padded; padded tokens take
 part in the softmax and are cut off afterwards (`docs/official.md`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from timm.layers import Attention
@@ -52,6 +54,32 @@ def pad_grid(tokens: Tensor, grid: Grid, window: int, fill: Tensor | None) -> tu
     return whole.flatten(1, 2), padded
 
 
+def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split a qkv product (B, N, 3 * C) into query, key and value (B, heads, N, C / heads)."""
+    query, key, value = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+def in_windows(
+    attend: Callable[[Tensor], Tensor], qkv: Tensor, grid: Grid, window: int, *, fill: Tensor | None
+) -> Tensor:
+    """Attend inside windows that need not tile the grid.
+
+    Args:
+        attend: From the qkv products of windows (B * windows, window * window, 3 * C) to their values (..., C).
+        qkv: Products of the whole grid (B, H * W, 3 * C).
+        grid: (H, W).
+        window: Window side in tokens.
+        fill: The product of a padded token (3 * C,), or None for zeros.
+
+    Returns:
+        (B, H * W, C).
+    """
+    whole, padded = pad_grid(qkv, grid, window, fill)
+    joined = join_windows(attend(partition_windows(whole, padded, window)), padded, window)
+    return joined.view(-1, *padded, joined.shape[-1])[:, : grid[0], : grid[1]].flatten(1, 2)
+
+
 def windowed_attention(attention: Attention, tokens: Tensor, grid: Grid, window: int, *, pad_with_bias: bool) -> Tensor:
     """Run a timm attention layer inside windows that need not tile the grid.
 
@@ -69,16 +97,16 @@ def windowed_attention(attention: Attention, tokens: Tensor, grid: Grid, window:
         (B, H * W, C).
     """
     qkv = attention.qkv(tokens)
-    qkv, padded = pad_grid(qkv, grid, window, attention.qkv.bias if pad_with_bias else None)
-    windows = partition_windows(qkv, padded, window)
-    heads = windows.unflatten(2, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
-    query, key, value = heads.unbind(0)
-    dropout = attention.attn_drop.p if attention.training else 0.0
-    attended = F.scaled_dot_product_attention(
-        attention.q_norm(query), attention.k_norm(key), value, dropout_p=dropout, scale=attention.scale
-    )
-    joined = join_windows(attended.transpose(1, 2).flatten(2), padded, window)
-    kept = joined.view(-1, *padded, joined.shape[-1])[:, : grid[0], : grid[1]].flatten(1, 2)
+
+    def attend(windows: Tensor) -> Tensor:
+        query, key, value = split_heads(windows, attention.num_heads)
+        dropout = attention.attn_drop.p if attention.training else 0.0
+        attended = F.scaled_dot_product_attention(
+            attention.q_norm(query), attention.k_norm(key), value, dropout_p=dropout, scale=attention.scale
+        )
+        return attended.transpose(1, 2).flatten(2)
+
+    kept = in_windows(attend, qkv, grid, window, fill=attention.qkv.bias if pad_with_bias else None)
     return attention.proj_drop(attention.proj(attention.norm(kept)))
 
 

@@ -1,15 +1,14 @@
 """Translation between our parameter names and those of the authors' files.
 
-Everything that is known about official names is in this file. Only names are translated, and for position tables a
-leading row that is stored but never used.
+With `layouts.py` (inside a branch) this is all that is known about official names.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-BLOCK_PARTS = {"ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"}
+from piip.checkpoints.layouts import Layout, Origin, Shape, unchanged
+
 INJECTOR_PARTS = {
     "attention_gate": "ca_gamma",
     "ffn_gate": "cffn_gamma",
@@ -20,6 +19,7 @@ INJECTOR_PARTS = {
     "attention.output": "attn.output_proj",
     "ffn.conv": "ffn.dwconv.dwconv",
 }
+MULTIMODAL_PARTS = {"attention_gate": "ca_weight", "ffn_gate": "cffn_weight"}
 DENSE_PARTS = {
     "attention.query": "attn.wq",
     "attention.key": "attn.wk",
@@ -32,6 +32,7 @@ UNIT_PARTS = {
     "to_coarse": "branch2to1_injector",
     "to_fine": "branch1to2_injector",
 }
+PROJECTOR_LAYERS = {"0": "1", "1": "3", "3": "6"}  # upstream counts its permutations
 
 
 @dataclass(frozen=True)
@@ -39,39 +40,45 @@ class OfficialNames:
     """How one released model class names its parameters.
 
     Args:
-        plain_branches: For each branch, whether its blocks are those of `vit_models` (layer scale `gamma_1`) instead
-            of InternViT's (`ls1.gamma`, and a position table with one unused row in front).
+        layouts: How each branch is stored.
         dense: Whether interactions use dense attention.
         merge: Layout of the merge: "linear", "conv" or "short".
         is_single: A single-branch baseline: no branch prefix, neck called `up`.
         per_branch_head: Classifiers live inside the branches.
+        is_multimodal: A vision tower: gates have other names.
         first_level: Number of the finest level: 1 is four times the merged map.
-        unused: Shapes of parameters that the official model has and never uses.
+        unused: Shapes of what official files hold and we do not: parameters never used, indices.
     """
 
-    plain_branches: tuple[bool, ...]
+    layouts: tuple[Layout, ...]
     dense: bool
     merge: str
     is_single: bool
     per_branch_head: bool
+    is_multimodal: bool = False
     first_level: int = 1
-    unused: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    unused: tuple[tuple[str, Shape], ...] = ()
 
-    def has_unused_row(self, name: str) -> bool:
-        """Tell whether the official tensor of our parameter has a leading row (dimension 1) that is never used."""
-        found = re.match(r"(?:backbone\.)?branches\.(\d+)\.vit\.pos_embed$", name)
-        return found is not None and not self.plain_branches[int(found.group(1))]
+    def branch_prefix(self, index: int) -> str:
+        """Return what stands before the official names of a branch."""
+        return "" if self.is_single else f"branch{index + 1}."
 
-    def official(self, name: str) -> str:
-        """Return the official name of our parameter.
+    def origin(self, name: str, shape: Shape) -> Origin:
+        """Return the official tensors that a parameter of ours is made of.
+
+        Args:
+            name: Our name, in a backbone or a classifier.
+            shape: Its shape.
 
         Raises:
             ValueError: A parameter that the official model does not have.
         """
         name = name.removeprefix("backbone.")
         part, _, rest = name.partition(".")
+        if part == "branches":
+            index, _, inner = rest.partition(".")
+            return self.layouts[int(index)].origin(inner, shape).under(self.branch_prefix(int(index)))
         rules = {
-            "branches": self._branch,
             "interactions": self._interaction,
             "merge": self._merge,
             "stage_merges": self._stage_merge,
@@ -80,21 +87,14 @@ class OfficialNames:
         }
         if part not in rules:
             raise ValueError(f"Parameter {name} has no counterpart in the official model.")
-        return rules[part](rest)
-
-    def _branch(self, rest: str) -> str:
-        index, _, name = rest.partition(".")
-        name = name.removeprefix("vit.")
-        if self.plain_branches[int(index)]:
-            for ours, theirs in BLOCK_PARTS.items():
-                name = re.sub(rf"^(blocks\.\d+)\.{re.escape(ours)}$", rf"\1.{theirs}", name)
-        return name if self.is_single else f"branch{int(index) + 1}.{name}"
+        return unchanged(rules[part](rest), shape)
 
     def _interaction(self, rest: str) -> str:
         stage, _, pair, part, *names = rest.split(".")
         first = int(pair) + 1
         name = ".".join(names)
-        for ours, theirs in (INJECTOR_PARTS | DENSE_PARTS if self.dense else INJECTOR_PARTS).items():
+        parts = INJECTOR_PARTS | (DENSE_PARTS if self.dense else {}) | (MULTIMODAL_PARTS if self.is_multimodal else {})
+        for ours, theirs in parts.items():
             if name == ours or name.startswith(ours + "."):
                 name = theirs + name[len(ours) :]
                 break
@@ -126,6 +126,9 @@ class OfficialNames:
         return f"{'up' if self.is_single else 'fpn'}{number}.{'.'.join(names)}"
 
     def _head(self, rest: str) -> str:
+        if self.is_multimodal:
+            _, index, layer, name = rest.split(".")
+            return f"mm_projector.branch{int(index) + 1}.{PROJECTOR_LAYERS[layer]}.{name}"
         if self.per_branch_head:
             _, index, name = rest.split(".")
             return f"branch{int(index) + 1}.head.{name}"

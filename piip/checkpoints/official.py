@@ -6,7 +6,8 @@ here each is a `ModelConfig` of the ordinary parts with official rules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from piip.backbone import PIIPBackbone
 from piip.build import build_model
 from piip.checkpoints.keymap import OfficialNames
+from piip.checkpoints.layouts import Shape, layout_of
 from piip.checkpoints.report import explain_mismatch
 from piip.checkpoints.translate import CODE_BASES, OFFICIAL_CLASSES, translate_config
 from piip.config import ModelConfig
@@ -79,14 +81,16 @@ def build_official(
 
     Args:
         config: Constructor arguments under their official names.
-        code_base: "classification" or "detection".
-        official_class: "PIIPTwoBranch", "PIIPThreeBranch", "PIIPFourBranch" or, single-branch, "vit_models".
-        convnext_arch: Sizes of ConvNeXt branches; not supported yet.
-        clip_arch: Sizes of CLIP branches; not supported yet.
-        timm_convnext_arch: Sizes of timm ConvNeXt branches; not supported yet.
+        code_base: "classification", "detection", "segmentation" or "llava".
+        official_class: "PIIPTwoBranch", "PIIPThreeBranch", "PIIPFourBranch"; single networks "vit_models",
+            "InternViT6B", "ConvNextHFWrapper"; vision towers "PIIPTwoBranchModel", "PIIPTwoBranchMixModel".
+        convnext_arch: Sizes (`depths`, `hidden_sizes`) of ConvNeXt branches by the name in `pretrained`.
+        clip_arch: Sizes of CLIP branches likewise (fields of a Hugging Face CLIP vision configuration).
+        timm_convnext_arch: timm network (`arch`) and sizes (`depths`, `dims`) of timm's ConvNeXt branches likewise.
 
     Returns:
-        The model: image -> list of tensors (classification: one of logits; detection: the pyramid maps).
+        The model: image -> list of tensors (classification: one of logits; detection and segmentation: the pyramid
+        maps; multimodal: one map a branch).
 
     Raises:
         ValueError: A code base, class or branch family that is not supported, or a configuration that lacks fields.
@@ -94,15 +98,14 @@ def build_official(
     if code_base not in CODE_BASES or official_class not in OFFICIAL_CLASSES:
         raise ValueError(
             f"{official_class} of code base {code_base!r} is not supported; supported are "
-            f"{', '.join(OFFICIAL_CLASSES)} of {' and '.join(CODE_BASES)}."
+            f"{', '.join(OFFICIAL_CLASSES)} of {', '.join(CODE_BASES)}."
         )
-    if convnext_arch or clip_arch or timm_convnext_arch:
-        raise ValueError("ConvNeXt and CLIP branches of the released models are not supported yet.")
+    archs = {**(convnext_arch or {}), **(clip_arch or {}), **(timm_convnext_arch or {})}
     try:
-        translated = translate_config(config, code_base=code_base, official_class=official_class)
+        translated = translate_config(config, code_base=code_base, official_class=official_class, archs=archs)
     except KeyError as error:
         raise ValueError(f"The configuration of {official_class} lacks the field {error}.") from error
-    return _wrap(translated)
+    return _wrap(translated, is_multimodal=code_base == "llava")
 
 
 def build_released(name: str) -> OfficialModel:
@@ -117,37 +120,47 @@ def build_released(name: str) -> OfficialModel:
     Raises:
         ValueError: An unknown name, with the nearest ones.
     """
-    return _wrap(model_config(official_record(name)))
+    record = official_record(name)
+    return _wrap(model_config(record), is_multimodal=record.startswith("piip-llava"))
 
 
-def _wrap(config: ModelConfig) -> OfficialModel:
+def _wrap(config: ModelConfig, *, is_multimodal: bool) -> OfficialModel:
     model = build_model(config)
-    side = config.branches[-1].image_size if config.head.kind != "none" else None
-    return OfficialModel(model, _names(config, model), config, side)
+    has_logits = config.head.kind in ("pooled", "per_branch")
+    side = config.branches[-1].image_size if has_logits else None
+    return OfficialModel(model, _names(config, model, is_multimodal=is_multimodal), config, side)
 
 
-def _names(config: ModelConfig, model: nn.Module) -> OfficialNames:
-    has_finest_level = 4 in config.neck.scales
-    unused: list[tuple[str, tuple[int, ...]]] = []
-    if isinstance(model, PIIPBackbone) and len(config.branches) == 3 and not has_finest_level:
-        # parity: the three-branch class keeps the 4x level of a detector that does not use it (`docs/official.md`)
-        width = int(model.feature_info[0]["num_chs"])
-        for layer in (0, 3):
-            unused += [(f"fpn1.{layer}.weight", (width, width, 2, 2)), (f"fpn1.{layer}.bias", (width,))]
-        unused += [("fpn1.1.weight", (width,)), ("fpn1.1.bias", (width,))]
-    return OfficialNames(
-        plain_branches=tuple(branch.network.startswith("deit") for branch in config.branches),
+def _names(config: ModelConfig, model: nn.Module, *, is_multimodal: bool) -> OfficialNames:
+    backbone = model if isinstance(model, PIIPBackbone) else model.backbone
+    assert isinstance(backbone, PIIPBackbone)
+    names = OfficialNames(
+        layouts=tuple(layout_of(branch.network, is_multimodal=is_multimodal) for branch in config.branches),
         dense=config.interaction.attention == "dense",
         merge="short" if config.neck.kind == "interaction" else config.merge.kind,
         is_single=len(config.branches) == 1,
         per_branch_head=config.head.kind == "per_branch",
-        first_level=1 if has_finest_level else 2,
-        unused=tuple(unused),
+        is_multimodal=is_multimodal,
+        first_level=1 if 4 in config.neck.scales else 2,
     )
+    unused: dict[str, Shape] = {}
+    for index, (layout, branch) in enumerate(zip(names.layouts, backbone.branches, strict=True)):
+        unused.update({names.branch_prefix(index) + name: shape for name, shape in layout.unused(branch).items()})
+    if len(config.branches) == 3 and config.neck.kind == "simple" and 4 not in config.neck.scales:
+        unused.update(_unused_level(int(backbone.feature_info[0]["num_chs"])))
+    return dataclasses.replace(names, unused=tuple(unused.items()))
+
+
+def _unused_level(width: int) -> dict[str, Shape]:
+    """parity: the three-branch class keeps the 4x level of a detector that does not use it (`docs/official.md`)."""
+    shapes: dict[str, Shape] = {"fpn1.1.weight": (width,), "fpn1.1.bias": (width,)}
+    for layer in (0, 3):
+        shapes |= {f"fpn1.{layer}.weight": (width, width, 2, 2), f"fpn1.{layer}.bias": (width,)}
+    return shapes
 
 
 def official_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes that a released file of this model must have.
+    """Return the names and shapes that a released file of this model must have; it may lack the index buffers.
 
     Args:
         model: A model from `build_official` or `build_released`.
@@ -158,11 +171,27 @@ def official_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     official = _require_official(model)
     shapes = dict(official.names.unused)
     for name, tensor in official.model.state_dict().items():
-        shape = tuple(tensor.shape)
-        if official.names.has_unused_row(name):
-            shape = (shape[0], shape[1] + 1, *shape[2:])
-        shapes[official.names.official(name)] = shape
+        shapes.update(official.names.origin(name, tuple(tensor.shape)).shapes)
     return shapes
+
+
+def own_tensors(model: nn.Module, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Make our tensors of official ones, one after the other.
+
+    Args:
+        model: A model from `build_official` or `build_released`; it may live on the meta device.
+        read: Returns an official tensor by its name.
+
+    Yields:
+        Name and value of every entry of the state dict of the model inside, in its order.
+
+    Raises:
+        ValueError: Another model.
+    """
+    official = _require_official(model)
+    for name, tensor in official.model.state_dict().items():
+        origin = official.names.origin(name, tuple(tensor.shape))
+        yield name, origin.make(*(read(part) for part in origin.reads))
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -176,21 +205,24 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         ValueError: Missing or unexpected names or wrong shapes, grouped by branch; nothing is loaded then.
     """
     official = _require_official(model)
-    wanted = official_shapes(official)
+    problem = explain_mismatch(*comparable(official_shapes(official), state_dict))
+    if problem:
+        raise ValueError(problem)
+    with torch.no_grad():
+        official.model.load_state_dict(dict(own_tensors(official, state_dict.__getitem__)))
+
+
+def comparable(
+    wanted: Mapping[str, tuple[int, ...]], state_dict: Mapping[str, Tensor]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Return names and shapes of a model and of a state dict without the index buffers that either may lack."""
     given = {
         name: tuple(tensor.shape)
         for name, tensor in state_dict.items()
         if name in wanted or not name.endswith(INDEX_BUFFERS)
     }
-    problem = explain_mismatch(wanted, given)
-    if problem:
-        raise ValueError(problem)
-    own = {}
-    for name in official.model.state_dict():
-        tensor = state_dict[official.names.official(name)]
-        own[name] = tensor[:, 1:] if official.names.has_unused_row(name) else tensor
-    with torch.no_grad():
-        official.model.load_state_dict(own)
+    needed = {name: shape for name, shape in wanted.items() if name in given or not name.endswith(INDEX_BUFFERS)}
+    return needed, given
 
 
 def _require_official(model: nn.Module) -> OfficialModel:

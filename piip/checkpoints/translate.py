@@ -1,6 +1,7 @@
 """From the authors' constructor arguments to a `ModelConfig`: their rules, written as ours.
 
-Facts: the authors' public release, code state of 2025-08-05; in our words in `docs/official.md`.
+Facts: the authors' public release, code state of 2025-08-05; in our words in `docs/official.md`. One branch is
+translated in `families.py`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from piip.checkpoints.families import branch_config, family_of, with_sizes
 from piip.config import (
-    BranchConfig,
     HeadConfig,
     InteractionConfig,
     MergeConfig,
@@ -17,8 +18,16 @@ from piip.config import (
     NeckConfig,
 )
 
-CODE_BASES = ("classification", "detection")
-OFFICIAL_CLASSES = {"vit_models": 1, "PIIPTwoBranch": 2, "PIIPThreeBranch": 3, "PIIPFourBranch": 4}
+CODE_BASES = ("classification", "detection", "segmentation", "llava")
+SINGLE_CLASSES = ("vit_models", "InternViT6B", "ConvNextHFWrapper")
+OFFICIAL_CLASSES = {
+    **dict.fromkeys(SINGLE_CLASSES, 1),
+    "PIIPTwoBranch": 2,
+    "PIIPThreeBranch": 3,
+    "PIIPFourBranch": 4,
+    "PIIPTwoBranchModel": 2,
+    "PIIPTwoBranchMixModel": 2,
+}
 
 
 def branch_settings(config: Mapping[str, Any], *, code_base: str, official_class: str) -> list[dict[str, Any]]:
@@ -43,106 +52,45 @@ def branch_settings(config: Mapping[str, Any], *, code_base: str, official_class
     return settings
 
 
-def is_plain(branch: Mapping[str, Any], official_class: str) -> bool:
-    """Tell whether a branch is `vit_models` (DeiT) rather than InternViT-like (AugReg, MAE, DINOv2).
-
-    The released classes go by the name of the pretrained file: the single and the four-branch class know only DeiT,
-    the two-branch class takes everything else for InternViT-like.
-
-    Raises:
-        ValueError: A family that is not supported yet.
-    """
-    tag = str(branch.get("pretrained") or branch.get("model_type") or "deit")
-    if "deit" in tag or official_class in ("vit_models", "PIIPFourBranch"):
-        return True
-    families = () if official_class == "PIIPTwoBranch" else ("beit", "perceiver", "convnext")
-    other = next((family for family in families if family in tag), None)
-    if branch.get("qk_normalization") or branch.get("norm_layer_type", "LayerNorm") != "LayerNorm":
-        other = "InternViT-6B"
-    if other:
-        raise ValueError(f"Branches of the family {other} are not supported yet (pretrained: {tag!r}).")
-    return False
-
-
-def translate_config(config: Mapping[str, Any], *, code_base: str, official_class: str) -> ModelConfig:
+def translate_config(
+    config: Mapping[str, Any], *, code_base: str, official_class: str, archs: Mapping[str, Mapping[str, Any]]
+) -> ModelConfig:
     """Translate official constructor arguments; see `build_official`."""
     settings = branch_settings(config, code_base=code_base, official_class=official_class)
-    is_classifier, is_single = code_base == "classification", len(settings) == 1
-    separate = is_classifier and bool(config.get("separate_head", True))
+    families = [family_of(branch, official_class) for branch in settings]
+    settings = [with_sizes(branch, family, archs) for branch, family in zip(settings, families, strict=True)]
+    is_single = len(settings) == 1
+    separate = code_base == "classification" and bool(config.get("separate_head", True))
     branches = tuple(
-        _branch(branch, plain=is_plain(branch, official_class), is_classifier=is_classifier, final_norm=separate)
-        for branch in settings
+        branch_config(branch, family, code_base=code_base, final_norm=separate)
+        for branch, family in zip(settings, families, strict=True)
     )
-    if is_classifier:
-        pooled = HeadConfig("pooled", num_classes=int(config.get("num_classes", 1000)))
+    head, merge, neck = HeadConfig(), MergeConfig("none" if is_single else "conv"), NeckConfig()
+    if code_base == "classification":
         # parity: num_classes does not reach the heads inside the branches (`docs/official.md`)
-        head = HeadConfig("per_branch", num_classes=1000, pool="first_patch") if separate else pooled
+        apart = HeadConfig("per_branch", num_classes=1000, pool="first_patch")
+        head = apart if separate else HeadConfig("pooled", num_classes=int(config.get("num_classes", 1000)))
         merge = MergeConfig("none" if separate else "linear")
-        neck = NeckConfig()
+    elif code_base == "llava":
+        if config.get("use_branch_merging"):
+            raise ValueError("use_branch_merging is not known for the released vision towers; set it to false.")
+        merge = MergeConfig("none")
     else:
-        head, merge = HeadConfig(), MergeConfig("none" if is_single else "conv")
         neck = _neck(config, official_class)
     interaction = InteractionConfig() if is_single else _interaction(config, settings)
     return ModelConfig(branches, interaction, merge, neck, head, resize="official", allow_direct=True)
 
 
-def _branch(branch: Mapping[str, Any], *, plain: bool, is_classifier: bool, final_norm: bool) -> BranchConfig:
-    patch, depth = int(branch.get("patch_size", 16)), int(branch["depth"])
-    trained = int(branch.get("pretrain_img_size", 224))
-    size = int(branch["img_size"] if is_classifier else branch.get("real_size", trained))
-    # parity: `vit_models` always has layer scale, the InternViT class has none in classification (`docs/official.md`)
-    scale = (branch.get("init_scale") or 1.0) if plain else (0 if is_classifier else branch.get("init_values", 1.0))
-    pad_after = plain and not branch.get("use_flash_attn", False)
-    fused = "fused_mlp" in (branch.get("mlp_type"), branch.get("Mlp_block"))
-    groups = branch.get("interaction_indexes")
-    return BranchConfig(
-        "deit_base_patch16_224" if plain else "vit_base_patch16_224",
-        size,
-        drop_path_rate=float(branch.get("drop_path_rate", 0)),
-        drop_path_rule="constant" if plain or is_classifier else "linear",
-        window_size=_windows(branch, depth),
-        window_padding="after_qkv" if pad_after else "before_qkv",
-        block_groups=tuple((first, last) for first, last in groups) if groups else None,
-        prefix_tokens=bool(branch.get("use_cls_token", False)) and is_classifier,
-        final_norm=final_norm,
-        position_resize="official",
-        position_grid=(size if is_classifier else trained) // patch,
-        timm_args={
-            "patch_size": patch,
-            "embed_dim": int(branch["embed_dim"]),
-            "depth": depth,
-            "num_heads": int(branch["num_heads"]),
-            "mlp_ratio": float(branch.get("mlp_ratio", 4)),
-            "qkv_bias": bool(branch.get("qkv_bias", True)),
-            "init_values": scale or None,
-            "no_embed_class": True,
-            "act_layer": "gelu_tanh" if fused else "gelu",
-        },
-    )
-
-
-def _windows(branch: Mapping[str, Any], depth: int) -> tuple[int, ...]:
-    windows = branch.get("window_attn") or [False] * depth
-    sizes = branch.get("window_size") or [-1] * depth
-    if not isinstance(windows, list | tuple) or not isinstance(sizes, list | tuple):
-        raise ValueError(f"window_attn is {windows!r} and window_size {sizes!r}, expected one entry a block each.")
-    if len(windows) != depth or len(sizes) != depth:
-        raise ValueError(
-            f"window_attn has {len(windows)} and window_size {len(sizes)} entries, the branch has {depth} blocks."
-        )
-    return tuple(max(0, side) if on else 0 for on, side in zip(windows, sizes, strict=True))
-
-
 def _interaction(config: Mapping[str, Any], settings: list[dict[str, Any]]) -> InteractionConfig:
-    first = settings[0]
     heads, ratio = int(config.get("deform_num_heads", 16)), float(config.get("deform_ratio", 1.0))
     dense = config.get("interact_attn_type", "deform") == "normal"
     for branch in settings:
-        width = int(branch["embed_dim"]) if dense else int(branch["embed_dim"] * ratio)
-        if width % heads:
-            raise ValueError(f"deform_num_heads is {heads}, which does not divide the attention width {width}.")
+        for channels in branch.get("dims") or branch.get("hidden_sizes") or [branch.get("embed_dim", heads)]:
+            width = int(channels) if dense else int(channels * ratio)
+            if width % heads:
+                raise ValueError(f"deform_num_heads is {heads}, which does not divide the attention width {width}.")
     return InteractionConfig(
-        count=len(first["interaction_indexes"]),
+        count=len(settings[0]["interaction_indexes"]),
         attention="dense" if dense else "deformable",
         num_heads=heads,
         num_points=int(config.get("n_points", 4)),
@@ -155,7 +103,9 @@ def _interaction(config: Mapping[str, Any], settings: list[dict[str, Any]]) -> I
 
 
 def _neck(config: Mapping[str, Any], official_class: str) -> NeckConfig:
-    if official_class == "vit_models":
+    if official_class == "ConvNextHFWrapper":
+        return NeckConfig("stages")
+    if official_class in SINGLE_CLASSES:
         if not config.get("use_simple_fpn", True) or not config.get("with_fpn", True):
             raise ValueError("The single-branch baseline is supported with its simple feature pyramid only.")
         return NeckConfig("simple", norm="layer")

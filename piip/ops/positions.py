@@ -13,7 +13,7 @@ P = ParamSpec("P")
 MOST_KEPT = 128  # a function: sizes seen in multi-scale training must not pile up
 
 
-def _kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Keep results by their arguments."""
     results: dict[Any, Tensor] = {}
 
@@ -35,7 +35,7 @@ def _kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     return get
 
 
-@_kept
+@kept
 def cell_centres(grid: tuple[int, int], device: torch.device) -> Tensor:
     """Return the centres of grid cells as (x, y) in (0, 1), row-major, float32, (H * W, 2).
 
@@ -51,7 +51,7 @@ def cell_centres(grid: tuple[int, int], device: torch.device) -> Tensor:
     return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), -1).view(-1, 2)
 
 
-@_kept
+@kept
 def grid_extent(grid: tuple[int, int], device: torch.device) -> Tensor:
     """Return (W, H) of a grid as a float32 tensor, to scale (x, y) coordinates.
 
@@ -62,7 +62,7 @@ def grid_extent(grid: tuple[int, int], device: torch.device) -> Tensor:
     return torch.tensor((grid[1], grid[0]), dtype=torch.float32, device=device)
 
 
-@_kept
+@kept
 def bag_starts(batch: int, cells: int, heads: int, device: torch.device) -> Tensor:
     """Return the first table row of every image and head, int64, (B, 1, heads, 1, 1).
 
@@ -78,7 +78,7 @@ def bag_starts(batch: int, cells: int, heads: int, device: torch.device) -> Tens
     return image + torch.arange(heads, device=device).view(1, 1, -1, 1, 1)
 
 
-@_kept
+@kept
 def channel_values(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Return one float32 value a channel, (C, 1, 1).
 
