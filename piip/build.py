@@ -18,6 +18,7 @@ from piip.config import BranchConfig, InteractionConfig, ModelConfig
 from piip.counting import count_forward
 from piip.features import StageInfo
 from piip.heads.classification import PerBranchHead, PIIPClassifier, PooledHead
+from piip.heads.projector import PIIPVisionTower, Projector
 from piip.interaction import ConvFFN, Injector, Interaction, InteractionUnit
 from piip.merge import BranchMerge, LastMap, conv_projection, linear_projection, short_projection, slim_projection
 from piip.necks import InteractionPyramid, Neck, SimpleFeaturePyramid
@@ -80,8 +81,8 @@ def build_backbone(config: ModelConfig) -> PIIPBackbone:
     )
 
 
-def build_model(config: ModelConfig) -> PIIPBackbone | PIIPClassifier:
-    """Build the whole model of a description: a `PIIPClassifier`, or the backbone where there is no head.
+def build_model(config: ModelConfig) -> PIIPBackbone | PIIPClassifier | PIIPVisionTower:
+    """Build the whole model of a description: with its head, or the backbone where there is none.
 
     Args:
         config: The description.
@@ -99,11 +100,13 @@ def build_model(config: ModelConfig) -> PIIPBackbone | PIIPClassifier:
     if head.kind == "pooled":
         pooled = PooledHead(_map_width(backbone.branches, backbone.merge), head.num_classes, pool=head.pool)
         return PIIPClassifier(backbone, pooled, config=config)
+    widths = [branch.stages[-1].channels for branch in backbone.branches]
+    if head.kind == "projector":
+        return PIIPVisionTower(backbone, Projector(widths, head.width), config=config)
     without = [i for i, branch in enumerate(backbone.branches) if head.pool == "token" and not branch.has_class_token]
     if without:
         names = ", ".join(config.branches[i].network for i in without)
         raise ValueError(f"HeadConfig.pool 'token' needs class tokens, {names} has none; use pool 'mean'.")
-    widths = [branch.stages[-1].channels for branch in backbone.branches]
     return PIIPClassifier(backbone, PerBranchHead(widths, head.num_classes, pool=head.pool), config=config)
 
 

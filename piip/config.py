@@ -15,7 +15,7 @@ from piip.fields import at_least, check_fields, one_of, read_fields
 
 MERGE_KINDS = ("linear", "conv", "slim", "none")
 NECK_KINDS = ("none", "simple", "interaction", "stages")
-HEAD_KINDS = ("none", "pooled", "per_branch")
+HEAD_KINDS = ("none", "pooled", "per_branch", "projector")
 POOL_KINDS = ("token", "mean", "first_patch")
 ATTENTION_KINDS = ("deformable", "dense")
 DIRECTIONS = ("both", "to_coarse", "to_fine")
@@ -202,11 +202,13 @@ class NeckConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The classifier on top.
+    """What stands on top: a classifier, or the projector of a multimodal model.
 
     Args:
-        kind: "none", "pooled" (one linear layer on the merged map) or "per_branch" (one a branch, logits averaged).
-        num_classes: Number of classes K.
+        kind: "none", "pooled" (one linear layer on the merged map), "per_branch" (one a branch, logits averaged) or
+            "projector" (tokens for a language model from the maps of all branches).
+        num_classes: Number of classes K of a classifier.
+        width: Channels of the tokens of a projector.
         pool: "mean" over patches, "first_patch" (official releases), or "token" (class token, per_branch only; what
             the last interaction brings to the patches no longer reaches it).
     """
@@ -214,12 +216,14 @@ class HeadConfig:
     kind: str = "none"
     num_classes: int = 1000
     pool: str = "mean"
+    width: int = 4096
 
     def __post_init__(self) -> None:
         check_fields(self)
         one_of("HeadConfig.kind", self.kind, HEAD_KINDS)
         one_of("HeadConfig.pool", self.pool, POOL_KINDS)
         at_least("HeadConfig.num_classes", self.num_classes, 1)
+        at_least("HeadConfig.width", self.width, 1)
         if self.kind == "pooled" and self.pool == "token":
             raise ValueError("HeadConfig.pool 'token' needs kind 'per_branch': a merged map has no class token.")
 
@@ -233,7 +237,7 @@ class ModelConfig:
         interaction: Exchange between neighbours; unused with one branch.
         merge: Branch merging.
         neck: Levels from the merged map.
-        head: Classifier.
+        head: Classifier or projector.
         resize: "exact" rounds every branch's image to its stride; "official" resizes by the released code's factor.
         normalize: "shared" (every branch sees the same normalised image) or "per_branch" (each its own).
         mean: Channel means the images are normalised with, RGB in [0, 1]; None takes the first branch's.
@@ -267,10 +271,12 @@ class ModelConfig:
             raise ValueError("ModelConfig.neck 'stages' is for a single branch with merge kind 'none'.")
         if self.head.kind != "none" and self.neck.kind != "none":
             raise ValueError(
-                "ModelConfig.neck is for dense tasks, a classifier reads the merged map: set one to 'none'."
+                "ModelConfig.neck is for dense tasks, a head here reads the maps before it: set one to 'none'."
             )
-        if self.head.kind == "per_branch" and self.merge.kind != "none":
-            raise ValueError("ModelConfig.head 'per_branch' reads the branches before merging: set merge kind 'none'.")
+        if self.head.kind in ("per_branch", "projector") and self.merge.kind != "none":
+            raise ValueError(
+                f"ModelConfig.head {self.head.kind!r} reads the branches before merging: set merge kind 'none'."
+            )
         if several_maps and self.head.kind == "pooled":
             raise ValueError("ModelConfig.head 'pooled' needs a merged map; with merge 'none' use head 'per_branch'.")
 

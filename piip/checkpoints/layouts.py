@@ -166,10 +166,26 @@ class HuggingFaceConvNeXt(Layout):
 
 
 class TimmConvNeXt(HuggingFaceConvNeXt):
-    """ConvNeXt of timm as the multimodal models store it."""
+    """ConvNeXt of timm as the multimodal models store it.
+
+    Args:
+        has_mlp_head: The network's head has a layer before the classifier, which no model applies.
+    """
 
     renames: Sequence[Rename] = (("^network\\.", "convnext_model."), (r"\.gamma$", ".weight"))
     final_norm = "convnext_model.head.norm"
+
+    def __init__(self, *, has_mlp_head: bool) -> None:
+        self.has_mlp_head = has_mlp_head
+
+    def unused(self, branch: Branch) -> dict[str, Shape]:
+        """Return the head, which no model applies."""
+        shapes = super().unused(branch)
+        if self.has_mlp_head:
+            width = branch.stages[-1].channels
+            layer = "convnext_model.head.pre_logits.fc"
+            shapes |= {f"{layer}.weight": (width, width), f"{layer}.bias": (width,)}
+        return shapes
 
 
 class HuggingFaceClip(Layout):
@@ -212,7 +228,7 @@ def layout_of(network: str, *, is_multimodal: bool) -> Layout:
         network: Its timm name.
         is_multimodal: Whether it is part of a multimodal model.
     """
-    convnext = TimmConvNeXt() if is_multimodal else HuggingFaceConvNeXt()
+    convnext = TimmConvNeXt(has_mlp_head="_mlp" in network) if is_multimodal else HuggingFaceConvNeXt()
     layouts: tuple[tuple[str, Layout], ...] = (
         ("beit", BeitLayout()),
         ("deit", VitModels()),

@@ -19,8 +19,9 @@ from piip.checkpoints.keymap import OfficialNames
 from piip.checkpoints.layouts import Shape, layout_of
 from piip.checkpoints.report import explain_mismatch
 from piip.checkpoints.translate import CODE_BASES, OFFICIAL_CLASSES, translate_config
-from piip.config import ModelConfig
+from piip.config import HeadConfig, ModelConfig
 from piip.heads.classification import PIIPClassifier
+from piip.heads.projector import PIIPVisionTower
 from piip.zoo import model_config, official_record
 
 INDEX_BUFFERS = ("relative_position_index", "position_ids", "num_batches_tracked")
@@ -37,7 +38,11 @@ class OfficialModel(nn.Module):
     """
 
     def __init__(
-        self, model: PIIPBackbone | PIIPClassifier, names: OfficialNames, config: ModelConfig, input_size: int | None
+        self,
+        model: PIIPBackbone | PIIPClassifier | PIIPVisionTower,
+        names: OfficialNames,
+        config: ModelConfig,
+        input_size: int | None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -108,11 +113,12 @@ def build_official(
     return _wrap(translated, is_multimodal=code_base == "llava")
 
 
-def build_released(name: str) -> OfficialModel:
+def build_released(name: str, *, with_projector: bool = False) -> OfficialModel:
     """Build a released model by its name, with the official rules.
 
     Args:
         name: Our name or that of the official record, see `piip.list_models()`.
+        with_projector: Of a multimodal model, its projector too, which the authors keep beside the vision tower.
 
     Returns:
         The model, ready for `load_official`.
@@ -120,8 +126,11 @@ def build_released(name: str) -> OfficialModel:
     Raises:
         ValueError: An unknown name, with the nearest ones.
     """
-    record = official_record(name)
-    return _wrap(model_config(record), is_multimodal=record.startswith("piip-llava"))
+    config = model_config(official_record(name))
+    is_multimodal = config.head.kind == "projector"
+    if is_multimodal and not with_projector:
+        config = dataclasses.replace(config, head=HeadConfig())
+    return _wrap(config, is_multimodal=is_multimodal)
 
 
 def _wrap(config: ModelConfig, *, is_multimodal: bool) -> OfficialModel:

@@ -15,6 +15,7 @@ from piip.cost.paper import paper_cost
 from piip.cost.report import CostReport, PartCost, format_table
 from piip.cost.total import find_backbone, total_cost
 from piip.heads.classification import PIIPClassifier
+from piip.heads.projector import PIIPVisionTower
 from piip.zoo import model_config, published_config
 
 SIZES = {"embed_dim": "wide", "depth": "deep"}  # arguments that make a named network another one
@@ -64,7 +65,7 @@ def estimate_cost(
 def _config(model_or_name: nn.Module | str | ModelConfig) -> ModelConfig | None:
     if isinstance(model_or_name, str):
         return model_config(model_or_name)
-    if isinstance(model_or_name, PIIPClassifier | OfficialModel):
+    if isinstance(model_or_name, PIIPClassifier | PIIPVisionTower | OfficialModel):
         return model_or_name.config
     return model_or_name if isinstance(model_or_name, ModelConfig) else None
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from piip.attention import CrossAttention, DeformableCrossAttention
 from piip.backbone import PIIPBackbone
-from piip.branches import ViTBranch
+from piip.branches import ConvNeXtBranch, TokenBranch
 from piip.build import build_model
 from piip.config import HeadConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.cost.report import CostReport, PartCost
@@ -31,42 +30,48 @@ def paper_cost(config: ModelConfig) -> CostReport:
     """Count a model as the authors did.
 
     Args:
-        config: The model; a detection model is counted as the classification model it was converted to.
+        config: The model; a ViT detection model is counted as the classification model it was converted to, one with
+            ConvNeXt branches as it is without its neck, a multimodal one without its projector.
 
     Returns:
         The report, for the nominal square image.
 
     Raises:
-        ValueError: A branch that is no plain ViT.
+        ValueError: A branch that is neither a transformer of uniform blocks nor a ConvNeXt cut between its blocks.
     """
+    counted = counted_config(config)
     with torch.device("meta"):
-        model = build_model(counted_config(config))
-    assert isinstance(model, PIIPClassifier)
-    others = [i for i, branch in enumerate(model.backbone.branches) if not isinstance(branch, ViTBranch)]
-    if others:
-        raise ValueError(
-            f"The paper's rule is known for plain ViTs; branch {others[0]} ({config.branches[others[0]].network}) is "
-            "none. Use rule='total'."
-        )
-    macs = _count_modules(model)
-    for part, count in _attention(model.backbone).items():
+        model = build_model(counted)
+    backbone = model if isinstance(model, PIIPBackbone) else model.backbone
+    assert isinstance(backbone, PIIPBackbone)
+    for i, branch in enumerate(backbone.branches):
+        if not isinstance(branch, TokenBranch | ConvNeXtBranch):
+            raise ValueError(
+                f"The paper's rule is known for ViTs and ConvNeXts cut between blocks; branch {i} "
+                f"({config.branches[i].network}) is neither. Use rule='total'."
+            )
+    rooms = _rooms(model, backbone)
+    macs = _count_modules(model, backbone, rooms)
+    is_tower = config.head.kind == "projector"
+    for part, count in _attention(backbone, is_tower=is_tower).items():
         macs[part] += count
-    for i, branch in enumerate(config.branches):
-        if not branch.network.startswith("deit"):
-            macs[f"branch {i}"] += _padded_qkv(model.backbone.branches[i], branch.image_size)  # type: ignore[arg-type]
-    params = {
-        part: sum(p.numel() for module in modules for p in module.parameters()) for part, modules in _rooms(model)
-    }
+    for i, described in enumerate(config.branches):
+        branch = backbone.branches[i]
+        # the counted DeiT classifier pads windows behind the products, the real backbones pad before them
+        if isinstance(branch, TokenBranch) and not (described.network.startswith("deit") and counted != _real(config)):
+            macs[f"branch {i}"] += _padded_qkv(branch, described.image_size)
+    params = {part: sum(p.numel() for module in modules for p in module.parameters()) for part, modules in rooms}
     parts = {part: PartCost(macs[part], count) for part, count in params.items()}
     side = config.branches[-1].image_size
     return CostReport(parts, (side, side), "paper")
 
 
 def counted_config(config: ModelConfig) -> ModelConfig:
-    """Return the classification model that the authors counted for a model."""
-    branches = config.branches
+    """Return the model that the authors counted for a model: the real one, or a classifier with its branches."""
+    if any(branch.cut == "blocks" for branch in config.branches) or config.head.kind == "projector":
+        return _real(config)
     # position tables at the resolution of each branch, as in the released classifiers
-    branches = tuple(dataclasses.replace(branch, position_grid=None, pretrained=False) for branch in branches)
+    branches = tuple(dataclasses.replace(branch, position_grid=None) for branch in _real(config).branches)
     head, merge = config.head, config.merge
     if head.kind == "none":
         head = HeadConfig("pooled", num_classes=1000)
@@ -74,14 +79,20 @@ def counted_config(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, branches=branches, merge=merge, neck=NeckConfig(), head=head, allow_direct=True)
 
 
-def _rooms(model: PIIPClassifier) -> list[tuple[str, list[nn.Module]]]:
-    backbone = model.backbone
+def _real(config: ModelConfig) -> ModelConfig:
+    branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
+    head = HeadConfig() if config.head.kind == "projector" else config.head
+    return dataclasses.replace(config, branches=branches, head=head, allow_direct=True)
+
+
+def _rooms(model: nn.Module, backbone: PIIPBackbone) -> list[tuple[str, list[nn.Module]]]:
+    """Return the counted modules of each part: all but the neck."""
     rooms: list[tuple[str, list[nn.Module]]] = [(f"branch {i}", [b]) for i, b in enumerate(backbone.branches)]
     if len(backbone.branches) > 1:
         rooms.append(("interactions", list(backbone.interactions)))
     if backbone.merge is not None:
-        rooms.append(("merge", [backbone.merge]))
-    return [*rooms, ("head", [model.head])]
+        rooms.append(("merge", [*backbone.stage_merges.values(), backbone.merge]))
+    return [*rooms, ("head", [model.head])] if isinstance(model, PIIPClassifier) else rooms
 
 
 def _module_macs(module: nn.Module, output: Tensor) -> int:
@@ -90,10 +101,20 @@ def _module_macs(module: nn.Module, output: Tensor) -> int:
         return output.numel() * (kernel + (module.bias is not None))
     if isinstance(module, nn.Linear):
         return output.numel() * module.in_features
+    if isinstance(module, nn.ReLU):
+        return output.numel()
     return 2 * output.numel()  # norms
 
 
-def _count_modules(model: PIIPClassifier) -> defaultdict[str, int]:
+def _is_counted(module: nn.Module, room: nn.Module) -> bool:
+    if isinstance(module, nn.LayerNorm) and isinstance(room, ConvNeXtBranch):
+        return False  # a class of its own upstream, which the counting script does not know
+    return isinstance(module, nn.Conv2d | nn.Linear | nn.LayerNorm | nn.GroupNorm | nn.ReLU)
+
+
+def _count_modules(
+    model: nn.Module, backbone: PIIPBackbone, rooms: list[tuple[str, list[nn.Module]]]
+) -> defaultdict[str, int]:
     macs: defaultdict[str, int] = defaultdict(int)
     handles = []
 
@@ -103,12 +124,12 @@ def _count_modules(model: PIIPClassifier) -> defaultdict[str, int]:
 
         return count
 
-    for part, modules in _rooms(model):
+    for part, modules in rooms:
         for room in modules:
             for module in room.modules():
-                if isinstance(module, nn.Conv2d | nn.Linear | nn.LayerNorm | nn.GroupNorm):
+                if _is_counted(module, room):
                     handles.append(module.register_forward_hook(hook(part)))
-    side = model.backbone.image_sizes[-1]
+    side = backbone.image_sizes[-1]
     with torch.no_grad():
         model.eval()(torch.empty(1, 3, side, side, device="meta"))
     for handle in handles:
@@ -116,30 +137,36 @@ def _count_modules(model: PIIPClassifier) -> defaultdict[str, int]:
     return macs
 
 
-def _attention(backbone: PIIPBackbone) -> dict[str, int]:
-    """Return the analytic attention terms: prefix tokens and padding are left out."""
+def _attention(backbone: PIIPBackbone, *, is_tower: bool) -> dict[str, int]:
+    """Return the analytic attention terms: prefix tokens and padding are left out.
+
+    parity: of vision towers the counting script takes the grids of the first interaction for all of them.
+    """
     macs: dict[str, int] = {}
-    tokens = [
-        (size // branch.stride) ** 2 for size, branch in zip(backbone.image_sizes, backbone.branches, strict=True)
-    ]
-    for i, branch in enumerate(backbone.branches):
-        count, dim = tokens[i], branch.stages[-1].channels
-        windows: Sequence[int] = branch.window_sizes  # type: ignore[assignment]
-        spans = [window * window if window else count for window in windows]
-        macs[f"branch {i}"] = sum(2 * count * span * dim for span in spans)
-    interactions = 0
-    for interaction in backbone.interactions:
-        for pair, unit in enumerate(interaction.units):
-            for injector, query, source in ((unit.to_coarse, pair, pair + 1), (unit.to_fine, pair + 1, pair)):
-                if injector is not None:
-                    dim = backbone.branches[query].stages[-1].channels
-                    interactions += _cross(injector.attention, tokens[query], tokens[source], dim)
-    if backbone.interactions and len(tokens) > 1:
-        macs["interactions"] = interactions
+    for i, (size, branch) in enumerate(zip(backbone.image_sizes, backbone.branches, strict=True)):
+        if isinstance(branch, TokenBranch):
+            count, dim = (size // branch.stride) ** 2, branch.stages[-1].channels
+            spans = [window * window if window else count for window in branch.window_sizes]
+            macs[f"branch {i}"] = sum(2 * count * span * dim for span in spans)
+    if len(backbone.branches) > 1:
+        stages = range(len(backbone.interactions))
+        macs["interactions"] = sum(_interaction(backbone, stage, 0 if is_tower else stage) for stage in stages)
     return macs
 
 
-def _padded_qkv(branch: ViTBranch, image_size: int) -> int:
+def _interaction(backbone: PIIPBackbone, stage: int, grid_stage: int) -> int:
+    widths = [branch.stages[stage].channels for branch in backbone.branches]
+    strides = [branch.stages[grid_stage].stride for branch in backbone.branches]
+    tokens = [(size // stride) ** 2 for size, stride in zip(backbone.image_sizes, strides, strict=True)]
+    macs = 0
+    for pair, unit in enumerate(backbone.interactions[stage].units):
+        for injector, query, source in ((unit.to_coarse, pair, pair + 1), (unit.to_fine, pair + 1, pair)):
+            if injector is not None:
+                macs += _cross(injector.attention, tokens[query], tokens[source], widths[query])
+    return macs
+
+
+def _padded_qkv(branch: TokenBranch, image_size: int) -> int:
     """Return the cost of the qkv products of padded window tokens: the counted DeiT class pads after them."""
     side, dim = image_size // branch.stride, branch.stages[-1].channels
     padded = [-(-side // window) * window for window in branch.window_sizes if window]

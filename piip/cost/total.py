@@ -15,6 +15,7 @@ from piip.checkpoints.official import OfficialModel
 from piip.cost.report import CostReport, PartCost
 from piip.counting import OperationCounter, counting_sampling, evaluating
 from piip.heads.classification import PIIPClassifier
+from piip.heads.projector import PIIPVisionTower
 
 
 @torch.inference_mode(False)  # also where the caller infers: activations are counted as autograd keeps them
@@ -57,7 +58,7 @@ def find_backbone(model: nn.Module) -> PIIPBackbone | None:
     """Return the pyramid inside one of our models, or None."""
     if isinstance(model, OfficialModel):
         return find_backbone(model.model)
-    if isinstance(model, PIIPClassifier):
+    if isinstance(model, PIIPClassifier | PIIPVisionTower):
         return model.backbone
     return model if isinstance(model, PIIPBackbone) else None
 
@@ -109,7 +110,7 @@ def _modules_by_part(model: nn.Module, backbone: PIIPBackbone | None) -> dict[st
     if backbone.neck is not None:
         parts["neck"] = [backbone.neck]
     inner = model.model if isinstance(model, OfficialModel) else model
-    if isinstance(inner, PIIPClassifier):
+    if isinstance(inner, PIIPClassifier | PIIPVisionTower):
         parts["head"] = [inner.head]
     return parts
 

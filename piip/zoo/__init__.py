@@ -17,7 +17,7 @@ from torch import nn
 from piip.build import build_backbone, build_model
 from piip.config import HeadConfig, ModelConfig
 from piip.fields import nearest_names
-from piip.zoo import vit  # noqa: F401 - fills the registry
+from piip.zoo import convnext, intern_vit, multimodal, pretrainings, vit  # noqa: F401 - these fill the registry
 from piip.zoo.registry import MODELS, OFFICIAL, PUBLISHED
 
 
@@ -118,6 +118,8 @@ def create_model(
         return build_backbone(dataclasses.replace(config, head=HeadConfig()))
     if config.head.kind == "none":
         raise ValueError(f"{name} has no classification head; pass features_only=True for its backbone and neck.")
+    if num_classes is not None and config.head.kind == "projector":
+        raise ValueError(f"{name} has a projector and no classes; leave num_classes out.")
     if num_classes is not None:
         config = dataclasses.replace(config, head=dataclasses.replace(config.head, num_classes=num_classes))
     return build_model(config)

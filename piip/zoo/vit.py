@@ -7,20 +7,9 @@ from functools import partial
 from typing import Any
 
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD
-from piip.config import (
-    BranchConfig,
-    HeadConfig,
-    InteractionConfig,
-    MergeConfig,
-    ModelConfig,
-    NeckConfig,
-)
+from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig
+from piip.zoo.parts import DEPTHS, DINO_NECK, INTERACTION, SINGLE_NECK, deit_branch, dense_branch, dense_model
 from piip.zoo.registry import register
-
-DEPTHS = {"tiny": 12, "small": 12, "base": 12, "large": 24}
-HALF = (0.5, 0.5, 0.5)  # the released detectors scale pixels to [-1, 1]
-SIMPLE_NECK = NeckConfig("simple")
-INTERACTION = InteractionConfig(count=12, drop_path_rate=0.4)
 
 
 def _classifier(*branches: BranchConfig) -> ModelConfig:
@@ -39,46 +28,6 @@ def _classifier_branch(network: str, image_size: int, drop_path_rate: float, **t
         position_grid=image_size // 16,
         timm_args=timm_args,
     )
-
-
-def _detector(
-    *branches: BranchConfig, interaction: InteractionConfig = INTERACTION, neck: NeckConfig = SIMPLE_NECK
-) -> ModelConfig:
-    return ModelConfig(branches, interaction, MergeConfig("conv"), neck, allow_direct=True, mean=HALF, std=HALF)
-
-
-def _detector_branch(
-    network: str, image_size: int, drop_path_rate: float, window: int | tuple[int, ...], **fields: Any
-) -> BranchConfig:
-    """A ViT without class token and final norm, attention in windows, layer scale starting at 1."""
-    values = {
-        "drop_path_rule": "constant",
-        "position_grid": 14,
-        "timm_args": {"init_values": 1.0},
-        **fields,
-    }
-    return BranchConfig(
-        network,
-        image_size,
-        drop_path_rate=drop_path_rate,
-        window_size=window,
-        prefix_tokens=False,
-        final_norm=False,
-        position_resize="official",
-        **values,
-    )
-
-
-DEIT = {
-    "tiny": ("deit_tiny_patch16_224.fb_in1k", 0.05),
-    "small": ("deit3_small_patch16_224.fb_in22k_ft_in1k", 0.05),
-    "base": ("deit3_base_patch16_224.fb_in22k_ft_in1k", 0.15),
-    "large": ("deit3_large_patch16_224.fb_in22k_ft_in1k", 0.4),
-}
-
-
-def _deit(network: str, image_size: int, window: int | tuple[int, ...]) -> BranchConfig:
-    return _detector_branch(DEIT[network][0], image_size, DEIT[network][1], window)
 
 
 @register("piip_tsb_368_192_128.deit1_in1k", "piip_3branch_tsb_368-192-128_cls_token_deit1")
@@ -111,8 +60,8 @@ def _sbl_384() -> ModelConfig:
 def _deit_detector(networks: str, sizes: tuple[int, ...], window: int) -> ModelConfig:
     """Networks as letters, largest first; sizes from lowest to highest."""
     letters = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
-    return _detector(
-        *(_deit(letters[letter], size, window) for letter, size in zip(networks, sizes, strict=True)),
+    return dense_model(
+        *(deit_branch(letters[letter], size, window) for letter, size in zip(networks, sizes, strict=True)),
     )
 
 
@@ -144,26 +93,25 @@ def _sbl_1792() -> ModelConfig:
     def branch(size: str, image_size: int, rate: float) -> BranchConfig:
         windows = (24, 24, 0) * (DEPTHS[size] // 3)
         name = f"deit3_{size}_patch16_384.fb_in22k_ft_in1k"
-        return _detector_branch(name, image_size, rate, windows, position_grid=24)
+        return dense_branch(name, image_size, rate, windows, drop_path_rule="constant", position_grid=24)
 
     branches = (branch("large", 672, 0.4), branch("base", 1120, 0.15), branch("small", 1792, 0.05))
-    return _detector(*branches, neck=NeckConfig("simple", scales=(2, 1, 0.5)))
+    return dense_model(*branches, neck=DINO_NECK, imagenet_colors=True)
 
 
 def _augreg_detector(interaction: InteractionConfig, **timm_args: Any) -> ModelConfig:
     def branch(size: str, image_size: int, rate: float) -> BranchConfig:
-        return _detector_branch(
+        return dense_branch(
             f"vit_{size}_patch16_384.augreg_in21k_ft_in1k",
             image_size,
             rate,
             28,
-            drop_path_rule="linear",
             position_grid=24,
             timm_args={"init_values": 1.0, **timm_args},
         )
 
     branches = (branch("large", 672, 0.4), branch("base", 1120, 0.3), branch("small", 1568, 0.2))
-    return _detector(*branches, interaction=interaction)
+    return dense_model(*branches, interaction=interaction)
 
 
 @register("piip_sbl_1568_1120_672.augreg_coco_mask_rcnn", "mask_rcnn_augreg_sbl_1568_1120_672_fpn_1x_coco_bs16")
@@ -182,8 +130,7 @@ def _augreg_1568_speedup() -> ModelConfig:
 
 def _single(size: str) -> ModelConfig:
     windows = (14, 14, 0) * (DEPTHS[size] // 3)
-    neck = NeckConfig("simple", norm="layer")
-    return ModelConfig((_deit(size, 1024, windows),), merge=MergeConfig("none"), neck=neck, mean=HALF, std=HALF)
+    return dense_model(deit_branch(size, 1024, windows), neck=SINGLE_NECK)
 
 
 @register("single_b_1024.deit3_coco_mask_rcnn", "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16")

@@ -1,0 +1,79 @@
+"""The projector of multimodal models: tokens for a language model from the maps of all branches.
+
+Source: arXiv 2501.07783, section 3.5; layer order of the authors' release
+(llava/llava/model/multimodal_projector/builder.py at cc67bf4), `docs/official.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from piip.backbone import PIIPBackbone
+from piip.config import ModelConfig
+from piip.merge import PointwiseLinear, group_norm, resize_map
+
+
+class Projector(nn.Module):
+    """Map every branch to the language model's width on the finest grid, and add.
+
+    Args:
+        widths: Channels of each branch's map.
+        width: Channels D of the tokens.
+    """
+
+    def __init__(self, widths: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(
+            [
+                nn.Sequential(
+                    PointwiseLinear(channels, width), group_norm(width), nn.GELU(), PointwiseLinear(width, width)
+                )
+                for channels in widths
+            ]
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return tokens (B, H * W, D) on the grid of the last map, of one map (B, C_i, H_i, W_i) a branch."""
+        height, width = maps[-1].shape[-2:]
+        projected = [
+            projection(resize_map(branch, (height, width)))
+            for projection, branch in zip(self.projections, maps, strict=True)
+        ]
+        return sum(projected[1:], projected[0]).flatten(2).transpose(1, 2)
+
+
+class PIIPVisionTower(nn.Module):
+    """A pyramid and the projector on top: image -> tokens for a language model.
+
+    Args:
+        backbone: The pyramid, without merge and neck.
+        projector: Makes tokens of its maps.
+        config: What both were built from.
+    """
+
+    def __init__(self, backbone: PIIPBackbone, projector: Projector, *, config: ModelConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = projector
+        self.config = config
+        first, side = backbone.branches[0], backbone.image_sizes[-1]
+        self.pretrained_cfg: Mapping[str, Any] = {
+            "mean": config.mean or first.mean,
+            "std": config.std or first.std,
+            "input_size": (3, side, side),
+        }
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return tokens (B, N, D) of normalised RGB images (B, 3, H, W)."""
+        return self.head(self.backbone(image))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the branches' blocks in the backward pass instead of keeping their activations."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of parameters that are usually not decayed."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
