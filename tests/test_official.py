@@ -104,16 +104,16 @@ def test_unsupported_models_are_refused_with_their_name() -> None:
             build_official(case["config"], **arguments)
     three, _ = golden.load_case("det3_deit_global_square")
     for changes, message in (
-        ({"pretrained": "beit_x.pth"}, "relative positions inside windows in every block"),
+        ({"pretrained": "beit_x.pth"}, "windows in every block"),
         ({"pretrained": "convnext_x.pth"}, "sizes of 'convnext_x.pth' are not known"),
-        ({"pretrained": "vit_x.pth", "norm_layer_type": "BatchNorm"}, "expected LayerNorm or RMSNorm"),
+        ({"pretrained": "vit_x.pth", "norm_layer_type": "BatchNorm"}, "expected LayerNorm .ln. or RMSNorm"),
     ):
         config = {**three["config"], "branch1": {**three["config"]["branch1"], **changes}}
         with pytest.raises(ValueError, match=message):
             build_official(config, code_base="detection", official_class="PIIPThreeBranch")
     tower, _ = golden.load_case("llava2_clip_clip")
     for changes, message in (
-        ({"branch2": {**tower["config"]["branch2"], "model_type": "swin"}}, "model_type of a multimodal branch"),
+        ({"branch2": {**tower["config"]["branch2"], "model_type": "swin"}}, "model_type of a llava branch"),
         ({}, "sizes of .clip-a. are not known"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -125,7 +125,7 @@ def test_unsupported_models_are_refused_with_their_name() -> None:
         ({**two, "deform_num_heads": 5}, "does not divide the attention width"),
         ({**two, "with_simple_fpn": False}, "known for PIIPThreeBranch only"),
         ({**two, "branch1": {k: v for k, v in two["branch1"].items() if k != "depth"}}, "lacks the field 'depth'"),
-        ({**two, "branch1": {**two["branch1"], "window_attn": True}}, "expected one entry a block"),
+        ({**two, "branch1": {**two["branch1"], "window_attn": [True]}}, "window_attn has 1 and window_size"),
     ):
         with pytest.raises(ValueError, match=message):
             build_official(config, code_base="detection", official_class="PIIPTwoBranch")

@@ -13,9 +13,15 @@ from piip.branches import is_network
 from piip.config import BranchConfig
 
 Settings = Mapping[str, Any]
+DEFAULT_WINDOW = 14
 FAMILIES = {"deit": "deit", "beit": "beit", "perceiver": "uni_perceiver", "convnext": "convnext"}
-MODEL_TYPES = {"clip_hf": "clip", "convnext_timm": "timm_convnext"}  # of the multimodal models
-KNOWN_FAMILIES = {  # of each class, in the order in which the released code looks for them
+MODEL_TYPES = {  # by code base; the first is the default
+    "classification": {"deit": "deit", "augreg": "intern_vit"},
+    "llava": {"clip_hf": "clip", "convnext_timm": "timm_convnext"},
+}
+KNOWN_FAMILIES: Mapping[
+    str, tuple[str, ...]
+] = {  # of each class, in the order in which the released code looks for them
     "vit_models": (),
     "PIIPTwoBranch": ("deit",),
     "PIIPThreeBranch": ("deit", "beit", "perceiver", "convnext"),
@@ -39,28 +45,31 @@ CLIPS: Mapping[str, Settings] = {
 }
 
 
-def family_of(branch: Settings, official_class: str) -> str:
-    """Return the family of a branch as the released classes choose it: by the name of the pretrained file.
+def family_of(branch: Settings, code_base: str, official_class: str) -> str:
+    """Return the family of a branch as the released classes choose it.
 
     Args:
         branch: Its settings.
-        official_class: The class; the single ones and the four-branch one know one family only, the two-branch class
-            takes everything but DeiT for InternViT-like.
+        code_base: Which of the authors' code bases it belongs to: those for dense tasks go by the name of the
+            pretrained file, the others by `model_type`.
+        official_class: The class; the single ones and the four-branch detector know one family only, the two-branch
+            class takes everything but DeiT for InternViT-like.
 
     Returns:
         "deit", "beit", "uni_perceiver", "convnext", "intern_vit", or of multimodal models "clip", "timm_convnext".
 
     Raises:
-        ValueError: A multimodal branch of another kind.
+        ValueError: An unknown `model_type`.
     """
-    if official_class not in KNOWN_FAMILIES:
-        kind = branch.get("model_type")
-        if kind not in MODEL_TYPES:
-            raise ValueError(f"model_type of a multimodal branch is {kind!r}, expected {' or '.join(MODEL_TYPES)}.")
-        return MODEL_TYPES[kind]
+    if code_base in MODEL_TYPES:
+        kinds = MODEL_TYPES[code_base]
+        kind = branch.get("model_type", next(iter(kinds)))
+        if kind not in kinds:
+            raise ValueError(f"model_type of a {code_base} branch is {kind!r}, expected {' or '.join(kinds)}.")
+        return kinds[kind]
     if official_class in ("vit_models", "PIIPFourBranch"):
         return "deit"
-    tag = str(branch.get("pretrained") or branch.get("model_type") or ("deit" if "init_scale" in branch else ""))
+    tag = str(branch.get("pretrained") or "")
     found = next((part for part in KNOWN_FAMILIES[official_class] if part in tag), None)
     return FAMILIES[found] if found else "intern_vit"
 
@@ -113,13 +122,14 @@ def branch_config(branch: Settings, family: str, *, code_base: str, final_norm: 
         return _convnext(branch, image_size=_image_size(branch, code_base))
     make = {"deit": _deit, "intern_vit": _intern_vit, "beit": _beit, "uni_perceiver": _uni_perceiver, "clip": _clip}
     network, fields, timm_args = make[family](branch, code_base == "classification")
-    has_class = family == "clip" or code_base == "classification"
+    # parity: classifiers have a class token by default, towers do not
+    has_class = bool(branch.get("use_cls_token", code_base == "classification")) and code_base in MODEL_TYPES
     return BranchConfig(
         network,
         _image_size(branch, code_base),
         drop_path_rate=float(branch.get("drop_path_rate") or 0),
         block_groups=_groups(branch),
-        prefix_tokens=has_class and bool(branch.get("use_cls_token", False)),
+        prefix_tokens=has_class,
         final_norm=final_norm,
         timm_args={
             "patch_size": int(branch.get("patch_size", 16)),
@@ -152,10 +162,9 @@ def _groups(branch: Settings) -> tuple[tuple[int, int], ...] | None:
 
 def _windows(branch: Settings) -> tuple[int, ...]:
     depth = int(branch["depth"])
-    windows = branch.get("window_attn") or [False] * depth
-    sizes = branch.get("window_size") or [-1] * depth
-    if not isinstance(windows, list | tuple) or not isinstance(sizes, list | tuple):
-        raise ValueError(f"window_attn is {windows!r} and window_size {sizes!r}, expected one entry a block each.")
+    windows, sizes = branch.get("window_attn") or False, branch.get("window_size") or DEFAULT_WINDOW
+    windows = list(windows) if isinstance(windows, list | tuple) else [windows] * depth
+    sizes = list(sizes) if isinstance(sizes, list | tuple) else [sizes] * depth
     if len(windows) != depth or len(sizes) != depth:
         raise ValueError(
             f"window_attn has {len(windows)} and window_size {len(sizes)} entries, the branch has {depth} blocks."
@@ -175,8 +184,8 @@ def _deit(branch: Settings, is_classifier: bool) -> tuple[str, dict[str, Any], d
         "window_padding": "after_qkv" if pad_after else "before_qkv",
     }
     timm_args = {
-        "qkv_bias": bool(branch.get("qkv_bias", True)),
-        "init_values": branch.get("init_scale") or 1.0,  # parity: `vit_models` always has layer scale
+        "qkv_bias": bool(branch.get("qkv_bias", False)),
+        "init_values": branch.get("init_scale") or 1e-4,  # parity: `vit_models` always has layer scale
         "no_embed_class": True,
         "act_layer": _activation(branch),
     }
@@ -185,31 +194,31 @@ def _deit(branch: Settings, is_classifier: bool) -> tuple[str, dict[str, Any], d
 
 def _intern_vit(branch: Settings, is_classifier: bool) -> tuple[str, dict[str, Any], dict[str, Any]]:
     fields = {"drop_path_rule": "constant" if is_classifier else "linear", "window_size": _windows(branch)}
-    # parity: the InternViT class has no layer scale in classification (`docs/official.md`)
-    scale = 0 if is_classifier else branch.get("init_values", 1.0)
-    norm, qk_norm = branch.get("norm_layer_type", "LayerNorm"), bool(branch.get("qk_normalization", False))
+    # parity: the classification code has other defaults, above all no layer scale (`docs/official.md`)
+    norm = branch.get("norm_layer_type", "ln" if is_classifier else "RMSNorm")
+    qk_norm = bool(branch.get("qk_normalization", not is_classifier))
     timm_args: dict[str, Any] = {
-        "qkv_bias": bool(branch.get("qkv_bias", True)),
-        "init_values": scale or None,
+        "qkv_bias": bool(branch.get("qkv_bias", False)),
+        "init_values": branch.get("init_values", None if is_classifier else 0.1) or None,
         "no_embed_class": True,
         "act_layer": _activation(branch),
     }
-    if norm == "LayerNorm" and not qk_norm:
+    if norm not in ("LayerNorm", "ln", "RMSNorm"):
+        raise ValueError(f"norm_layer_type is {norm!r}, expected LayerNorm (ln) or RMSNorm.")
+    if norm != "RMSNorm" and not qk_norm:
         return "vit_base_patch16_224", fields, timm_args
-    if norm not in ("LayerNorm", "RMSNorm"):
-        raise ValueError(f"norm_layer_type is {norm!r}, expected LayerNorm or RMSNorm.")
     own = {"norm": "rms" if norm == "RMSNorm" else "layer", "qk_norm": qk_norm, "final_norm": is_classifier}
     return "intern_vit_6b_patch14_224", fields, {**timm_args, **own}
 
 
 def _beit(branch: Settings, is_classifier: bool) -> tuple[str, dict[str, Any], dict[str, Any]]:
     windows = _windows(branch)
-    if 0 in windows or branch.get("use_abs_pos_emb") or not branch.get("use_rel_pos_bias", True):
+    if 0 in windows or branch.get("use_abs_pos_emb") or branch.get("use_shared_rel_pos_bias"):
         raise ValueError(
-            "BEiT branches of the released models have relative positions inside windows in every block; "
-            "set window_attn, window_size and use_rel_pos_bias accordingly."
+            "BEiT branches of the released models have one table of relative positions a block and windows in every "
+            "block; set window_attn and window_size, and leave use_abs_pos_emb and use_shared_rel_pos_bias out."
         )
-    timm_args = {"qkv_bias": bool(branch.get("qkv_bias", True)), "init_values": branch.get("init_values") or None}
+    timm_args = {"qkv_bias": bool(branch.get("qkv_bias", False)), "init_values": branch.get("init_values") or None}
     return (
         "beitv2_base_patch16_224",
         {"window_size": windows, "position_grid": None, "position_resize": "timm"},

@@ -198,6 +198,7 @@ class HuggingFaceClip(Layout):
         (r"\.norm([12])\.", r".layer_norm\1."),
         (r"\.attn\.proj\.", ".self_attn.out_proj."),
     )
+    class_token = "clip_model.embeddings.class_embedding"
     positions = "clip_model.embeddings.position_embedding.weight"
 
     def origin(self, name: str, shape: Shape) -> Origin:
@@ -206,9 +207,8 @@ class HuggingFaceClip(Layout):
             stored = (shape[1] + 1, shape[2])
             return Origin((self.positions,), {self.positions: stored}, lambda table: table[None, 1:])
         if name == "vit.cls_token":
-            token = "clip_model.embeddings.class_embedding"
-            reads = (token, self.positions)
-            return Origin(reads, {token: shape[2:]}, lambda value, table: (value + table[0])[None, None])
+            reads = (self.class_token, self.positions)
+            return Origin(reads, {self.class_token: shape[2:]}, lambda value, table: (value + table[0])[None, None])
         official = self.official(name)
         if ".attn.qkv." not in official:
             return unchanged(official, shape)
@@ -216,9 +216,10 @@ class HuggingFaceClip(Layout):
         return Origin(parts, dict.fromkeys(parts, (shape[0] // 3, *shape[1:])), lambda *tensors: torch.cat(tensors))
 
     def unused(self, branch: Branch) -> dict[str, Shape]:
-        """Return the final norm, which no model applies."""
+        """Return the final norm, which no model applies, and the class token of branches that leave it out."""
         width = (branch.stages[-1].channels,)
-        return {"clip_model.post_layernorm.weight": width, "clip_model.post_layernorm.bias": width}
+        shapes: dict[str, Shape] = {"clip_model.post_layernorm.weight": width, "clip_model.post_layernorm.bias": width}
+        return shapes if branch.num_prefix_tokens else {**shapes, self.class_token: width}
 
 
 def layout_of(network: str, *, is_multimodal: bool) -> Layout:

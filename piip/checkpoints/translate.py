@@ -57,10 +57,10 @@ def translate_config(
 ) -> ModelConfig:
     """Translate official constructor arguments; see `build_official`."""
     settings = branch_settings(config, code_base=code_base, official_class=official_class)
-    families = [family_of(branch, official_class) for branch in settings]
+    families = [family_of(branch, code_base, official_class) for branch in settings]
     settings = [with_sizes(branch, family, archs) for branch, family in zip(settings, families, strict=True)]
     is_single = len(settings) == 1
-    separate = code_base == "classification" and bool(config.get("separate_head", True))
+    separate = code_base == "classification" and bool(config.get("separate_head", False))
     branches = tuple(
         branch_config(branch, family, code_base=code_base, final_norm=separate)
         for branch, family in zip(settings, families, strict=True)
@@ -82,8 +82,8 @@ def translate_config(
 
 
 def _interaction(config: Mapping[str, Any], settings: list[dict[str, Any]]) -> InteractionConfig:
-    heads, ratio = int(config.get("deform_num_heads", 16)), float(config.get("deform_ratio", 1.0))
-    dense = config.get("interact_attn_type", "deform") == "normal"
+    heads, ratio = int(config.get("deform_num_heads", 6)), float(config.get("deform_ratio", 1.0))
+    dense = config.get("interact_attn_type", "normal") == "normal"
     for branch in settings:
         for channels in branch.get("dims") or branch.get("hidden_sizes") or [branch.get("embed_dim", heads)]:
             width = int(channels) if dense else int(channels * ratio)
@@ -95,10 +95,10 @@ def _interaction(config: Mapping[str, Any], settings: list[dict[str, Any]]) -> I
         num_heads=heads,
         num_points=int(config.get("n_points", 4)),
         value_ratio=ratio,
-        ffn_ratio=float(config.get("cffn_ratio", 0.25)) if config.get("with_cffn", True) else 0.0,
+        ffn_ratio=float(config.get("cffn_ratio", 0.25)) if config.get("with_cffn", False) else 0.0,
         projection=bool(config.get("interaction_proj", True)),
         norm=config.get("norm_layer") != "none",
-        drop_path_rate=float(config.get("interaction_drop_path_rate", 0)),
+        drop_path_rate=float(config.get("interaction_drop_path_rate", 0.3)),
     )
 
 
