@@ -208,9 +208,9 @@ class HeadConfig:
         kind: "none", "pooled" (one linear layer on the merged map), "per_branch" (one a branch, logits averaged) or
             "projector" (tokens for a language model from the maps of all branches).
         num_classes: Number of classes K of a classifier.
-        width: Channels of the tokens of a projector.
         pool: "mean" over patches, "first_patch" (official releases), or "token" (class token, per_branch only; what
             the last interaction brings to the patches no longer reaches it).
+        width: Channels of the tokens of a projector.
     """
 
     kind: str = "none"

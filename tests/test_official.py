@@ -14,7 +14,7 @@ import torch
 
 from piip.checkpoints import build_official, build_released, load_official, official_shapes
 
-RELEASED = json.loads((Path(__file__).parent / "data" / "released_vit_models.json").read_text())
+RELEASED = json.loads((Path(__file__).parent / "data" / "released_models.json").read_text())
 
 
 def built(name: str):

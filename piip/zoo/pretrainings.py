@@ -50,7 +50,7 @@ def _uni_perceiver() -> ModelConfig:
 
 
 @register(*_names("dinov2"))
-def _dinov2() -> ModelConfig:
+def _dino() -> ModelConfig:
     def branch(size: str, rate: float) -> BranchConfig:
         return dense_branch(
             f"vit_{size}_patch14_dinov2.lvd142m",
