@@ -229,3 +229,11 @@ def test_a_warning_of_ours_is_an_error() -> None:
 
     with pytest.raises(UserWarning, match="ours"):
         warnings.warn("ours", stacklevel=1)
+
+
+def test_the_page_of_oddities_names_every_place_that_keeps_one() -> None:
+    page = (ROOT / "docs" / "official.md").read_text(encoding="utf-8")
+    places = [short(path) for path in FILES if "parity:" in path.read_text(encoding="utf-8")]
+    missing = [place for place in places if f"`{place}`" not in page]
+    assert places
+    assert not missing, f"docs/official.md does not name {missing}"
