@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from piip.branches.base import Branch
+from piip.config import ModelConfig
+from piip.described import DescribedModel
 from piip.features import BranchFeatures
 from piip.interaction import Interaction
 from piip.merge import BranchMerge, LastMap
@@ -21,7 +23,7 @@ from piip.necks import Neck
 from piip.pyramid import check_image, image_pyramid, official_image_pyramid, pyramid_sizes
 
 
-class PIIPBackbone(nn.Module):
+class PIIPBackbone(DescribedModel):
     """Any number of branches that interact and are merged.
 
     Args:
@@ -32,6 +34,7 @@ class PIIPBackbone(nn.Module):
         image_sizes: Nominal side of each branch's image; only the ratios matter.
         stage_merges: Further merges after some stages, whose maps the neck gets before the final one.
         official_resize: Resize by factors as the released code does, instead of to whole patches.
+        config: What the parts were built from, for saving.
 
     Raises:
         ValueError: Branches that are not cut into as many stages as there are interactions.
@@ -47,8 +50,9 @@ class PIIPBackbone(nn.Module):
         image_sizes: Sequence[int],
         stage_merges: Mapping[int, BranchMerge | LastMap] | None = None,
         official_resize: bool = False,
+        config: ModelConfig | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(config, mean=branches[0].mean, std=branches[0].std, image_size=image_sizes[-1])
         for index, branch in enumerate(branches):
             if len(branch.stages) != len(interactions):
                 raise ValueError(

@@ -14,7 +14,7 @@ from torch import nn
 from piip.attention import CrossAttention, DeformableCrossAttention
 from piip.backbone import PIIPBackbone
 from piip.branches import Branch, create_network, interaction_points, wrap_network
-from piip.config import BranchConfig, InteractionConfig, ModelConfig
+from piip.config import BranchConfig, HeadConfig, InteractionConfig, ModelConfig
 from piip.counting import count_forward
 from piip.features import StageInfo
 from piip.heads.classification import PerBranchHead, PIIPClassifier, PooledHead
@@ -78,6 +78,7 @@ def build_backbone(config: ModelConfig) -> PIIPBackbone:
         image_sizes=[branch.image_size for branch in config.branches],
         stage_merges=stage_merges,
         official_resize=config.resize == "official",
+        config=dataclasses.replace(config, head=HeadConfig()),
     )
 
 

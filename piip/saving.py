@@ -66,7 +66,8 @@ def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32"
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
-    config = ModelConfig.from_dict(read_description(directory)["model"])
+    description = read_description(directory)
+    config = ModelConfig.from_dict(description["model"])
     branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
     model = build_model(dataclasses.replace(config, branches=branches))
     weights = Path(directory) / WEIGHTS_NAME
@@ -75,6 +76,7 @@ def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32"
     except SafetensorError as error:
         raise ValueError(f"{weights} is damaged or no safetensors file ({error}): copy or export it again.") from error
     load_weights(model, state, source=str(directory))
+    model.metadata = {name: value for name, value in description.items() if name not in ("library", "model", "input")}
     return model.to(device=device, dtype=DTYPES[dtype]).eval()
 
 

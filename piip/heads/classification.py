@@ -6,14 +6,14 @@ Source: arXiv 2406.04330, section 4.3; released heads in `docs/official.md`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from piip.backbone import PIIPBackbone
 from piip.config import ModelConfig
+from piip.described import DescribedModel
 from piip.features import BranchFeatures
 
 
@@ -77,29 +77,22 @@ def _renewed(layer: nn.Module, num_classes: int) -> nn.Linear:
     return nn.Linear(layer.in_features, num_classes, device=layer.weight.device, dtype=layer.weight.dtype)
 
 
-class PIIPClassifier(nn.Module):
+class PIIPClassifier(DescribedModel):
     """A pyramid backbone with a classification head.
 
     Args:
         backbone: The pyramid.
         head: `PooledHead` or `PerBranchHead`.
         config: What the model was built from, for saving.
-
-    Attributes:
-        pretrained_cfg: timm's description of the input: `mean`, `std`, `input_size` (3, H, W).
     """
 
+    config: ModelConfig
+
     def __init__(self, backbone: PIIPBackbone, head: PooledHead | PerBranchHead, *, config: ModelConfig) -> None:
-        super().__init__()
+        first = backbone.branches[0]
+        super().__init__(config, mean=first.mean, std=first.std, image_size=backbone.image_sizes[-1])
         self.backbone = backbone
         self.head = head
-        self.config = config
-        first, side = backbone.branches[0], backbone.image_sizes[-1]
-        self.pretrained_cfg: Mapping[str, Any] = {
-            "mean": config.mean or first.mean,
-            "std": config.std or first.std,
-            "input_size": (3, side, side),
-        }
 
     @property
     def num_classes(self) -> int:
@@ -118,6 +111,8 @@ class PIIPClassifier(nn.Module):
         head = dataclasses.replace(self.config.head, num_classes=num_classes)
         self.config = dataclasses.replace(self.config, head=head)
         self.head.reset_classes(num_classes)
+        for name in ("classes", "metrics"):  # of the classifier before
+            self.metadata.pop(name, None)
 
     def forward_features(self, image: Tensor) -> list[BranchFeatures]:
         """Return the finished features of every branch for images (B, 3, H, W)."""

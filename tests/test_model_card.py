@@ -1,0 +1,109 @@
+"""Cards say what a model is, their code runs, and what people wrote into them stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from pyramids import tiny_vit
+from torch import nn
+
+import piip
+from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
+from piip.described import DescribedModel
+from piip.model_card import is_generated, model_card, write_card
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BRANCHES = (tiny_vit(48, 3, 48), tiny_vit(24, 3, 64))
+CONFIG = ModelConfig(
+    BRANCHES,
+    InteractionConfig(count=2, num_heads=4),
+    head=HeadConfig("pooled", num_classes=7),
+    mean=(0.5, 0.25, 0.125),
+    std=(0.5, 0.5, 0.5),
+)
+BACKBONE = dataclasses.replace(CONFIG, merge=MergeConfig("slim", 32), neck=NeckConfig("simple"), head=HeadConfig())
+SINGLE = ModelConfig((tiny_vit(24, 3, 64),), head=HeadConfig("per_branch", num_classes=2), merge=MergeConfig("none"))
+
+
+def build(config: ModelConfig) -> DescribedModel:
+    return piip.build_model(config)
+
+
+def test_a_card_says_what_the_model_is() -> None:
+    model = build(CONFIG)
+    model.metadata = {"license": "mit", "metrics": {"val/top1": 0.51234}, "converted_from": {"file": "x.pth"}}
+    card = model_card(model, hub_id="me/my_model")
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert (front["library_name"], front["license"], front["pipeline_tag"]) == ("piip", "mit", "image-classification")
+    assert "# my_model\n\nA parameter-inverted image pyramid of 2 networks" in card
+    assert "`vit_tiny_patch16_224 48 wide, 4 deep` at 48 pixels" in card
+    assert "After each of 2 stages" in card
+    assert "merged (`linear`) into one map of 48 channels. A linear layer on the pooled map gives logits for 7" in card
+    assert "minus mean (0.5, 0.25, 0.125), divided by deviation (0.5, 0.5, 0.5); nominally 64x64 pixels" in card
+    assert "| val/top1 | 0.5123 |" in card
+    assert "## Converted from\n\n- file: x.pth\n" in card
+    assert "2406.04330" in card
+    assert "2501.07783" in card
+
+
+def test_costs_are_those_of_the_library() -> None:
+    card = model_card(build(CONFIG))
+    report = piip.estimate_cost(CONFIG)
+    assert f"| **total** | | | {report.params / 1e6:.2f} M | {report.macs / 1e9:.3f} |" in card
+    for name, part in report.parts.items():
+        assert re.search(rf"^\| {name} \| .* \| {part.params / 1e6:.2f} M \| {part.macs / 1e9:.3f} \|$", card, re.M)
+
+
+@pytest.mark.parametrize("config", [CONFIG, BACKBONE, SINGLE], ids=["classifier", "backbone", "single"])
+def test_the_code_of_a_card_runs(
+    config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(config).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(code, {})
+    printed = capsys.readouterr().out
+    if config is BACKBONE:
+        assert printed.splitlines() == ["(1, 32, 16, 16)", "(1, 32, 8, 8)", "(1, 32, 4, 4)", "(1, 32, 2, 2)"]
+        assert "pipeline_tag: image-feature-extraction" in card
+        assert "from which a neck makes 4 levels. There is no head" in card
+    else:
+        assert printed == f"torch.Size([1, {config.head.num_classes}])\n"
+        assert f"# (1, {config.head.num_classes})" in code
+
+
+def test_weights_are_not_touched() -> None:
+    """Weights without storage could not be read."""
+    with torch.device("meta"):
+        model = build(CONFIG)
+    assert model_card(model) == model_card(build(CONFIG))
+
+
+def test_only_generated_cards_are_replaced(tmp_path: Path) -> None:
+    model = build(CONFIG)
+    assert write_card(model, tmp_path)
+    path = tmp_path / "README.md"
+    model.metadata["license"] = "mit"
+    assert write_card(model, tmp_path)
+    card = path.read_text()
+    assert "license" in card
+    assert is_generated(card)
+    path.write_text(card + "\nMeasured on a sunny day.\n")
+    assert not write_card(model, tmp_path)
+    assert path.read_text().endswith("sunny day.\n")
+    path.write_text("# Mine\n")
+    assert not write_card(model, tmp_path)
+    assert path.read_text() == "# Mine\n"
+
+
+def test_other_pyramids_are_not_called_inverted() -> None:
+    with pytest.warns(piip.PyramidWarning):
+        model = build(dataclasses.replace(CONFIG, branches=(tiny_vit(24, 3, 48), tiny_vit(48, 3, 64))))
+    assert "\nAn image pyramid of 2 networks" in model_card(model)
+    assert isinstance(model, nn.Module)
