@@ -24,6 +24,7 @@ _HOMES = {
     "build_model": "piip.build",
     "create_model": "piip.zoo",
     "list_models": "piip.zoo",
+    "from_pretrained": "piip.hub",
     "load_model": "piip.saving",
     "estimate_cost": "piip.cost",
     "checkpoints": "piip.checkpoints",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from piip.build import PyramidWarning, build_backbone, build_model
     from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
     from piip.cost import estimate_cost
+    from piip.hub import from_pretrained
     from piip.prediction import Predictor
     from piip.saving import load_model
     from piip.zoo import create_model, list_models

@@ -150,7 +150,7 @@ def evaluate(
     """Measure a trained classifier: top-1, top-5, accuracy of every class, confusions.
 
     Args:
-        model_dir: The exported model, RUN/model or RUN/best.
+        model_dir: The exported model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
         data: Folder with one folder a split, each with one folder a class.
         split: The split's folder name.
         batch_size: Images at a time.
@@ -191,7 +191,7 @@ def predict(
     """Classify image files with a trained model.
 
     Args:
-        model_dir: The exported model, RUN/model or RUN/best.
+        model_dir: The exported model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
         paths: Image files, folders, or patterns such as "in/**/*.png".
         top: Classes to show for each image, at least 1.
         batch_size: Images at a time.

@@ -55,7 +55,7 @@ def evaluate(
     """Run an exported classifier over one split.
 
     Args:
-        model_dir: Written by `piip train`.
+        model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
         data: Folder with one folder a split, each with one folder a class.
         split: The split's folder name.
         batch_size: Images at a time.

@@ -17,6 +17,7 @@ from piip.data.reading import find_images, read_batches
 from piip.data.transforms import TransformConfig, build_transform
 from piip.device import pick_device
 from piip.fields import at_least, read_fields
+from piip.hub import find_model
 from piip.saving import DTYPES, load_model, read_description
 
 
@@ -45,7 +46,7 @@ class Predictor:
     """An exported classifier, ready for pictures and files.
 
     Args:
-        model_dir: Written by `piip train`.
+        model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: "f32" or "bf16".
 
@@ -59,6 +60,7 @@ class Predictor:
     """
 
     def __init__(self, model_dir: str | Path, *, device: str = "auto", dtype: str = "f32") -> None:
+        model_dir = find_model(model_dir)
         description = read_description(model_dir)
         missing = [name for name in ("classes", "transform") if name not in description]
         if missing:

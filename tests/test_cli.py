@@ -140,7 +140,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         (["train", RECIPE, "--schedule.epochs", "@x"], "recipe.schedule.epochs is '@x', which is not YAML"),
         (["train", RECIPE, "--data.root", "/nothing"], "/nothing/train does not exist"),
         (["train", RECIPE, "--device", "cuda:9"], "PyTorch sees"),
-        (["predict", "x", "y"], "has no config.json"),
+        (["predict", "x", "y"], "There is no directory x, and it is no repository of the hub either"),
         (["--nothing"], "unrecognized arguments: --nothing"),
     ],
 )
