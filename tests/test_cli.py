@@ -62,10 +62,13 @@ def test_help_explains_every_option(name: str, capsys: pytest.CaptureFixture[str
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
-    names = printed(capsys, "list", "*in1k", "--json")
-    assert "piip_tsb_368_192_128.deit1_in1k" in names
+    models = printed(capsys, "list", "*in1k", "--json")
+    tsb = next(model for model in models if model["name"] == "piip_tsb_368_192_128.deit1_in1k")
+    assert (tsb["task"], tsb["results"], tsb["flops"]) == ("classification", {"Top-1 Acc": "82.1"}, "17.4G")
     main(["list", "*in1k"])
-    assert capsys.readouterr().out.split() == names
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [model["name"] for model in models]
+    assert "Top-1 Acc 82.1" in lines[-1]
 
 
 def test_cost_of_names_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:

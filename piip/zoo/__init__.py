@@ -18,7 +18,19 @@ from piip.build import build_backbone, build_model
 from piip.config import HeadConfig, ModelConfig
 from piip.fields import nearest_names
 from piip.zoo import convnext, intern_vit, multimodal, pretrainings, vit  # noqa: F401 - these fill the registry
+from piip.zoo.published import PublishedModel, published_models, published_results
 from piip.zoo.registry import MODELS, OFFICIAL, PUBLISHED
+
+__all__ = [
+    "PublishedModel",
+    "create_model",
+    "list_models",
+    "model_config",
+    "official_record",
+    "published_config",
+    "published_models",
+    "published_results",
+]
 
 
 def list_models(pattern: str = "*", *, official: bool = False) -> list[str]:
