@@ -14,11 +14,13 @@ from piip.config import HeadConfig, ModelConfig
 from piip.cost import CostReport, estimate_cost
 from piip.cost.total import find_backbone
 from piip.described import DescribedModel
+from piip.zoo import published_models
 
 CARD_NAME = "README.md"
 MARK = "<!-- written by piip, {digest}: remove this line or change the text, and it stays as it is -->\n"
 SEAL = re.compile(re.escape(MARK).replace(re.escape("{digest}"), "([0-9a-f]{16})"))
 
+AUTHORS = "https://github.com/OpenGVLab/PIIP"
 EXCHANGES = {"both": "in both directions", "to_coarse": "towards the larger one", "to_fine": "towards the smaller one"}
 SOURCES = """\
 Built with `piip`, an independent implementation of
@@ -58,7 +60,8 @@ def model_card(model: DescribedModel, *, hub_id: str | None = None) -> str:
     """Return a model's card: what it is, what it costs, what it takes and how it is used.
 
     Args:
-        model: With a description. Of its metadata the card shows "license", "metrics" and "converted_from".
+        model: With a description. Of its metadata the card shows "name", "license", "metrics" and "converted" (what
+            `piip convert` read).
         hub_id: "owner/name" where the model is found; None names the card's own directory.
 
     Raises:
@@ -68,7 +71,7 @@ def model_card(model: DescribedModel, *, hub_id: str | None = None) -> str:
     report = estimate_cost(config)  # on the meta device: weights are neither read nor copied
     backbone = find_backbone(model)
     assert backbone is not None  # whatever has a description is a pyramid
-    title = hub_id.split("/")[-1] if hub_id else _short_name(config)
+    title = hub_id.split("/")[-1] if hub_id else model.metadata.get("name") or _short_name(config)
     sections = [
         _front_matter(config, model.metadata),
         f"# {title}\n\n{_summary(config, report, backbone)}\n",
@@ -213,8 +216,20 @@ def _metrics(metadata: Mapping[str, Any]) -> str:
 
 
 def _origin(metadata: Mapping[str, Any]) -> str:
-    origin = metadata.get("converted_from")
-    if not origin:
+    """Say which files the weights were converted from, and what their authors report."""
+    files = metadata.get("converted", ())
+    if not files:
         return ""
-    facts = origin if isinstance(origin, Mapping) else {"file": origin}
-    return "## Converted from\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts.items()) + "\n"
+    lines = ["## Converted from", ""]
+    for item in files:
+        part = "" if item.get("branch") is None else f", into branch {item['branch']}"
+        lines.append(f"- `{item['file']}`{part}")
+    name = metadata.get("name", "")
+    model = next((model for model in published_models() if name in (model.name, model.record)), None)
+    if model is not None:
+        lines += ["", f"The model is the authors' `{model.record}` ([their repository]({AUTHORS}))."]
+        is_whole = all(item.get("branch") is None for item in files)
+        if model.results and is_whole:
+            results = ", ".join(f"{metric} {value}" for metric, value in model.results.items())
+            lines.append(f"They report {results}; nothing of it was measured with these files.")
+    return "\n".join(lines) + "\n"

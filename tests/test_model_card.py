@@ -36,7 +36,7 @@ def build(config: ModelConfig) -> DescribedModel:
 
 def test_a_card_says_what_the_model_is() -> None:
     model = build(CONFIG)
-    model.metadata = {"license": "mit", "metrics": {"val/top1": 0.51234}, "converted_from": {"file": "x.pth"}}
+    model.metadata = {"license": "mit", "metrics": {"val/top1": 0.51234}}
     card = model_card(model, hub_id="me/my_model")
     front = yaml.safe_load(card.split("---\n")[1])
     assert (front["library_name"], front["license"], front["pipeline_tag"]) == ("piip", "mit", "image-classification")
@@ -46,9 +46,22 @@ def test_a_card_says_what_the_model_is() -> None:
     assert "merged (`linear`) into one map of 48 channels. A linear layer on the pooled map gives logits for 7" in card
     assert "minus mean (0.5, 0.25, 0.125), divided by deviation (0.5, 0.5, 0.5); nominally 64x64 pixels" in card
     assert "| val/top1 | 0.5123 |" in card
-    assert "## Converted from\n\n- file: x.pth\n" in card
     assert "2406.04330" in card
     assert "2501.07783" in card
+
+
+def test_a_card_names_the_files_that_were_converted() -> None:
+    model = build(CONFIG)
+    record = "piip_3branch_tsb_368-192-128_cls_token_deit1"
+    model.metadata = {"name": record, "converted": [{"file": "theirs.pth", "branch": None}]}
+    card = model_card(model)
+    assert f"# {record}\n" in card
+    assert "## Converted from\n\n- `theirs.pth`\n" in card
+    assert "They report Top-1 Acc 82.1; nothing of it was measured with these files." in card
+    model.metadata = {"name": "mine", "converted": [{"file": "vit.pth", "branch": 0}, {"file": "s.npz", "branch": 1}]}
+    card = model_card(model)
+    assert "- `vit.pth`, into branch 0\n- `s.npz`, into branch 1\n" in card
+    assert "They report" not in card
 
 
 def test_costs_are_those_of_the_library() -> None:
