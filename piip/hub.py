@@ -90,6 +90,8 @@ def find_model(
     """
     path = Path(path_or_hub_id)
     if path.exists():
+        if revision is not None:
+            raise ValueError(f"{path} is a directory here and has no revision {revision!r}: leave revision out.")
         return path
     hub_id = _hub_id(path_or_hub_id)
     try:

@@ -54,7 +54,8 @@ class StandInHub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
         self.asked: list[str] = []
-        self.breaks_with = 0  # a status that answers everything
+        self.breaks_with: Refusal | None = None  # answers everything
+        self.takes_large_files = True  # apart from commits
 
     @property
     def address(self) -> str:
@@ -90,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         try:
             if self.server.breaks_with:
-                raise Refusal(self.server.breaks_with)
+                raise self.server.breaks_with
             status, headers, content = self.answer(parts, body)
         except Refusal as refusal:
             status, headers = refusal.status, {"X-Error-Code": refusal.code}
@@ -151,7 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
             return {}
         if what == "preupload":
             files = json.loads(body)["files"]
-            modes = {file["path"]: "lfs" if file["path"].endswith(".safetensors") else "regular" for file in files}
+            apart = ".safetensors" if self.server.takes_large_files else "nothing"
+            modes = {file["path"]: "lfs" if file["path"].endswith(apart) else "regular" for file in files}
             return {
                 "files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
             }

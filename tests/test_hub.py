@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import TOKEN, Repository, StandInHub, serve
+from hub_server import TOKEN, Refusal, Repository, StandInHub, serve
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session, disable_progress_bars, enable_progress_bars
 from safetensors.torch import load_file
@@ -107,6 +107,16 @@ def test_a_backbone_comes_back_the_same(hub: StandInHub, model: PIIPClassifier) 
     assert all(torch.equal(value, state[name].bfloat16().float()) for name, value in again.state_dict().items())
 
 
+def test_uploads_of_the_newer_client(hub: StandInHub, model: PIIPClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hf_xet installed, folders go another way; only where large files are stored is not stood in for."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.takes_large_files = False
+    address = model.push_to_hub("me/tiny")
+    assert address.endswith(f"/me/tiny/commit/{hub.repositories['me/tiny'].branches['main']}")
+    assert sorted(hub.repositories["me/tiny"].files("main")) == FILES
+    assert piip.from_pretrained("me/tiny").config == model.config
+
+
 def test_revisions(hub: StandInHub, model: PIIPClassifier) -> None:
     model.push_to_hub("me/tiny")
     first = hub.repositories["me/tiny"].branches["main"]
@@ -161,8 +171,12 @@ def test_missing_and_private_repositories(
     assert "pass a token that may read it" in refused("me/secret", token="hf_wrong")
     assert piip.from_pretrained("me/secret", token=TOKEN, cache_dir=tmp_path / "own").num_classes == 3
     assert (tmp_path / "own" / "models--me--secret").is_dir()
-    hub.breaks_with = 418
+    hub.breaks_with = Refusal(403, "GatedRepo")
+    assert f"me/gated is gated: ask for access at {hub.address}/me/gated" in refused("me/gated")
+    hub.breaks_with = Refusal(418)
     assert "answered with status 418 for me/tea" in refused("me/tea")
+    with pytest.raises(ValueError, match="answered with status 418 to the upload of me/tea"):
+        model.push_to_hub("me/tea")
 
 
 def test_without_network(hub: StandInHub, model: PIIPClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,5 +259,6 @@ def test_a_directory_keeps_what_the_model_knows(model: PIIPClassifier, tmp_path:
     assert read_description(tmp_path / "saved")["steps"] == 3
     predictor = Predictor(tmp_path / "saved", device="cpu")
     assert predictor.classes == list(CLASSES)
+    assert "is a directory here and has no revision 'old'" in refused(str(tmp_path / "saved"), revision="old")
     piip.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "saved" / "config.json").read_text()
