@@ -1,0 +1,37 @@
+"""ImageNet-1K as classifiers of the papers know it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from piip.config import ModelConfig
+from piip.data.transforms import TransformConfig
+
+
+def imagenet_metadata(config: ModelConfig) -> dict[str, Any]:
+    """Return what a classifier of ImageNet-1K needs beside its weights for evaluation and prediction.
+
+    Args:
+        config: A classifier of the authors, with `mean` and `std`.
+
+    Returns:
+        "classes", the 1000 WordNet ids in the order of the logits, which are the folder names of the validation images;
+        "transform": shorter side to the finest branch's size, bicubic, centre crop, as in the authors' evaluation.
+
+    Raises:
+        ValueError: A model with another number of classes.
+    """
+    from timm.data import ImageNetInfo
+
+    classes = ImageNetInfo("imagenet-1k").label_names()
+    if config.head.kind == "none" or config.head.num_classes != len(classes):
+        what = "no classifier" if config.head.kind == "none" else f"for {config.head.num_classes} classes"
+        raise ValueError(f"The model is {what}, expected a classifier for the {len(classes)} classes of ImageNet-1K.")
+    transform = TransformConfig(
+        input_size=config.branches[-1].image_size,
+        mean=config.mean or TransformConfig.mean,
+        std=config.std or TransformConfig.std,
+        crop_pct=1.0,
+    )
+    return {"classes": classes, "transform": dataclasses.asdict(transform)}
