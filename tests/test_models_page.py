@@ -1,0 +1,102 @@
+"""What the authors published, and the page that lists it: complete, in step with the library, and counted here."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import piip
+from piip.cli import COMMANDS
+from piip.zoo import model_config, official_record, published_models, published_results
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+COUNTED_AGAIN = [
+    "piip_tsb_368_192_128.deit1_in1k",
+    "piip_tsb_1120_896_448.deit3_coco_mask_rcnn",
+    "single_b_1024.deit3_coco_mask_rcnn",
+]
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_models_page", ROOT / "tools" / "write_models_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_models_are_there() -> None:
+    models = published_models()
+    assert Counter(model.task for model in models) == {
+        "classification": 3,
+        "detection": 33,
+        "segmentation": 5,
+        "multimodal": 9,
+    }
+    assert len({model.name for model in models} | {model.record for model in models}) == 100
+    assert sum(model.file is not None for model in models) == 41
+    assert [model.name for model in models if not model.main_result] == [
+        "piip_lh6b_1536_1024_512.deit3_mae_internvl_coco_dino",
+        "piip_lh6b_1536_1024_512.deit3_mae_internvl_coco_mask_rcnn",
+    ]
+
+
+def test_names_are_those_of_the_library() -> None:
+    for name in piip.list_models():
+        assert published_results(name).record == official_record(name)
+        assert published_results(official_record(name)).name == name
+
+
+def test_facts_of_one_model() -> None:
+    model = published_results("mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms_speedup")
+    assert model.name == "piip_h6b_1024_512.mae_internvl_coco_mask_rcnn_speedup"
+    assert model.results == {"Box mAP": "55.6", "Mask mAP": "49.0"}
+    assert (model.flops, model.params, model.main_result) == ("10692G", "6752M", "Box mAP 55.6")
+    assert model.tables[0].source == "mmdetection/README.md"
+    assert model.file == f"https://huggingface.co/OpenGVLab/PIIP/resolve/main/detection/{model.record}.pth"
+    with pytest.raises(ValueError, match=r"no model called 'piip_tsb_1120'. Did you mean: piip_"):
+        published_results("piip_tsb_1120")
+
+
+@pytest.mark.parametrize("name", piip.list_models())
+def test_images_are_normalised_as_the_authors_evaluate(name: str) -> None:
+    config, published = model_config(name), published_results(name).evaluation
+    assert config.mean == pytest.approx(published["mean"], abs=5e-4)
+    assert config.std == pytest.approx(published["std"], abs=5e-4)
+
+
+def test_page_is_up_to_date(tool: ModuleType) -> None:
+    costs = tool.read_costs(PAGE)
+    assert set(costs) == {model.record for model in published_models()}
+    assert tool.write_page(costs) == PAGE, "run `python tools/write_models_page.py`"
+
+
+@pytest.mark.parametrize("name", COUNTED_AGAIN)
+def test_costs_are_counted(tool: ModuleType, name: str) -> None:
+    model = published_results(name)
+    assert tool.read_costs(PAGE)[model.record] == tool.count(model)
+
+
+def test_commands_of_the_page_exist() -> None:
+    records = {*piip.list_models(official=True)}
+    seen = set()
+    for block in PAGE.split("```sh\n")[1:]:
+        name = ""
+        for line in block.split("```")[0].splitlines():
+            name = line.removeprefix("record=") if line.startswith("record=") else name
+            words = shlex.split(line.replace("$record", name))
+            if words[0] == "wget":
+                assert words[1] == published_results(name).file
+            if words[0] == "piip":
+                seen.add(words[1])
+                assert words[1] in COMMANDS
+                assert words[1] != "convert" or words[-1] in records
+    assert seen == {"convert", "evaluate"}
