@@ -85,6 +85,12 @@ def test_costs_are_counted(tool: ModuleType, name: str) -> None:
     assert tool.read_costs(PAGE)[model.record] == tool.count(model)
 
 
+def test_the_tool_says_which_names_are_missing(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, "list_models", lambda: ["piip_tsb_368_192_128.deit1_in1k"])
+    with pytest.raises(SystemExit, match="^49 of the 50 models have no name in this library: piip_sbl_320"):
+        tool.count_all()
+
+
 def test_commands_of_the_page_exist() -> None:
     records = {*piip.list_models(official=True)}
     seen = set()
