@@ -106,18 +106,22 @@ def _digest(card: str) -> str:
 
 
 def _front_matter(config: ModelConfig, metadata: Mapping[str, Any]) -> str:
-    is_classifier = config.head.kind in ("pooled", "per_branch")
     lines = ["library_name: piip"]
     if "license" in metadata:
         lines.append(f"license: {json.dumps(metadata['license'])}")
-    lines.append(f"pipeline_tag: {'image-classification' if is_classifier else 'image-feature-extraction'}")
+    lines.append(f"pipeline_tag: {'image-classification' if _is_classifier(config) else 'image-feature-extraction'}")
     lines += ["tags:", "- piip", "- image-pyramid", "- arxiv:2406.04330", "- arxiv:2501.07783"]
     return "\n".join(["---", *lines, "---", ""])
 
 
 def _short_name(config: ModelConfig) -> str:
     sizes = " / ".join(str(branch.image_size) for branch in config.branches)
-    return f"{'Classifier' if config.head.kind != 'none' else 'Backbone'} at {sizes} pixels"
+    kinds = {"none": "Backbone", "projector": "Vision tower"}
+    return f"{kinds.get(config.head.kind, 'Classifier')} at {sizes} pixels"
+
+
+def _is_classifier(config: ModelConfig) -> bool:
+    return config.head.kind in ("pooled", "per_branch")
 
 
 def _summary(config: ModelConfig, report: CostReport, backbone: PIIPBackbone) -> str:
@@ -150,8 +154,9 @@ def _head(head: HeadConfig) -> str:
         "none": "There is no head: the model returns a list of feature maps.",
         "pooled": f"A linear layer on the pooled map gives logits for {head.num_classes} classes.",
         "per_branch": f"Logits of one linear layer a branch are averaged, for {head.num_classes} classes.",
+        "projector": f"A projector makes tokens of {head.width} channels for a language model.",
     }
-    return what.get(head.kind, f"Head: {head.kind}.")
+    return what[head.kind]
 
 
 def _network(report: CostReport, index: int) -> str:
@@ -190,8 +195,9 @@ def _numbers(values: Any) -> str:
 
 def _usage(config: ModelConfig, facts: Mapping[str, Any], place: str) -> str:
     _, height, width = facts["input_size"]
-    if config.head.kind in ("pooled", "per_branch"):
-        use = f"print(model((image - mean) / std).shape)  # (1, {config.head.num_classes})"
+    if config.head.kind != "none":
+        what = f"(1, {config.head.num_classes})" if _is_classifier(config) else f"(1, N, {config.head.width})"
+        use = f"print(model((image - mean) / std).shape)  # {what}"
     else:
         use = "for feature_map in model((image - mean) / std):\n    print(tuple(feature_map.shape))"
     return f"""\

@@ -28,6 +28,7 @@ CONFIG = ModelConfig(
 )
 BACKBONE = dataclasses.replace(CONFIG, merge=MergeConfig("slim", 32), neck=NeckConfig("simple"), head=HeadConfig())
 SINGLE = ModelConfig((tiny_vit(24, 3, 64),), head=HeadConfig("per_branch", num_classes=2), merge=MergeConfig("none"))
+TOWER = dataclasses.replace(CONFIG, head=HeadConfig("projector", width=64), merge=MergeConfig("none"))
 
 
 def build(config: ModelConfig) -> DescribedModel:
@@ -72,7 +73,7 @@ def test_costs_are_those_of_the_library() -> None:
         assert re.search(rf"^\| {name} \| .* \| {part.params / 1e6:.2f} M \| {part.macs / 1e9:.3f} \|$", card, re.M)
 
 
-@pytest.mark.parametrize("config", [CONFIG, BACKBONE, SINGLE], ids=["classifier", "backbone", "single"])
+@pytest.mark.parametrize("config", [CONFIG, BACKBONE, SINGLE, TOWER], ids=["classifier", "backbone", "single", "tower"])
 def test_the_code_of_a_card_runs(
     config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +87,9 @@ def test_the_code_of_a_card_runs(
         assert printed.splitlines() == ["(1, 32, 16, 16)", "(1, 32, 8, 8)", "(1, 32, 4, 4)", "(1, 32, 2, 2)"]
         assert "pipeline_tag: image-feature-extraction" in card
         assert "from which a neck makes 4 levels. There is no head" in card
+    elif config is TOWER:
+        assert printed == "torch.Size([1, 16, 64])\n"
+        assert "A projector makes tokens of 64 channels for a language model." in card
     else:
         assert printed == f"torch.Size([1, {config.head.num_classes}])\n"
         assert f"# (1, {config.head.num_classes})" in code

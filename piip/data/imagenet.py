@@ -25,8 +25,9 @@ def imagenet_metadata(config: ModelConfig) -> dict[str, Any]:
     from timm.data import ImageNetInfo
 
     classes = ImageNetInfo("imagenet-1k").label_names()
-    if config.head.kind == "none" or config.head.num_classes != len(classes):
-        what = "no classifier" if config.head.kind == "none" else f"for {config.head.num_classes} classes"
+    is_classifier = config.head.kind in ("pooled", "per_branch")
+    if not is_classifier or config.head.num_classes != len(classes):
+        what = f"for {config.head.num_classes} classes" if is_classifier else "no classifier"
         raise ValueError(f"The model is {what}, expected a classifier for the {len(classes)} classes of ImageNet-1K.")
     transform = TransformConfig(
         input_size=config.branches[-1].image_size,

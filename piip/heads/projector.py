@@ -6,13 +6,13 @@ Source: arXiv 2501.07783, section 3.5; layer order of the authors' release
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from piip.backbone import PIIPBackbone
 from piip.config import ModelConfig
+from piip.described import DescribedModel
 from piip.merge import PointwiseLinear, group_norm, resize_map
 
 
@@ -45,7 +45,7 @@ class Projector(nn.Module):
         return sum(projected[1:], projected[0]).flatten(2).transpose(1, 2)
 
 
-class PIIPVisionTower(nn.Module):
+class PIIPVisionTower(DescribedModel):
     """A pyramid and the projector on top: image -> tokens for a language model.
 
     Args:
@@ -55,16 +55,10 @@ class PIIPVisionTower(nn.Module):
     """
 
     def __init__(self, backbone: PIIPBackbone, projector: Projector, *, config: ModelConfig) -> None:
-        super().__init__()
+        first = backbone.branches[0]
+        super().__init__(config, mean=first.mean, std=first.std, image_size=backbone.image_sizes[-1])
         self.backbone = backbone
         self.head = projector
-        self.config = config
-        first, side = backbone.branches[0], backbone.image_sizes[-1]
-        self.pretrained_cfg: Mapping[str, Any] = {
-            "mean": config.mean or first.mean,
-            "std": config.std or first.std,
-            "input_size": (3, side, side),
-        }
 
     def forward(self, image: Tensor) -> Tensor:
         """Return tokens (B, N, D) of normalised RGB images (B, 3, H, W)."""
