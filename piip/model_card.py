@@ -235,7 +235,8 @@ def _origin(metadata: Mapping[str, Any]) -> str:
     if model is not None:
         lines += ["", f"The model is the authors' `{model.record}` ([their repository]({AUTHORS}))."]
         is_whole = all(item.get("branch") is None for item in files)
-        if model.results and is_whole:
+        is_theirs = model.task != "classification" or name == model.record  # by our names classifiers read otherwise
+        if model.results and is_whole and is_theirs:
             results = ", ".join(f"{metric} {value}" for metric, value in model.results.items())
             lines.append(f"They report {results}; nothing of it was measured with these files.")
     return "\n".join(lines) + "\n"

@@ -59,6 +59,8 @@ def test_a_card_names_the_files_that_were_converted() -> None:
     assert f"# {record}\n" in card
     assert "## Converted from\n\n- `theirs.pth`\n" in card
     assert "They report Top-1 Acc 82.1; nothing of it was measured with these files." in card
+    model.metadata["name"] = "piip_tsb_368_192_128.deit1_in1k"
+    assert "They report" not in model_card(model)
     model.metadata = {"name": "mine", "converted": [{"file": "vit.pth", "branch": 0}, {"file": "s.npz", "branch": 1}]}
     card = model_card(model)
     assert "- `vit.pth`, into branch 0\n- `s.npz`, into branch 1\n" in card
