@@ -8,6 +8,8 @@ from typing import Any
 from piip.config import ModelConfig
 from piip.data.transforms import TransformConfig
 
+NUM_CLASSES = 1000
+
 
 def imagenet_metadata(config: ModelConfig) -> dict[str, Any]:
     """Return what a classifier of ImageNet-1K needs beside its weights for evaluation and prediction.
@@ -26,9 +28,9 @@ def imagenet_metadata(config: ModelConfig) -> dict[str, Any]:
 
     classes = ImageNetInfo("imagenet-1k").label_names()
     is_classifier = config.head.kind in ("pooled", "per_branch")
-    if not is_classifier or config.head.num_classes != len(classes):
+    if not is_classifier or config.head.num_classes != NUM_CLASSES:
         what = f"for {config.head.num_classes} classes" if is_classifier else "no classifier"
-        raise ValueError(f"The model is {what}, expected a classifier for the {len(classes)} classes of ImageNet-1K.")
+        raise ValueError(f"The model is {what}, expected a classifier for the {NUM_CLASSES} classes of ImageNet-1K.")
     transform = TransformConfig(
         input_size=config.branches[-1].image_size,
         mean=config.mean or TransformConfig.mean,
