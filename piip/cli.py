@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from piip import __version__
-from piip.cli_help import recipe_fields
+from piip.cli_convert import convert
+from piip.cli_help import conversion_examples, recipe_fields
 from piip.cli_parser import Commands, run_command
 
 TRAIN_EXTRA = ("pytorch_lightning", "torchmetrics", "tensorboard")
@@ -252,6 +253,7 @@ COMMANDS: Commands = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "convert": convert,
     "demo": demo,
 }
 
@@ -275,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             words,
             program="piip",
             description=DESCRIPTION,
-            epilogs={"train": recipe_fields},
+            epilogs={"train": recipe_fields, "convert": conversion_examples},
         )
     except ValueError as error:
         _fail(error, 2)

@@ -35,3 +35,19 @@ def recipe_fields() -> str:
                 f"{section + '.' + name:<32}{text}", 100, initial_indent="  ", subsequent_indent=" " * 34
             )
     return "\n".join(lines)
+
+
+def conversion_examples() -> str:
+    """Return examples of `piip convert`."""
+    lines = [
+        "examples:",
+        "  # a detector of the authors: its backbone; what is left out is listed",
+        "  piip convert mask_rcnn_deit_tsb.pth out/tsb --model piip_tsb_1120_896_448.deit3_coco_mask_rcnn",
+        "  # your own start: one network a branch",
+        "  piip convert deit_3_base_224_21k.pth out/own --model piip_tsb_1120_896_448.deit3_coco_mask_rcnn --branch 0",
+        "  piip convert deit_3_small_224_21k.pth out/own --model piip_tsb_1120_896_448.deit3_coco_mask_rcnn --branch 1",
+        "  # 6 billion parameters from a directory of shards, in files of 2 GB",
+        "  piip convert InternViT-6B-224px out/6b --model single_6b_1024.internvl_coco_mask_rcnn --branch 0 "
+        "--max-shard-size 2GB",
+    ]
+    return "\n".join(lines)

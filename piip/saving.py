@@ -1,29 +1,41 @@
-"""Models on disk: one directory with `model.safetensors` and `config.json` (Hugging Face layout)."""
+"""Models on disk: one directory with weights and `config.json` (Hugging Face layout)."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from piip.checkpoints.report import explain_mismatch
 from piip.config import ModelConfig
+from piip.meta import without_values
+from piip.shards import (
+    MAX_SHARD_BYTES,
+    WEIGHTS_NAME,
+    StoredTensor,
+    TensorFacts,
+    open_weights,
+    weight_files,
+    write_weights,
+)
 
-WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def save_model(
-    model: nn.Module, directory: str | Path, metadata: Mapping[str, Any] | None = None, *, dtype: str = "f32"
+    model: nn.Module,
+    directory: str | Path,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    dtype: str = "f32",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write weights and description so that `load_model` rebuilds the model without the zoo or the network's weights.
 
@@ -32,6 +44,7 @@ def save_model(
         directory: Made where missing; files of the same names are replaced whole, never half.
         metadata: Further JSON values of config.json: "classes", "transform", "recipe", "metrics", "steps".
         dtype: "f32" or "bf16" for floating-point weights.
+        max_shard_bytes: Above this the weights go into several files with an index.
 
     Raises:
         ValueError: An unknown dtype.
@@ -40,22 +53,47 @@ def save_model(
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    state = {name: _stored(value, DTYPES[dtype]) for name, value in model.state_dict().items()}
-    temporary = directory / (WEIGHTS_NAME + ".part")
-    save_file(state, temporary, metadata={"format": "pt"})
-    os.replace(temporary, directory / WEIGHTS_NAME)
-    config: Any = model.config
-    description = {"library": "piip", "model": config.to_dict(), "input": _input_facts(model), **(metadata or {})}
+    state = model.state_dict()
+    facts = {name: TensorFacts(tuple(value.shape), stored_dtype(value.dtype, dtype)) for name, value in state.items()}
+    tensors = ((name, value.detach().to(facts[name].dtype)) for name, value in state.items())
+    write_weights(directory, facts, tensors, max_shard_bytes=max_shard_bytes)
+    given: Any = model
+    write_description(directory, given.config, given.pretrained_cfg, metadata)
+
+
+def stored_dtype(given: torch.dtype, dtype: str) -> torch.dtype:
+    """Return the number format in which a tensor is stored; integers stay what they are.
+
+    Args:
+        given: The tensor's own.
+        dtype: "f32", "bf16", or "keep".
+    """
+    return DTYPES[dtype] if given.is_floating_point and dtype != "keep" else given
+
+
+def write_description(
+    directory: Path, config: ModelConfig, input_facts: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write config.json, whole or not at all.
+
+    Args:
+        directory: An existing directory.
+        config: What the model is built from.
+        input_facts: "mean", "std" and "input_size" of the images.
+        metadata: Further JSON values.
+    """
+    facts = {name: list(input_facts[name]) for name in ("mean", "std", "input_size")}
+    description = {"library": "piip", "model": config.to_dict(), "input": facts, **(metadata or {})}
     temporary = directory / (CONFIG_NAME + ".part")
     temporary.write_text(json.dumps(description, indent=2, default=list) + "\n", encoding="utf-8")
     os.replace(temporary, directory / CONFIG_NAME)
 
 
 def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32") -> nn.Module:
-    """Rebuild a saved model in evaluation mode.
+    """Rebuild a saved model in evaluation mode; its weights are in memory once, however many files hold them.
 
     Args:
-        directory: Written by `save_model`.
+        directory: Written by `save_model` or `piip convert`.
         device: Where to put it.
         dtype: "f32" or "bf16", whatever the file holds.
 
@@ -69,15 +107,19 @@ def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32"
     description = read_description(directory)
     config = ModelConfig.from_dict(description["model"])
     branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
-    model = build_model(dataclasses.replace(config, branches=branches))
-    weights = Path(directory) / WEIGHTS_NAME
-    try:
-        state = load_file(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is damaged or no safetensors file ({error}): copy or export it again.") from error
-    load_weights(model, state, source=str(directory))
+    config = dataclasses.replace(config, branches=branches)
+    with without_values():
+        model = build_model(config)
+    if _has_computed_buffers(model):
+        model = build_model(config)
+    load_weights(model, open_weights(Path(directory)), source=str(directory), device=device, dtype=dtype)
     model.metadata = {name: value for name, value in description.items() if name not in ("library", "model", "input")}
     return model.to(device=device, dtype=DTYPES[dtype]).eval()
+
+
+def _has_computed_buffers(model: nn.Module) -> bool:
+    """Tell whether a model has buffers that no file holds, such as rotary tables: they must be built with values."""
+    return not {name for name, _ in model.named_buffers()} <= {*model.state_dict()}
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:
@@ -87,7 +129,8 @@ def read_description(directory: str | Path) -> dict[str, Any]:
         ValueError: The directory is no saved model.
     """
     directory = Path(directory)
-    missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (directory / name).is_file()]
+    missing = [] if (directory / CONFIG_NAME).is_file() else [CONFIG_NAME]
+    missing += [] if weight_files(directory) else [WEIGHTS_NAME]
     if missing:
         inside = [name for name in ("best", "model") if (directory / name / CONFIG_NAME).is_file()]
         hint = f" Models are in {' and '.join(str(directory / name) for name in inside)}." if inside else ""
@@ -104,32 +147,36 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     return description
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load a complete state dict, converting its dtype.
+def load_weights(
+    model: nn.Module, stored: Mapping[str, StoredTensor], *, source: str, device: str = "cpu", dtype: str = "f32"
+) -> None:
+    """Load a complete state dict tensor by tensor, converting its dtype.
 
     Args:
-        model: The model to fill.
-        state: One tensor for every entry of the model's state dict.
+        model: The model to fill; what it has on the meta device is put on the device.
+        stored: One tensor for every entry of the model's state dict.
         source: Named in the message.
+        device: Where tensors go that the model has on the meta device.
+        dtype: Their floating-point format, "f32" or "bf16".
 
     Raises:
-        ValueError: Missing or unexpected keys or wrong shapes, grouped by branch.
+        ValueError: Missing or unexpected keys or wrong shapes, grouped by branch; nothing is loaded then.
     """
-    problem = explain_mismatch(_shapes(model.state_dict()), _shapes(state), source=source)
+    state = model.state_dict()
+    given = {name: tensor.facts.shape for name, tensor in stored.items()}
+    problem = explain_mismatch({name: tuple(value.shape) for name, value in state.items()}, given, source=source)
     if problem:
         raise ValueError(problem)
-    model.load_state_dict(state)
+    model.load_state_dict(dict(_filled(state, stored, device, dtype)), assign=True)
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in state.items()}
-
-
-def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
-    value = value.detach().cpu()
-    return (value.to(dtype) if value.is_floating_point() else value).contiguous().clone()
-
-
-def _input_facts(model: nn.Module) -> dict[str, Any]:
-    facts: Any = model.pretrained_cfg
-    return {name: list(facts[name]) for name in ("mean", "std", "input_size")}
+def _filled(
+    state: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], device: str, dtype: str
+) -> Iterator[tuple[str, Tensor]]:
+    for name, value in state.items():
+        read = stored[name].read()
+        if value.is_meta:
+            # a copy: the file may change or go away while the model is in use
+            yield name, read.to(device=device, dtype=stored_dtype(read.dtype, dtype), copy=True)
+        else:
+            yield name, value.copy_(read)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import write_model
 
+from piip.build import build_model
+from piip.config import BranchConfig, HeadConfig, MergeConfig, ModelConfig
 from piip.saving import load_model, read_description, save_model
+from piip.shards import weight_files
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -92,3 +96,21 @@ def test_what_is_no_model_directory_is_refused(directory: Path, tmp_path: Path) 
         load_model(directory)
     with pytest.raises(ValueError, match="dtype is 'f16', expected one of f32, bf16"):
         load_model(directory, dtype="f16")
+
+
+@pytest.mark.parametrize(
+    ("network", "timm_args"),
+    [
+        ("eva02_tiny_patch14_224", {"depth": 2, "embed_dim": 48, "num_heads": 4}),  # rotary tables
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 2, 1), "embed_dim": 16, "num_heads": (1, 2, 4, 8)}),
+    ],
+)
+def test_what_networks_compute_for_themselves_is_there(network: str, timm_args: dict[str, Any], tmp_path: Path) -> None:
+    branch = BranchConfig(network, 224, timm_args=timm_args)
+    model = build_model(ModelConfig((branch,), merge=MergeConfig("none"), head=HeadConfig("pooled", 3))).eval()
+    save_model(model, tmp_path, max_shard_bytes=20_000)
+    loaded = load_model(tmp_path)
+    assert len(weight_files(tmp_path)) > 1
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(model(image), loaded(image))

@@ -22,7 +22,7 @@ from piip.checkpoints.translate import CODE_BASES, OFFICIAL_CLASSES, translate_c
 from piip.config import HeadConfig, ModelConfig
 from piip.heads.classification import PIIPClassifier
 from piip.heads.projector import PIIPVisionTower
-from piip.zoo import model_config, official_record
+from piip.zoo import model_config, official_record, published_config
 
 INDEX_BUFFERS = ("relative_position_index", "position_ids", "num_batches_tracked")
 
@@ -113,12 +113,13 @@ def build_official(
     return _wrap(translated, is_multimodal=code_base == "llava")
 
 
-def build_released(name: str, *, with_projector: bool = False) -> OfficialModel:
+def build_released(name: str, *, with_projector: bool = False, as_published: bool = False) -> OfficialModel:
     """Build a released model by its name, with the official rules.
 
     Args:
         name: Our name or that of the official record, see `piip.list_models()`.
         with_projector: Of a multimodal model, its projector too, which the authors keep beside the vision tower.
+        as_published: The networks whose cost was published, where the released code builds others (`docs/official.md`).
 
     Returns:
         The model, ready for `load_official`.
@@ -127,6 +128,8 @@ def build_released(name: str, *, with_projector: bool = False) -> OfficialModel:
         ValueError: An unknown name, with the nearest ones.
     """
     config = model_config(official_record(name))
+    if as_published:
+        config = dataclasses.replace(published_config(name), resize=config.resize)
     is_multimodal = config.head.kind == "projector"
     if is_multimodal and not with_projector:
         config = dataclasses.replace(config, head=HeadConfig())

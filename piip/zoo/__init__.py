@@ -120,7 +120,7 @@ def create_model(
     if pretrained:
         raise ValueError(
             f"No downloadable weights are known for {name}. Get the authors' file and turn it into a checkpoint with "
-            "`piip convert` (in preparation), or start from pretrained_branches=True."
+            "`piip convert`, or start from pretrained_branches=True."
         )
     config = ModelConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
     if pretrained_branches:

@@ -1,0 +1,189 @@
+"""Where the official tensors of a model come from: a file of the whole model, or of one network."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from piip.checkpoints.identify import count_branches, equal_share, explain_wrong_file
+from piip.checkpoints.networks import FittedBranch, SingleNetwork, branch_shapes, fit_branch, read_network
+from piip.checkpoints.official import OfficialModel, official_shapes, own_tensors
+from piip.checkpoints.unwrapping import FoundWeights, sort_names
+from piip.shards import StoredTensor, TensorFacts
+
+PROJECTOR = "mm_projector."
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the official tensors of a model come from.
+
+    Args:
+        tensors: By official name.
+        base: By our name, for what `tensors` lacks.
+        result: Fields of the conversion's report.
+    """
+
+    tensors: Mapping[str, StoredTensor]
+    base: Mapping[str, StoredTensor]
+    result: Mapping[str, Any]
+
+
+def has_projector(names: Collection[str]) -> bool:
+    """Tell whether a file holds the projector of a multimodal model beside its vision tower."""
+    return any(name.startswith(PROJECTOR) or f".{PROJECTOR}" in name for name in names)
+
+
+def fits(weights: FoundWeights, official: OfficialModel) -> bool:
+    """Tell whether a file holds all of a model, in its shapes."""
+    wanted = official_shapes(official)
+    own = sort_names(weights.tensors, wanted).own
+    return equal_share({name: tensor.facts.shape for name, tensor in own.items()}, wanted) == 1
+
+
+def whole_model(weights: FoundWeights, official: OfficialModel, *, source: str, model: str) -> Source:
+    """Sort the tensors of a whole model's file.
+
+    Args:
+        weights: The tensors of the file.
+        official: The model, on the meta device.
+        source: What the file is called in messages.
+        model: The model's name.
+
+    Returns:
+        The model's tensors.
+
+    Raises:
+        ValueError: The file does not fit; with the model it looks like.
+    """
+    if any(re.match(r"(?:backbone\.)?branches\.\d+\.", name) for name in weights.tensors):
+        raise ValueError(f"{source} is a model of piip already: load it, there is nothing to convert.")
+    wanted = official_shapes(official)
+    found = sort_names(weights.tensors, wanted)
+    given = {name: tensor.facts.shape for name, tensor in found.own.items()}
+    known = [name for name in given if name in wanted]
+    network = None if _is_pyramid(weights.tensors) else read_network(weights.tensors)
+    if network is not None and len(known) < len(wanted) / 2:
+        raise ValueError(
+            f"{source} holds one network ({network.title}) and {model} is made of {count_branches(wanted)}: say which "
+            "branch it is for with --branch, 0 being the largest network."
+        )
+    problem = explain_wrong_file(given, wanted, source=source, model=model)
+    if problem is not None:
+        hint = " The weights of one network alone go into a branch with --branch." if network is not None else ""
+        raise ValueError(problem + hint)
+    result = {"prefix": found.prefix, "wrappings": weights.wrappings, "left_out": found.others}
+    return Source(found.own, {}, result)
+
+
+def one_branch(
+    weights: FoundWeights,
+    official: OfficialModel,
+    branch: int,
+    *,
+    source: str,
+    model: str,
+) -> Source:
+    """Fit the tensors of a single network's file into one branch.
+
+    Args:
+        weights: The tensors of the file.
+        official: The model, on the meta device.
+        branch: Which branch, from 0.
+        source: What the file is called in messages.
+        model: The model's name.
+
+    Returns:
+        The tensors of that branch.
+
+    Raises:
+        ValueError: The file does not fit; with the branch that it fits.
+    """
+    network = None if _is_pyramid(weights.tensors) else read_network(weights.tensors)
+    if network is None:
+        what = "a whole pyramid: leave --branch out" if _is_pyramid(weights.tensors) else "no network of a known layout"
+        names = ", ".join(list(weights.tensors)[:4])
+        raise ValueError(f"{source} holds {what}; its first names are {names}.")
+    shapes = official_shapes(official)
+    count = len(official.config.branches)
+    wanted = [branch_shapes(shapes, index, count=count) for index in range(count)]
+    try:
+        fitted = fit_branch(network, wanted[branch])
+    except ValueError as error:
+        others = [index for index in range(count) if index != branch and _fits(network, wanted[index])]
+        hint = f" It fits --branch {' or '.join(map(str, others))}." if others else ""
+        raise ValueError(f"{source} does not fit branch {branch} of {model}: {error}.{hint}") from error
+    prefix = official.names.branch_prefix(branch)
+    tensors = {f"{prefix}{name}": tensor for name, tensor in fitted.tensors.items()}
+    left_out = _parts(fitted)
+    if network.others:
+        left_out["outside the network"] = network.others
+    return Source(
+        tensors,
+        {},
+        {
+            "wrappings": weights.wrappings,
+            "left_out": left_out,
+            "network": network.title,
+            "resized": fitted.resized,
+            "initial": fitted.initial,
+        },
+    )
+
+
+def _is_pyramid(names: Collection[str]) -> bool:
+    return any(re.search(r"(?:^|\.)(?:branch\d+|up1)\.", name) for name in names)
+
+
+def _fits(network: SingleNetwork, wanted: Mapping[str, tuple[int, ...]]) -> bool:
+    try:
+        fit_branch(network, wanted)
+    except ValueError:
+        return False
+    return True
+
+
+def _parts(fitted: FittedBranch) -> dict[str, int]:
+    names = (re.sub(r"^(clip|convnext)_model\.", "", name) for name in fitted.unused)
+    return dict(Counter(name.split(".")[0] for name in names))
+
+
+def own_facts(official: OfficialModel, source: Source) -> dict[str, TensorFacts]:
+    """Return what `own_stream` will yield, by running the translation without data."""
+
+    def pretend(stored: StoredTensor) -> Tensor:
+        return torch.empty(stored.facts.shape, dtype=stored.facts.dtype, device="meta")
+
+    return {name: TensorFacts(tuple(tensor.shape), tensor.dtype) for name, tensor in _stream(official, source, pretend)}
+
+
+def own_stream(official: OfficialModel, source: Source) -> Iterator[tuple[str, Tensor]]:
+    """Yield our names and tensors in order, reading each when it is asked for."""
+    return _stream(official, source, lambda stored: stored.read())
+
+
+def _stream(
+    official: OfficialModel, source: Source, read: Callable[[StoredTensor], Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield our names and tensors in order."""
+    wanted = official_shapes(official)
+    absent: set[str] = set()
+
+    def fetch(name: str) -> Tensor:
+        stored = source.tensors.get(name)
+        if stored is None:
+            absent.add(name)
+            return torch.empty(wanted[name], device="meta")
+        return read(stored)
+
+    for name, tensor in own_tensors(official, fetch):
+        if absent:
+            tensor = read(source.base[name])
+            absent.clear()
+        yield name, tensor
