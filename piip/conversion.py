@@ -16,14 +16,16 @@ from typing import Any
 
 import torch
 
-from piip.backbone import PIIPBackbone
 from piip.build import build_model
 from piip.checkpoints.official import OfficialModel, build_released
 from piip.checkpoints.reading import open_checkpoint
 from piip.checkpoints.sources import fits, has_projector, one_branch, own_facts, own_stream, whole_model
 from piip.checkpoints.unwrapping import FoundWeights, find_weights
 from piip.config import HeadConfig, ModelConfig
+from piip.data.imagenet import NUM_CLASSES, imagenet_metadata
+from piip.heads.classification import PIIPClassifier
 from piip.meta import without_values
+from piip.model_card import write_card
 from piip.saving import CONFIG_NAME, DTYPES, read_description, stored_dtype, write_description
 from piip.shards import MAX_SHARD_BYTES, Progress, StoredTensor, TensorFacts, open_weights, write_weights
 from piip.zoo import model_config, published_config
@@ -124,7 +126,7 @@ def convert_checkpoint(
         files = write_weights(out, facts, stream, max_shard_bytes=max_shard_bytes, progress=progress)
         kept = earlier.get("converted", []) if branch is not None else []
         history = [*(entry for entry in kept if entry["branch"] != branch), {"file": Path(file).name, "branch": branch}]
-        write_description(out, config, _input_facts(config, official), {"name": model, "converted": history})
+        _write_facts(out, config, {"name": model, "converted": history})
     nbytes = sum(fact.nbytes for fact in facts.values())
     return Conversion(model, out, tuple(files), len(facts), nbytes, branch=branch, **source.result)
 
@@ -243,11 +245,15 @@ def _for_directory(earlier: dict[str, Any], model: str) -> tuple[OfficialModel, 
     return official, config
 
 
-def _input_facts(config: ModelConfig, official: OfficialModel) -> dict[str, Any]:
-    model = official.model
-    first = (model if isinstance(model, PIIPBackbone) else model.backbone).branches[0]
-    side = config.branches[-1].image_size
-    return {"mean": config.mean or first.mean, "std": config.std or first.std, "input_size": (3, side, side)}
+def _write_facts(out: Path, config: ModelConfig, metadata: dict[str, Any]) -> None:
+    """Write config.json and the model card; classifiers learn the names of ImageNet's classes."""
+    with without_values():
+        model = build_model(config)
+    model.metadata = metadata
+    if isinstance(model, PIIPClassifier) and model.num_classes == NUM_CLASSES:
+        model.metadata |= imagenet_metadata(config)
+    write_description(out, config, model.pretrained_cfg, model.metadata)
+    write_card(model, out)
 
 
 def _random_start(config: ModelConfig) -> dict[str, StoredTensor]:

@@ -140,6 +140,14 @@ def test_the_description_says_where_it_comes_from(tmp_path: Path, monkeypatch: p
     assert description["name"] == MODEL
     assert description["converted"] == [{"file": "file.pth", "branch": None}]
     assert description["input"]["input_size"] == [3, 160, 160]
+    assert "## Converted from\n\n- `file.pth`\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_classifiers_of_imagenet_know_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(register(monkeypatch, "cls3_augreg_separate"), tmp_path)
+    description = read_description(tmp_path / "out")
+    assert description["classes"][0] == "n01440764"
+    assert description["transform"]["input_size"] == description["input"]["input_size"][-1]
 
 
 def test_a_directory_is_only_replaced_by_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
