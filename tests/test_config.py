@@ -25,11 +25,12 @@ def test_descriptions_survive_json(name: str) -> None:
 def test_every_name_builds_on_the_meta_device(name: str) -> None:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("error")
-        model = piip.create_model(name, features_only="coco" in name)
+        is_dense = "coco" in name or "ade20k" in name or "regular-fpn" in name
+        model = piip.create_model(name, features_only=is_dense)
     official = name in piip.list_models(official=True)
-    backbone = model if "coco" in name else model.backbone
+    backbone = model if is_dense else model.backbone
     assert backbone.official_resize == official
-    if "coco" not in name:
+    if "in1k" in name or "cls_token" in name:
         assert model.head.pool == ("first_patch" if official else "mean")
 
 
