@@ -92,7 +92,7 @@ def test_create_model_explains_what_it_cannot_do() -> None:
         (lambda: ModelConfig((tiny_vit(8, 1, 32),), std=(0.5, 0.5, 0.0)), "expected positive deviations"),
         (
             lambda: ModelConfig((tiny_vit(8, 1, 32),), neck=NeckConfig("simple"), head=HeadConfig("pooled")),
-            "a classifier reads the merged map",
+            "a head here reads the maps before it",
         ),
         (lambda: ModelConfig((tiny_vit(8, 1, 32),), head=HeadConfig("per_branch")), "set merge kind 'none'"),
         (lambda: ModelConfig.from_dict(None), "expected a section with fields"),
