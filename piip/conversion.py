@@ -19,7 +19,7 @@ import torch
 from piip.build import build_model
 from piip.checkpoints.official import OfficialModel, build_released
 from piip.checkpoints.reading import open_checkpoint
-from piip.checkpoints.sources import fits, has_projector, one_branch, own_facts, own_stream, whole_model
+from piip.checkpoints.sources import fits, has_projector, one_branch, own_facts, own_names, own_stream, whole_model
 from piip.checkpoints.unwrapping import FoundWeights, find_weights
 from piip.config import HeadConfig, ModelConfig
 from piip.data.imagenet import NUM_CLASSES, imagenet_metadata
@@ -116,7 +116,9 @@ def convert_checkpoint(
     else:
         official, config = _for_directory(earlier, model)
         source = one_branch(weights, official, branch, source=str(file), model=model)
-        source = dataclasses.replace(source, base=open_weights(out) if earlier else _random_start(config))
+        is_filled = any(entry["branch"] in (None, branch) for entry in earlier.get("converted", []))
+        again = own_names(official, source.initial) if is_filled else []
+        source = dataclasses.replace(source, base=_base(out, config, again) if earlier else _random_start(config))
     facts = {
         name: TensorFacts(fact.shape, stored_dtype(fact.dtype, dtype))
         for name, fact in own_facts(official, source).items()
@@ -254,6 +256,15 @@ def _write_facts(out: Path, config: ModelConfig, metadata: dict[str, Any]) -> No
         model.metadata |= imagenet_metadata(config)
     write_description(out, config, model.pretrained_cfg, model.metadata)
     write_card(model, out)
+
+
+def _base(out: Path, config: ModelConfig, again: list[str]) -> dict[str, StoredTensor]:
+    """Open what an earlier conversion left, but for names that start as built and not as the file before had them."""
+    base = open_weights(out)
+    if again:
+        built = _random_start(config)
+        base |= {name: built[name] for name in again}
+    return base
 
 
 def _random_start(config: ModelConfig) -> dict[str, StoredTensor]:

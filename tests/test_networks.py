@@ -337,6 +337,26 @@ def test_layer_scale_that_the_file_lacks_starts_as_built(tmp_path: Path, monkeyp
     assert "Not in the file, left as built: blocks.N.gamma_1, blocks.N.gamma_2" in format_conversion(done)
 
 
+@pytest.mark.parametrize("branch", [0, None])
+def test_nothing_of_the_file_before_stays_in_a_branch(
+    branch: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = "det3_deit_global_square"
+    whole = {name: value + 3 for name, value in register(monkeypatch, case).items()}
+    scaled = timm.create_model(
+        "deit_tiny_patch16_224", img_size=64, depth=4, embed_dim=64, num_heads=4, init_values=0.5
+    ).state_dict()
+    convert(scaled if branch == 0 else whole, tmp_path, branch=branch)
+    before = {name: value.clone() for name, value in load_model(tmp_path / "out").state_dict().items()}
+    plain = {name: value for name, value in scaled.items() if ".ls" not in name}
+    done = convert(plain, tmp_path, branch=0)
+    assert len(done.initial) == 8
+    after = load_model(tmp_path / "out").state_dict()
+    assert torch.equal(after["branches.0.vit.blocks.0.ls1.gamma"], torch.ones(64))
+    rest = [name for name in after if not name.startswith("branches.0.")]
+    assert all(torch.equal(after[name], before[name]) for name in rest)
+
+
 def test_a_classifier_of_the_same_classes_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, "cls3_augreg_separate")
     made = timm.create_model("vit_base_patch16_224", img_size=48, depth=4, embed_dim=64, num_heads=4)

@@ -28,11 +28,13 @@ class Source:
         tensors: By official name.
         base: By our name, for what `tensors` lacks.
         result: Fields of the conversion's report.
+        initial: Official names of a filled branch that `tensors` lacks; they start as built.
     """
 
     tensors: Mapping[str, StoredTensor]
     base: Mapping[str, StoredTensor]
     result: Mapping[str, Any]
+    initial: tuple[str, ...] = ()
 
 
 def has_projector(names: Collection[str]) -> bool:
@@ -134,6 +136,7 @@ def one_branch(
             "resized": fitted.resized,
             "initial": fitted.initial,
         },
+        tuple(f"{prefix}{name}" for name in fitted.initial),
     )
 
 
@@ -152,6 +155,18 @@ def _fits(network: SingleNetwork, wanted: Mapping[str, tuple[int, ...]]) -> bool
 def _parts(fitted: FittedBranch) -> dict[str, int]:
     names = (re.sub(r"^(clip|convnext)_model\.", "", name) for name in fitted.unused)
     return dict(Counter(name.split(".")[0] for name in names))
+
+
+def own_names(official: OfficialModel, parts: Collection[str]) -> list[str]:
+    """Return our names of what is made of some official tensors.
+
+    Args:
+        official: The model.
+        parts: Official names.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in official.model.state_dict().items()}
+    wanted = {*parts}
+    return [name for name, shape in shapes.items() if not wanted.isdisjoint(official.names.origin(name, shape).reads)]
 
 
 def own_facts(official: OfficialModel, source: Source) -> dict[str, TensorFacts]:
