@@ -81,8 +81,8 @@ def test_mismatched_checkpoint_is_explained_by_branch_and_nothing_is_loaded() ->
     with pytest.raises(ValueError, match="does not fit") as caught:
         load_official(model, state)
     lines = str(caught.value).splitlines()
-    assert "  branch 1: 1 wrong shape: branch1.pos_embed is (1, 4, 96), expected (1, 16, 96)" in lines
-    assert "  branch 2: 1 missing: branch2.blocks.0.attn.qkv.weight" in lines
+    assert "  branch1: 1 wrong shape: branch1.pos_embed is (1, 4, 96), expected (1, 16, 96)" in lines
+    assert "  branch2: 1 missing: branch2.blocks.0.attn.qkv.weight" in lines
     assert any("1 unexpected: cls_head.weight" in line for line in lines)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 

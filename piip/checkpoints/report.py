@@ -43,8 +43,8 @@ def explain_mismatch(wanted: Shapes, given: Shapes, *, source: str = "The checkp
 
 
 def _group(name: str) -> str:
-    found = re.match(r"(?:backbone\.)?(?:branches\.|branch)(\d+)\.", name)
+    found = re.match(r"(?:backbone\.)?(?:branches\.(\d+)|(branch\d+))\.", name)
     if found:
-        return f"branch {found.group(1)}"
+        return found.group(2) or f"branch {found.group(1)}"  # official files count from 1, as in their names
     part = name.removeprefix("backbone.").split(".")[0]
     return re.sub(r"_?branch\d+$|\d+$", "", part) or part
