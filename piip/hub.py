@@ -173,18 +173,19 @@ def push_to_hub(
         ValueError: A model without description, a wrong name, no right to write there, or no network.
     """
     described(model)
-    hub_id = _hub_id(repo_id)
+    if not HUB_ID.fullmatch(repo_id):
+        raise ValueError(f"repo_id is {repo_id!r}, expected owner/name.")
     api = HfApi(token=token, library_name="piip")
     with tempfile.TemporaryDirectory(prefix="piip-") as directory:
-        with _explained_upload(hub_id):
-            api.create_repo(hub_id, private=private or None, exist_ok=True)
+        with _explained_upload(repo_id):
+            api.create_repo(repo_id, private=private or None, exist_ok=True)
             if revision is not None:
-                api.create_branch(hub_id, branch=revision, exist_ok=True)
-            _fetch_card(api, hub_id, revision, directory)
-        save_pretrained(model, directory, metadata=metadata, dtype=dtype, hub_id=hub_id)
-        with _explained_upload(hub_id):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            _fetch_card(api, repo_id, revision, directory)
+        save_pretrained(model, directory, metadata=metadata, dtype=dtype, hub_id=repo_id)
+        with _explained_upload(repo_id):
             commit = api.upload_folder(
-                repo_id=hub_id,
+                repo_id=repo_id,
                 folder_path=directory,
                 allow_patterns=FILES,
                 revision=revision,

@@ -227,7 +227,7 @@ def test_offline_by_environment(hub: StandInHub, model: PIIPClassifier, tmp_path
     [
         ("me/tiny", "hf_wrong", r"lets nobody write to me/tiny with this token \(status 401\)"),
         ("you/tiny", TOKEN, r"lets nobody write to you/tiny with this token \(status 403\)"),
-        ("tiny", TOKEN, "no repository of the hub either, which would read owner/name"),
+        ("tiny", TOKEN, "repo_id is 'tiny', expected owner/name"),
     ],
 )
 def test_uploads_that_are_refused(
