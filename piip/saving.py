@@ -129,6 +129,10 @@ def read_description(directory: str | Path) -> dict[str, Any]:
         ValueError: The directory is no saved model.
     """
     directory = Path(directory)
+    if directory.is_file():
+        raise ValueError(
+            f"{directory} is a file, expected a model directory; published weights are turned into one by `piip convert`."
+        )
     missing = [] if (directory / CONFIG_NAME).is_file() else [CONFIG_NAME]
     missing += [] if weight_files(directory) else [WEIGHTS_NAME]
     if missing:
@@ -136,7 +140,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
         hint = f" Models are in {' and '.join(str(directory / name) for name in inside)}." if inside else ""
         raise ValueError(
             f"{directory} has no {' and no '.join(missing)}, expected a model directory such as RUN/model "
-            f"written by `piip train`.{hint}"
+            f"written by `piip train`, or one of `piip convert`.{hint}"
         )
     try:
         description = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
