@@ -134,11 +134,15 @@ def test_augreg_arrays_are_read_as_timm_reads_them(
     assert same(dict(load_model(tmp_path / "out").state_dict()), dict(load_model(tmp_path / "pth").state_dict()))
 
 
-def test_stacked_arrays_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacked_and_incomplete_arrays_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = {"params/embedding/kernel": np.zeros(1), "params/Transformer/encoderblock/LayerNorm_0/scale": np.zeros(1)}
     np.savez(tmp_path / "file.npz", **arrays)
     pyramid(monkeypatch, "vit_base_patch16_224")
     with pytest.raises(ValueError, match="stacks all blocks in one array"):
+        convert_checkpoint(tmp_path / "file.npz", tmp_path / "out", model=MODEL, branch=0)
+    query = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"
+    np.savez(tmp_path / "file.npz", **{"embedding/kernel": np.zeros(1), query: np.zeros((2, 1, 2))})
+    with pytest.raises(ValueError, match="parts are missing or of other shapes .*key"):
         convert_checkpoint(tmp_path / "file.npz", tmp_path / "out", model=MODEL, branch=0)
 
 
@@ -409,6 +413,12 @@ def test_networks_that_do_not_fit_are_explained(tmp_path: Path, monkeypatch: pyt
         ),
         ({"fc.weight": torch.zeros(2)}, 0, "holds no network of a known layout; its first names are fc.weight"),
         ({"branch1.w": torch.zeros(2)}, 0, "holds a whole pyramid: leave --branch out"),
+        ({**middle, "pos_embed": torch.zeros(48)}, 1, r"pos_embed is \(48,\), expected"),
+        (
+            {"ln_pre.weight": torch.zeros(2), "transformer.resblocks.0.attn.in_proj_weight": torch.zeros(())},
+            0,
+            "names of CLIP .OpenAI., but parts are missing or of other shapes",
+        ),
         (beit_state(shared=False), 0, "BEiT|has no place|is missing"),
     ):
         with pytest.raises(ValueError, match=message):

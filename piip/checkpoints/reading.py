@@ -178,7 +178,10 @@ def _open_sharded(path: Path) -> Mapping[str, StoredTensor]:
         shard = path.parent / name
         if not shard.is_file():
             raise ValueError(f"{path} names {name}, which is missing: download all files of the checkpoint.")
-        content = _opener(shard)(shard)
+        opener = _opener(shard)
+        if opener is _open_sharded:
+            raise ValueError(f"{path} names {name}, which is no checkpoint but text: download all files of it again.")
+        content = opener(shard)
         if isinstance(next(iter(content.values()), None), StoredTensor):
             tensors.update(content)
             continue

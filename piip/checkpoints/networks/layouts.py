@@ -74,7 +74,7 @@ def read_network(tensors: Tensors) -> SingleNetwork | None:
         The network, or None where no known layout fits, or several networks are in the file.
 
     Raises:
-        ValueError: A variant of a known layout that is not supported.
+        ValueError: A variant of a known layout that is not supported, or a part of one.
     """
     for layout in LAYOUTS:
         found = [
@@ -84,5 +84,11 @@ def read_network(tensors: Tensors) -> SingleNetwork | None:
         ]
         if len(found) == 1:
             inside = below(tensors, found[0].removesuffix(layout.anchor))
-            return SingleNetwork(layout.title, layout.family, layout.translate(inside), len(tensors) - len(inside))
+            try:
+                translated = layout.translate(inside)
+            except (KeyError, IndexError) as error:  # query without key, a number where a matrix belongs
+                raise ValueError(
+                    f"The file has the names of {layout.title}, but parts are missing or of other shapes ({error})."
+                ) from error
+            return SingleNetwork(layout.title, layout.family, translated, len(tensors) - len(inside))
     return None

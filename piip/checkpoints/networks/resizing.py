@@ -69,7 +69,7 @@ def split_rows(rows: int) -> tuple[int, int]:
 
 
 def _position_change(shape: Sequence[int], wanted: Sequence[int]) -> Change | None:
-    if shape[-1] != wanted[-1]:
+    if len(shape) < 2 or shape[-1] != wanted[-1]:
         return None
     (given_rows, given_side), (rows, side) = split_rows(shape[-2]), split_rows(wanted[-2])
     if given_rows < rows:
@@ -101,8 +101,10 @@ def resize_positions(table: Tensor, given_side: int, side: int) -> Tensor:
 
 
 def _bias_change(shape: Sequence[int], wanted: Sequence[int]) -> Change | None:
+    if len(shape) != 2 or shape[0] < CLASS_ROWS or shape[1] != wanted[1]:
+        return None
     side, wanted_side = math.isqrt(shape[0] - CLASS_ROWS), math.isqrt(wanted[0])
-    if shape[1] != wanted[1] or side * side + CLASS_ROWS != shape[0] or wanted_side * wanted_side != wanted[0]:
+    if side * side + CLASS_ROWS != shape[0] or wanted_side * wanted_side != wanted[0]:
         return None
 
     stored, window = (side + 1) // 2, (wanted_side + 1) // 2
