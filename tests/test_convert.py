@@ -214,6 +214,9 @@ def test_wrong_files_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     message = str(caught.value)
     assert "interactions: 1 missing: interactions.0.interaction_units_23.branch2to1_proj.weight" in message
     assert "w1 is (2,), expected ()" in message
+    assert "No known model is nearer: the file may be damaged" in message
+    with pytest.raises(ValueError, match="No known model is nearer"):
+        convert_checkpoint(tmp_path / "file.pth", tmp_path / "out", model="small_record")
     with pytest.raises(ValueError, match="looks like none of the known models"):
         convert({"fc.weight": torch.zeros(2)}, tmp_path)
 

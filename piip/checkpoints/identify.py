@@ -14,6 +14,7 @@ from piip.checkpoints.report import explain_mismatch
 from piip.config import BranchConfig, ModelConfig
 from piip.meta import without_values
 from piip.zoo import list_models, model_config
+from piip.zoo.registry import OFFICIAL
 
 Shapes = Mapping[str, tuple[int, ...]]
 LOOKS_LIKE = 0.5  # share of equal tensors from which a likeness is worth a word
@@ -148,10 +149,12 @@ def _branch_differences(given: Shapes, wanted: Shapes) -> list[str]:
 
 
 def _advice(alike: Likeness, model: str) -> str:
-    names = [name for name in alike.names if name != model]
-    if not names or alike.share < LOOKS_LIKE:
+    if alike.share < LOOKS_LIKE:
         return "It looks like none of the known models."
+    names = [name for name in alike.names if name not in (model, OFFICIAL.get(model))]
+    if len(names) < len(alike.names):
+        return "No known model is nearer: the file may be damaged, or of another version."
     more = f" or {len(names) - 1} more of the same sizes" if len(names) > 1 else ""
     if alike.share == 1:
         return f"It fits {names[0]}{more}: convert it with that --model."
-    return f"It looks most like {names[0]}{more} ({alike.share:.0%} of the tensors)."
+    return f"It looks most like {names[0]}{more} ({int(100 * alike.share)} % of the tensors)."
