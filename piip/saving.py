@@ -131,7 +131,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     directory = Path(directory)
     if directory.is_file():
         raise ValueError(
-            f"{directory} is a file, expected a model directory; published weights are turned into one by `piip convert`."
+            f"{directory} is a file, expected a model directory; `piip convert` makes one of published weights."
         )
     missing = [] if (directory / CONFIG_NAME).is_file() else [CONFIG_NAME]
     missing += [] if weight_files(directory) else [WEIGHTS_NAME]

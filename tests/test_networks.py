@@ -142,7 +142,7 @@ def test_stacked_and_incomplete_arrays_are_refused(tmp_path: Path, monkeypatch: 
         convert_checkpoint(tmp_path / "file.npz", tmp_path / "out", model=MODEL, branch=0)
     query = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"
     np.savez(tmp_path / "file.npz", **{"embedding/kernel": np.zeros(1), query: np.zeros((2, 1, 2))})
-    with pytest.raises(ValueError, match="parts are missing or of other shapes .*key"):
+    with pytest.raises(ValueError, match=r"parts are missing or of other shapes .*key"):
         convert_checkpoint(tmp_path / "file.npz", tmp_path / "out", model=MODEL, branch=0)
 
 

@@ -88,7 +88,7 @@ def test_cut_weights_are_named(directory: Path, size: int) -> None:
 def test_what_is_no_model_directory_is_refused(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no config\.json and no model\.safetensors"):
         read_description(tmp_path)
-    with pytest.raises(ValueError, match="is a file, expected a model directory; published weights"):
+    with pytest.raises(ValueError, match="is a file, expected a model directory; `piip convert`"):
         load_model(directory / "model.safetensors")
     (directory / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
