@@ -11,8 +11,10 @@ from pyramids import image, tiny_vit
 from torch.utils.flop_counter import FlopCounterMode
 
 import piip
+from piip.checkpoints import build_released
 from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.cost import format_table
+from piip.meta import without_values
 
 RELEASED = json.loads((Path(__file__).parent / "data" / "released_models.json").read_text())
 
@@ -98,6 +100,15 @@ def test_paper_rule_reproduces_the_published_figures(name: str) -> None:
     published = RELEASED[name]["published_gmacs"]
     if published and published != "-":
         assert report.macs / 1e9 == pytest.approx(float(published.removesuffix("G")), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["piip_bl_512_256.clip_llava_7b", "piip_cb_l_640_224.clip_llava_7b"])
+def test_paper_rule_counts_towers_with_and_without_projector_alike(name: str) -> None:
+    with without_values():
+        models = [build_released(name), build_released(name, with_projector=True)]
+        models.append(piip.create_model(name, features_only=True))
+    published = piip.estimate_cost(name, rule="paper").macs
+    assert [piip.estimate_cost(model, rule="paper").macs for model in models] == [published] * 3
 
 
 def test_total_of_a_released_detector_is_far_above_its_published_figure() -> None:

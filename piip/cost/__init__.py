@@ -14,8 +14,7 @@ from piip.config import BranchConfig, ModelConfig
 from piip.cost.paper import paper_cost
 from piip.cost.report import CostReport, PartCost, format_table
 from piip.cost.total import find_backbone, total_cost
-from piip.heads.classification import PIIPClassifier
-from piip.heads.projector import PIIPVisionTower
+from piip.described import DescribedModel
 from piip.zoo import model_config, published_config
 
 SIZES = {"embed_dim": "wide", "depth": "deep"}  # arguments that make a named network another one
@@ -50,7 +49,7 @@ def estimate_cost(
     config = _config(model_or_name)
     if rule == "paper":
         if config is None:
-            raise ValueError("rule='paper' needs a model name, a ModelConfig or a classifier built from one.")
+            raise ValueError("rule='paper' needs a model name, a ModelConfig or a model built from one.")
         nominal = config.branches[-1].image_size
         if image_size not in (None, nominal, (nominal, nominal)):
             raise ValueError(f"rule='paper' counts at the nominal {nominal} pixels only; leave image_size out.")
@@ -65,7 +64,7 @@ def estimate_cost(
 def _config(model_or_name: nn.Module | str | ModelConfig) -> ModelConfig | None:
     if isinstance(model_or_name, str):
         return model_config(model_or_name)
-    if isinstance(model_or_name, PIIPClassifier | PIIPVisionTower | OfficialModel):
+    if isinstance(model_or_name, DescribedModel | OfficialModel):
         return model_or_name.config
     return model_or_name if isinstance(model_or_name, ModelConfig) else None
 

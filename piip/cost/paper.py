@@ -52,8 +52,7 @@ def paper_cost(config: ModelConfig) -> CostReport:
             )
     rooms = _rooms(model, backbone)
     macs = _count_modules(model, backbone, rooms)
-    is_tower = config.head.kind == "projector"
-    for part, count in _attention(backbone, is_tower=is_tower).items():
+    for part, count in _attention(backbone, is_tower=_is_tower(config)).items():
         macs[part] += count
     for i, described in enumerate(config.branches):
         branch = backbone.branches[i]
@@ -68,7 +67,7 @@ def paper_cost(config: ModelConfig) -> CostReport:
 
 def counted_config(config: ModelConfig) -> ModelConfig:
     """Return the model that the authors counted for a model: the real one, or a classifier with its branches."""
-    if any(branch.cut == "blocks" for branch in config.branches) or config.head.kind == "projector":
+    if any(branch.cut == "blocks" for branch in config.branches) or _is_tower(config):
         return _real(config)
     # position tables at the resolution of each branch, as in the released classifiers
     branches = tuple(dataclasses.replace(branch, position_grid=None) for branch in _real(config).branches)
@@ -77,6 +76,11 @@ def counted_config(config: ModelConfig) -> ModelConfig:
         head = HeadConfig("pooled", num_classes=1000)
         merge = MergeConfig("linear" if len(branches) > 1 else "none")
     return dataclasses.replace(config, branches=branches, merge=merge, neck=NeckConfig(), head=head, allow_direct=True)
+
+
+def _is_tower(config: ModelConfig) -> bool:
+    """Tell whether a model is a vision tower, with or without its projector: several branches and a map of each."""
+    return config.head.kind in ("none", "projector") and len(config.branches) > 1 and config.merge.kind == "none"
 
 
 def _real(config: ModelConfig) -> ModelConfig:
