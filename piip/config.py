@@ -191,8 +191,8 @@ class NeckConfig:
         wrong = [scale for scale in self.scales if scale not in (4, 2, 1, 0.5)]
         if wrong or not self.scales:
             raise ValueError(f"NeckConfig.scales is {self.scales}, expected values from 4, 2, 1, 0.5.")
-        if len(set(self.interactions)) != len(self.interactions):
-            raise ValueError(f"NeckConfig.interactions is {self.interactions}, expected different interactions.")
+        if any(later <= earlier for earlier, later in zip(self.interactions, self.interactions[1:], strict=False)):
+            raise ValueError(f"NeckConfig.interactions is {self.interactions}, expected rising numbers.")
         if self.kind == "interaction" and len(self.interactions) != len(self.scales) - 1:
             raise ValueError(
                 f"NeckConfig.interactions has {len(self.interactions)} entries, "

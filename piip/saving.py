@@ -47,11 +47,13 @@ def save_model(
         max_shard_bytes: Above this the weights go into several files with an index.
 
     Raises:
-        ValueError: An unknown dtype.
+        ValueError: An unknown dtype, or a file where the directory should be.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
     directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file, expected a directory to write the model into: choose another name.")
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     facts = {name: TensorFacts(tuple(value.shape), stored_dtype(value.dtype, dtype)) for name, value in state.items()}

@@ -42,6 +42,11 @@ def test_lists_and_sections_are_the_same_as_tuples_and_dataclasses() -> None:
     assert ModelConfig.from_dict(json.loads(json.dumps(given.to_dict()))) == given
 
 
+def test_intermediate_merges_come_in_order() -> None:
+    with pytest.raises(ValueError, match="expected rising numbers"):
+        NeckConfig("interaction", scales=(4, 2, 1), interactions=(3, 1))
+
+
 def test_names_are_listed_by_pattern() -> None:
     assert piip.list_models("piip_tsb_368*") == ["piip_tsb_368_192_128.deit1_in1k"]
     assert "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16" in piip.list_models(official=True)

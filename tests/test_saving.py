@@ -85,6 +85,12 @@ def test_cut_weights_are_named(directory: Path, size: int) -> None:
         load_model(directory)
 
 
+def test_a_file_is_no_place_for_a_model(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ValueError, match="is a file, expected a directory"):
+        save_model(load_model(directory), tmp_path / "taken")
+
+
 def test_what_is_no_model_directory_is_refused(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no config\.json and no model\.safetensors"):
         read_description(tmp_path)

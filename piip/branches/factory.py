@@ -75,8 +75,8 @@ def _create_pretrained(name: str, args: dict[str, Any]) -> nn.Module:
     except (OSError, RuntimeError) as error:
         reason = " ".join([f"{type(error).__name__}:", *str(error).split()])
         raise ValueError(
-            f"The weights of {name} could not be loaded ({reason}); check the network connection or timm's cache, or "
-            "build without pretrained weights."
+            f"The weights of {name} could not be loaded ({reason}); check the network connection or timm's cache, "
+            "bring them from a file with `piip convert --branch`, or build without pretrained weights."
         ) from error
 
 
