@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from piip.backbone import PIIPBackbone
 from piip.build import build_model
+from piip.checkpoints.heads import OfficialHead
 from piip.checkpoints.keymap import OfficialNames
 from piip.checkpoints.layouts import Shape, layout_of
 from piip.checkpoints.report import explain_mismatch
@@ -237,7 +238,7 @@ def comparable(
     return needed, given
 
 
-def _require_official(model: nn.Module) -> OfficialModel:
-    if not isinstance(model, OfficialModel):
+def _require_official(model: nn.Module) -> OfficialModel | OfficialHead:
+    if not isinstance(model, OfficialModel | OfficialHead):
         raise ValueError(f"Expected a model from build_official, got {type(model).__name__}.")
     return model
