@@ -17,6 +17,7 @@ from piip.checkpoints.layouts import Origin, Rename, Shape, unchanged
 from piip.heads.detection.assign import Sample
 from piip.heads.detection.frames import ImageFrame, Prediction, Target
 from piip.heads.mask_rcnn import Draws, MaskRCNNHead
+from piip.heads.upernet import UperNetHead
 
 Metas = Sequence[Mapping[str, Any]]
 MASK_RCNN_NAMES: tuple[Rename, ...] = (
@@ -31,6 +32,17 @@ MASK_RCNN_NAMES: tuple[Rename, ...] = (
     (r"^boxes\.deltas\.", "roi_head.bbox_head.fc_reg."),
     (r"^masks\.upsample\.", "roi_head.mask_head.upsample."),
     (r"^masks\.logits\.", "roi_head.mask_head.conv_logits."),
+)
+UPERNET_NAMES: tuple[Rename, ...] = (
+    (r"\.norm\.", ".bn."),
+    (r"^pools\.(\d+)\.", r"decode_head.psp_modules.\1.1."),
+    (r"^bottleneck\.", "decode_head.bottleneck."),
+    (r"^laterals\.", "decode_head.lateral_convs."),
+    (r"^outputs\.", "decode_head.fpn_convs."),
+    (r"^fusion\.", "decode_head.fpn_bottleneck."),
+    (r"^classifier\.", "decode_head.conv_seg."),
+    (r"^auxiliary\.", "auxiliary_head.convs.0."),
+    (r"^auxiliary_classifier\.", "auxiliary_head.conv_seg."),
 )
 
 
@@ -61,7 +73,7 @@ class OfficialHead(nn.Module):
         names: How the authors name its parameters.
     """
 
-    def __init__(self, model: MaskRCNNHead, names: HeadNames) -> None:
+    def __init__(self, model: MaskRCNNHead | UperNetHead, names: HeadNames) -> None:
         super().__init__()
         self.model = model
         self.names = names
@@ -71,9 +83,11 @@ class OfficialHead(nn.Module):
         return self.model.predict(features, [frame_of(meta) for meta in img_metas])
 
     def losses(
-        self, features: Sequence[Tensor], targets: Sequence[Target], img_metas: Metas, draws: Draws | None = None
+        self, features: Sequence[Tensor], targets: Sequence[Target] | Mapping[str, Tensor], img_metas: Metas, draws: Draws | None = None
     ) -> dict[str, Tensor]:
         """Return the losses under the official names; see the head's own `losses`."""
+        if isinstance(self.model, UperNetHead):
+            return self.model.losses(features, targets["labels"])  # type: ignore[call-overload]
         return self.model.losses(features, targets, [frame_of(meta) for meta in img_metas], draws)
 
 
@@ -100,17 +114,18 @@ def build_official_head(
     """Build one of the authors' heads, neck included.
 
     Args:
-        family: "mask_rcnn".
+        family: "mask_rcnn" or "upernet".
         arch: Its sizes under the names of the reference.
         test_cfg: How it predicts, where the family has a choice.
 
     Raises:
         ValueError: Another family, or sizes that are missing.
     """
-    if family != "mask_rcnn":
-        raise ValueError(f"family is {family!r}, expected 'mask_rcnn'.")
+    builders = {"mask_rcnn": _mask_rcnn, "upernet": _upernet}
+    if family not in builders:
+        raise ValueError(f"family is {family!r}, expected one of {', '.join(builders)}.")
     try:
-        return _mask_rcnn(arch)
+        return builders[family](arch)
     except KeyError as error:
         raise ValueError(f"The sizes of a {family} head lack the field {error}.") from error
 
@@ -126,3 +141,13 @@ def _mask_rcnn(arch: Mapping[str, Any]) -> OfficialHead:
     )
     convs = tuple((rf"^masks\.convs\.{2 * i}\.", f"roi_head.mask_head.convs.{i}.conv.") for i in range(4))
     return OfficialHead(head, HeadNames(MASK_RCNN_NAMES + convs))
+
+
+def _upernet(arch: Mapping[str, Any]) -> OfficialHead:
+    head = UperNetHead(
+        arch["in_channels"],
+        arch["num_classes"],
+        channels=arch.get("channels", 512),
+        auxiliary_channels=arch.get("aux_channels", 256),
+    )
+    return OfficialHead(head, HeadNames(UPERNET_NAMES))

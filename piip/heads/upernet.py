@@ -1,0 +1,151 @@
+"""UperNet: a class for every pixel from the maps of a backbone, with an auxiliary head for training.
+
+Source: arXiv 1807.10221; rules of the released segmentors (`docs/official.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from piip.heads.detection.frames import ImageFrame, Prediction
+
+IGNORED = 255
+POOLED_SIDES = (1, 2, 3, 6)
+AUXILIARY_MAP = 2  # the third map, stride 16
+AUXILIARY_WEIGHT = 0.4
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution without bias, batch norm, ReLU.
+
+    Args:
+        in_channels: Width of the map.
+        out_channels: Width of the result.
+        kernel_size: 1 or 3; the size of the map stays.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.add_module("conv", nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False))
+        self.add_module("norm", nn.BatchNorm2d(out_channels))
+        self.add_module("act", nn.ReLU())
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map (B, C, h, w) bilinearly to (H, W)."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+class UperNetHead(nn.Module):
+    """Pyramid pooling on the coarsest map, a feature pyramid above it, one classifier on all levels.
+
+    Args:
+        in_channels: Width of the maps, finest first.
+        num_classes: Number of classes K.
+        channels: Width inside.
+        auxiliary_channels: Width of the auxiliary head.
+        dropout: Share of channels dropped in front of the classifiers in training.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 512,
+        auxiliary_channels: int = 256,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.pools = nn.ModuleList([ConvBlock(in_channels[-1], channels, 1) for _ in POOLED_SIDES])
+        self.bottleneck = ConvBlock(in_channels[-1] + len(POOLED_SIDES) * channels, channels, 3)
+        self.laterals = nn.ModuleList([ConvBlock(width, channels, 1) for width in in_channels[:-1]])
+        self.outputs = nn.ModuleList([ConvBlock(channels, channels, 3) for _ in in_channels[:-1]])
+        self.fusion = ConvBlock(len(in_channels) * channels, channels, 3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        self.auxiliary = ConvBlock(in_channels[min(AUXILIARY_MAP, len(in_channels) - 1)], auxiliary_channels, 3)
+        self.auxiliary_classifier = nn.Conv2d(auxiliary_channels, num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, K, H, W) on the grid of the finest map."""
+        merged = [self._pool(maps[-1])]
+        for lateral, feature_map in zip(reversed(self.laterals), reversed(maps[:-1]), strict=True):
+            finer = lateral(feature_map)
+            merged.insert(0, finer + resize_logits(merged[0], finer.shape[-2:]))
+        levels = [*(layer(level) for layer, level in zip(self.outputs, merged[:-1], strict=True)), merged[-1]]
+        size = levels[0].shape[-2:]
+        joined = torch.cat([levels[0], *(resize_logits(level, size) for level in levels[1:])], 1)
+        logits: Tensor = self.classifier(self.dropout(self.fusion(joined)))
+        return logits
+
+    def _pool(self, coarsest: Tensor) -> Tensor:
+        size = coarsest.shape[-2:]
+        pooled = [
+            resize_logits(block(F.adaptive_avg_pool2d(coarsest, side)), size)
+            for block, side in zip(self.pools, POOLED_SIDES, strict=True)
+        ]
+        merged: Tensor = self.bottleneck(torch.cat([coarsest, *pooled], 1))
+        return merged
+
+    def forward_auxiliary(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return the auxiliary logits (B, K, h, w) on the grid of the third map."""
+        third = maps[min(AUXILIARY_MAP, len(maps) - 1)]
+        logits: Tensor = self.auxiliary_classifier(self.dropout(self.auxiliary(third)))
+        return logits
+
+    @torch.no_grad()
+    def predict(
+        self, maps: Sequence[Tensor], frames: Sequence[ImageFrame], *, rescale: bool = True
+    ) -> list[Prediction]:
+        """Return the class of every pixel.
+
+        Args:
+            maps: Maps of the backbone.
+            frames: The images.
+            rescale: Answer in pixels of the original image instead of network pixels.
+
+        Returns:
+            "labels" (H, W) of every image.
+        """
+        logits = self(maps).float()
+        return [
+            {"labels": self.probabilities(logits[index : index + 1], frame, rescale=rescale)[0].argmax(0)}
+            for index, frame in enumerate(frames)
+        ]
+
+    def probabilities(self, logits: Tensor, frame: ImageFrame, *, rescale: bool = True) -> Tensor:
+        """Return the probabilities (B, K, H, W) that logits on any grid mean for an image.
+
+        Args:
+            logits: (B, K, h, w) over the batch's size, padding included.
+            frame: The image.
+            rescale: Answer in pixels of the original image instead of network pixels.
+        """
+        height, width = frame.size
+        full = resize_logits(logits, frame.batch)[..., :height, :width]
+        return (resize_logits(full, frame.original) if rescale else full).softmax(1)
+
+    def losses(self, maps: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Return the losses and the accuracies in percent; the total is the sum of those with "loss" in their names.
+
+        parity: ignored pixels count as zero in the mean.
+
+        Args:
+            maps: Maps of the backbone.
+            labels: Classes (B, H, W), 255 for pixels to ignore.
+        """
+        main, auxiliary = self(maps), self.forward_auxiliary(maps)
+        parts = {}
+        for name, logits, weight in (("decode", main, 1.0), ("aux", auxiliary, AUXILIARY_WEIGHT)):
+            full = resize_logits(logits.float(), (labels.shape[1], labels.shape[2]))
+            each = F.cross_entropy(full, labels, ignore_index=IGNORED, reduction="none")
+            parts[f"{name}.loss_ce"] = weight * each.mean()
+            seen = labels != IGNORED
+            parts[f"{name}.acc_seg"] = (full.argmax(1) == labels)[seen].float().mean().detach() * 100
+        return parts
