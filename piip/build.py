@@ -14,11 +14,14 @@ from torch import nn
 from piip.attention import CrossAttention, DeformableCrossAttention
 from piip.backbone import PIIPBackbone
 from piip.branches import Branch, create_network, interaction_points, wrap_network
-from piip.config import BranchConfig, HeadConfig, InteractionConfig, ModelConfig
+from piip.config import DENSE_HEADS, BranchConfig, HeadConfig, InteractionConfig, ModelConfig
 from piip.counting import count_forward
 from piip.features import StageInfo
 from piip.heads.classification import PerBranchHead, PIIPClassifier, PooledHead
+from piip.heads.dense import DenseHead, PIIPDenseModel
+from piip.heads.mask_rcnn import MaskRCNNHead
 from piip.heads.projector import PIIPVisionTower, Projector
+from piip.heads.upernet import UperNetHead
 from piip.interaction import ConvFFN, Injector, Interaction, InteractionUnit
 from piip.merge import BranchMerge, LastMap, conv_projection, linear_projection, short_projection, slim_projection
 from piip.necks import InteractionPyramid, Neck, SimpleFeaturePyramid
@@ -26,6 +29,8 @@ from piip.necks import InteractionPyramid, Neck, SimpleFeaturePyramid
 logger = logging.getLogger("piip")
 
 SLIM_WIDTH = 256  # what detection and segmentation heads work at
+HEAD_WIDTHS = {"projector": 4096, "mask_rcnn": 256, "upernet": 1536}  # of the released models
+BOX_FEATURES = 4  # times the width of a Mask R-CNN
 
 
 class PyramidWarning(UserWarning):
@@ -82,7 +87,7 @@ def build_backbone(config: ModelConfig) -> PIIPBackbone:
     )
 
 
-def build_model(config: ModelConfig) -> PIIPBackbone | PIIPClassifier | PIIPVisionTower:
+def build_model(config: ModelConfig) -> PIIPBackbone | PIIPClassifier | PIIPVisionTower | PIIPDenseModel:
     """Build the whole model of a description: with its head, or the backbone where there is none.
 
     Args:
@@ -103,12 +108,31 @@ def build_model(config: ModelConfig) -> PIIPBackbone | PIIPClassifier | PIIPVisi
         return PIIPClassifier(backbone, pooled, config=config)
     widths = [branch.stages[-1].channels for branch in backbone.branches]
     if head.kind == "projector":
-        return PIIPVisionTower(backbone, Projector(widths, head.width), config=config)
+        return PIIPVisionTower(backbone, Projector(widths, head.width or HEAD_WIDTHS[head.kind]), config=config)
+    if head.kind in DENSE_HEADS:
+        return PIIPDenseModel(backbone, _dense_head(head, backbone), config=config)
     without = [i for i, branch in enumerate(backbone.branches) if head.pool == "token" and not branch.has_class_token]
     if without:
         names = ", ".join(config.branches[i].network for i in without)
         raise ValueError(f"HeadConfig.pool 'token' needs class tokens, {names} has none; use pool 'mean'.")
     return PIIPClassifier(backbone, PerBranchHead(widths, head.num_classes, pool=head.pool), config=config)
+
+
+def _dense_head(head: HeadConfig, backbone: PIIPBackbone) -> DenseHead:
+    channels = [int(info["num_chs"]) for info in backbone.feature_info]
+    if len(channels) != 4:
+        raise ValueError(f"HeadConfig {head.kind!r} reads four maps, the neck makes {len(channels)}; set neck.scales.")
+    width = head.width or HEAD_WIDTHS[head.kind]
+    if head.kind == "upernet":
+        return UperNetHead(channels, head.num_classes, channels=width, auxiliary_channels=width)
+    return MaskRCNNHead(
+        channels,
+        head.num_classes,
+        channels=width,
+        proposal_channels=width,
+        box_features=BOX_FEATURES * width,
+        mask_channels=width,
+    )
 
 
 def _number_of_groups(config: ModelConfig, points: list[int]) -> int:

@@ -15,7 +15,8 @@ from piip.fields import at_least, check_fields, one_of, read_fields
 
 MERGE_KINDS = ("linear", "conv", "slim", "none")
 NECK_KINDS = ("none", "simple", "interaction", "stages")
-HEAD_KINDS = ("none", "pooled", "per_branch", "projector")
+HEAD_KINDS = ("none", "pooled", "per_branch", "projector", "mask_rcnn", "upernet")
+DENSE_HEADS = ("mask_rcnn", "upernet")  # read the maps of the neck
 POOL_KINDS = ("token", "mean", "first_patch")
 ATTENTION_KINDS = ("deformable", "dense")
 DIRECTIONS = ("both", "to_coarse", "to_fine")
@@ -205,25 +206,27 @@ class HeadConfig:
     """What stands on top: a classifier, or the projector of a multimodal model.
 
     Args:
-        kind: "none", "pooled" (one linear layer on the merged map), "per_branch" (one a branch, logits averaged) or
-            "projector" (tokens for a language model from the maps of all branches).
-        num_classes: Number of classes K of a classifier.
+        kind: "none", "pooled" (one linear layer on the merged map), "per_branch" (one a branch, logits averaged),
+            "projector" (tokens for a language model from the maps of all branches), "mask_rcnn" (instances) or
+            "upernet" (a class a pixel).
+        num_classes: Number of classes K.
         pool: "mean" over patches, "first_patch" (official releases), or "token" (class token, per_branch only; what
             the last interaction brings to the patches no longer reaches it).
-        width: Channels of the tokens of a projector.
+        width: Channels of the tokens of a projector, or inside a dense head; None takes the released width.
     """
 
     kind: str = "none"
     num_classes: int = 1000
     pool: str = "mean"
-    width: int = 4096
+    width: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         one_of("HeadConfig.kind", self.kind, HEAD_KINDS)
         one_of("HeadConfig.pool", self.pool, POOL_KINDS)
         at_least("HeadConfig.num_classes", self.num_classes, 1)
-        at_least("HeadConfig.width", self.width, 1)
+        if self.width is not None:
+            at_least("HeadConfig.width", self.width, 1)
         if self.kind == "pooled" and self.pool == "token":
             raise ValueError("HeadConfig.pool 'token' needs kind 'per_branch': a merged map has no class token.")
 
@@ -269,7 +272,10 @@ class ModelConfig:
             raise ValueError("ModelConfig.neck needs one merged map: choose merge kind linear, conv or slim.")
         if self.neck.kind == "stages" and (len(self.branches) > 1 or self.merge.kind != "none"):
             raise ValueError("ModelConfig.neck 'stages' is for a single branch with merge kind 'none'.")
-        if self.head.kind != "none" and self.neck.kind != "none":
+        is_dense = self.head.kind in DENSE_HEADS
+        if is_dense and self.neck.kind == "none":
+            raise ValueError(f"ModelConfig.head {self.head.kind!r} needs maps of several strides: choose a neck.")
+        if self.head.kind != "none" and not is_dense and self.neck.kind != "none":
             raise ValueError(
                 "ModelConfig.neck is for dense tasks, a head here reads the maps before it: set one to 'none'."
             )

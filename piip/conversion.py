@@ -19,9 +19,9 @@ import torch
 from piip.build import build_model
 from piip.checkpoints.official import OfficialModel, build_released
 from piip.checkpoints.reading import open_checkpoint
-from piip.checkpoints.sources import fits, has_projector, one_branch, own_facts, own_names, own_stream, whole_model
+from piip.checkpoints.sources import fits, has_head, one_branch, own_facts, own_names, own_stream, whole_model
 from piip.checkpoints.unwrapping import FoundWeights, find_weights
-from piip.config import HeadConfig, ModelConfig
+from piip.config import DENSE_HEADS, HeadConfig, ModelConfig
 from piip.data.imagenet import NUM_CLASSES, imagenet_metadata
 from piip.heads.classification import PIIPClassifier
 from piip.meta import without_values
@@ -228,7 +228,7 @@ def _for_file(weights: FoundWeights, model: str) -> tuple[OfficialModel, ModelCo
     """
     config, published = model_config(model), published_config(model)
     with without_values():
-        official = build_released(model, with_projector=has_projector(weights.tensors))
+        official = build_released(model, with_head=has_head(weights.tensors))
         if published.branches != config.branches and not fits(weights, official):
             meant = build_released(model, as_published=True)
             if fits(weights, meant):
@@ -242,7 +242,9 @@ def _for_directory(earlier: dict[str, Any], model: str) -> tuple[OfficialModel, 
     config = ModelConfig.from_dict(earlier["model"]) if earlier else named
     with without_values():
         official = build_released(
-            model, with_projector=config.head.kind == "projector", as_published=config.branches != named.branches
+            model,
+            with_head=config.head.kind in ("projector", *DENSE_HEADS),
+            as_published=config.branches != named.branches,
         )
     return official, config
 

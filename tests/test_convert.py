@@ -68,7 +68,7 @@ def test_a_tower_without_projector_takes_single_networks_too(tmp_path: Path, mon
 def test_a_projector_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = register(monkeypatch, "llava2_clip_clip")
     with torch.device("meta"):
-        shapes = official_shapes(build_released(MODEL, with_projector=True))
+        shapes = official_shapes(build_released(MODEL, with_head=True))
     projector = {name: torch.randn(shape) for name, shape in shapes.items() if name not in state}
     assert projector
     content = {f"model.vision_tower.vision_tower.{name}": value for name, value in state.items()}
@@ -78,7 +78,7 @@ def test_a_projector_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert done.prefix == "model.vision_tower.vision_tower."
     assert done.left_out == {"layers": 1, "lm_head": 1}
     held = dict(load_model(tmp_path / "out").state_dict())
-    official = build_released(MODEL, with_projector=True)
+    official = build_released(MODEL, with_head=True)
     load_official(official, {**state, **projector})
     assert same(held, dict(official.model.state_dict()))
 
@@ -275,7 +275,7 @@ LIGHT = {"piip_tsb_368_192_128.deit1_in1k", "piip_bl_512_256.clip_llava_7b", "si
 )
 def test_every_named_model_can_be_converted(name: str) -> None:
     with without_values():
-        official = build_released(name, with_projector=True)
+        official = build_released(name, with_head=True)
         expected = build_model(model_config(name)).state_dict()
     state = {key: torch.zeros(()).expand(shape) for key, shape in official_shapes(official).items()}
     weights = find_weights({f"module.backbone.{key}": value for key, value in state.items()}, source="file")

@@ -5,64 +5,18 @@ Facts: the authors' public release, code state of 2025-08-05 (MMDetection 2, MMS
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from piip.checkpoints.layouts import Origin, Rename, Shape, unchanged
-from piip.heads.detection.assign import Sample
+from piip.checkpoints.head_names import MASK_RCNN, UPERNET, HeadNames
 from piip.heads.detection.frames import ImageFrame, Prediction, Target
 from piip.heads.mask_rcnn import Draws, MaskRCNNHead
 from piip.heads.upernet import UperNetHead
 
 Metas = Sequence[Mapping[str, Any]]
-MASK_RCNN_NAMES: tuple[Rename, ...] = (
-    (r"^fpn\.laterals\.(\d+)\.", r"neck.lateral_convs.\1.conv."),
-    (r"^fpn\.outputs\.(\d+)\.", r"neck.fpn_convs.\1.conv."),
-    (r"^proposals\.conv\.", "rpn_head.rpn_conv."),
-    (r"^proposals\.scores\.", "rpn_head.rpn_cls."),
-    (r"^proposals\.deltas\.", "rpn_head.rpn_reg."),
-    (r"^boxes\.hidden\.1\.", "roi_head.bbox_head.shared_fcs.0."),
-    (r"^boxes\.hidden\.3\.", "roi_head.bbox_head.shared_fcs.1."),
-    (r"^boxes\.scores\.", "roi_head.bbox_head.fc_cls."),
-    (r"^boxes\.deltas\.", "roi_head.bbox_head.fc_reg."),
-    (r"^masks\.upsample\.", "roi_head.mask_head.upsample."),
-    (r"^masks\.logits\.", "roi_head.mask_head.conv_logits."),
-)
-UPERNET_NAMES: tuple[Rename, ...] = (
-    (r"\.norm\.", ".bn."),
-    (r"^pools\.(\d+)\.", r"decode_head.psp_modules.\1.1."),
-    (r"^bottleneck\.", "decode_head.bottleneck."),
-    (r"^laterals\.", "decode_head.lateral_convs."),
-    (r"^outputs\.", "decode_head.fpn_convs."),
-    (r"^fusion\.", "decode_head.fpn_bottleneck."),
-    (r"^classifier\.", "decode_head.conv_seg."),
-    (r"^auxiliary\.", "auxiliary_head.convs.0."),
-    (r"^auxiliary_classifier\.", "auxiliary_head.conv_seg."),
-)
-
-
-@dataclass(frozen=True)
-class HeadNames:
-    """How the authors name the parameters of a head.
-
-    Args:
-        renames: Regular expressions of our names, and theirs.
-        unused: Names and shapes of what their files hold besides.
-    """
-
-    renames: tuple[Rename, ...]
-    unused: tuple[tuple[str, Shape], ...] = ()
-
-    def origin(self, name: str, shape: Shape) -> Origin:
-        """Return the official tensor of a parameter of ours."""
-        for ours, theirs in self.renames:
-            name = re.sub(ours, theirs, name)
-        return unchanged(name, shape)
 
 
 class OfficialHead(nn.Module):
@@ -83,12 +37,25 @@ class OfficialHead(nn.Module):
         return self.model.predict(features, [frame_of(meta) for meta in img_metas])
 
     def losses(
-        self, features: Sequence[Tensor], targets: Sequence[Target] | Mapping[str, Tensor], img_metas: Metas, draws: Draws | None = None
+        self,
+        features: Sequence[Tensor],
+        targets: Sequence[Target] | Mapping[str, Tensor],
+        img_metas: Metas,
+        draws: Draws | None = None,
     ) -> dict[str, Tensor]:
-        """Return the losses under the official names; see the head's own `losses`."""
+        """Return the losses under the official names; see the head's own `losses`.
+
+        Args:
+            features: Maps of the backbone.
+            targets: One dict an image; of a segmentor also one dict with "labels" (B, H, W).
+            img_metas: What is known of the images.
+            draws: Samples to use instead of drawing them.
+        """
+        frames = [frame_of(meta) for meta in img_metas]
+        every = [{"labels": labels} for labels in targets["labels"]] if isinstance(targets, Mapping) else targets
         if isinstance(self.model, UperNetHead):
-            return self.model.losses(features, targets["labels"])  # type: ignore[call-overload]
-        return self.model.losses(features, targets, [frame_of(meta) for meta in img_metas], draws)
+            return self.model.losses(features, every, frames)
+        return self.model.losses(features, every, frames, draws)
 
 
 def frame_of(meta: Mapping[str, Any]) -> ImageFrame:
@@ -139,8 +106,7 @@ def _mask_rcnn(arch: Mapping[str, Any]) -> OfficialHead:
         box_features=arch.get("fc_out_channels", 1024),
         mask_channels=arch.get("mask_conv_channels", 256),
     )
-    convs = tuple((rf"^masks\.convs\.{2 * i}\.", f"roi_head.mask_head.convs.{i}.conv.") for i in range(4))
-    return OfficialHead(head, HeadNames(MASK_RCNN_NAMES + convs))
+    return OfficialHead(head, MASK_RCNN)
 
 
 def _upernet(arch: Mapping[str, Any]) -> OfficialHead:
@@ -150,4 +116,4 @@ def _upernet(arch: Mapping[str, Any]) -> OfficialHead:
         channels=arch.get("channels", 512),
         auxiliary_channels=arch.get("aux_channels", 256),
     )
-    return OfficialHead(head, HeadNames(UPERNET_NAMES))
+    return OfficialHead(head, UPERNET)

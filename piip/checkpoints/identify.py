@@ -16,6 +16,7 @@ from piip.meta import without_values
 from piip.zoo import list_models, model_config
 from piip.zoo.registry import OFFICIAL
 
+HEAD_PARTS = ("mm_projector.", "roi_head.", "decode_head.")  # of multimodal models, detectors, segmentors
 Shapes = Mapping[str, tuple[int, ...]]
 LOOKS_LIKE = 0.5  # share of equal tensors from which a likeness is worth a word
 
@@ -57,10 +58,10 @@ def most_alike(given: Shapes, names: Iterable[str] | None = None) -> Likeness:
         The best likeness; without names where no model has as many branches.
     """
     best = Likeness((), 0.0)
-    with_projector = any(name.startswith("mm_projector.") for name in given)
+    with_head = any(name.startswith(HEAD_PARTS) for name in given)
     for group in _likely_groups(given, list_models() if names is None else names):
         with without_values():
-            share = equal_share(given, official_shapes(build_released(group[0], with_projector=with_projector)))
+            share = equal_share(given, official_shapes(build_released(group[0], with_head=with_head)))
         if share > best.share:
             best = Likeness(tuple(group), share)
         if share == 1:

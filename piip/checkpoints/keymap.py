@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from piip.checkpoints.head_names import HeadNames
 from piip.checkpoints.layouts import Layout, Origin, Shape, unchanged
 
 INJECTOR_PARTS = {
@@ -46,6 +47,7 @@ class OfficialNames:
         is_single: A single-branch baseline: no branch prefix, neck called `up`.
         per_branch_head: Classifiers live inside the branches.
         is_multimodal: A vision tower: gates have other names.
+        dense_head: Names of a detection or segmentation head, or None.
         first_level: Number of the finest level: 1 is four times the merged map.
         unused: Shapes of what official files hold and we do not: parameters never used, indices.
     """
@@ -56,6 +58,7 @@ class OfficialNames:
     is_single: bool
     per_branch_head: bool
     is_multimodal: bool = False
+    dense_head: HeadNames | None = None
     first_level: int = 1
     unused: tuple[tuple[str, Shape], ...] = ()
 
@@ -78,6 +81,8 @@ class OfficialNames:
         if part == "branches":
             index, _, inner = rest.partition(".")
             return self.layouts[int(index)].origin(inner, shape).under(self.branch_prefix(int(index)))
+        if part == "head" and self.dense_head is not None:
+            return self.dense_head.origin(rest, shape)
         rules = {
             "interactions": self._interaction,
             "merge": self._merge,

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from piip.backbone import PIIPBackbone
 from piip.build import build_model
+from piip.checkpoints.head_names import HEAD_NAMES
 from piip.checkpoints.heads import OfficialHead
 from piip.checkpoints.keymap import OfficialNames
 from piip.checkpoints.layouts import Shape, layout_of
 from piip.checkpoints.report import explain_mismatch
 from piip.checkpoints.translate import CODE_BASES, OFFICIAL_CLASSES, translate_config
-from piip.config import HeadConfig, ModelConfig
+from piip.config import DENSE_HEADS, HeadConfig, ModelConfig
 from piip.heads.classification import PIIPClassifier
+from piip.heads.dense import PIIPDenseModel
 from piip.heads.projector import PIIPVisionTower
 from piip.zoo import model_config, official_record, published_config
 
@@ -40,7 +42,7 @@ class OfficialModel(nn.Module):
 
     def __init__(
         self,
-        model: PIIPBackbone | PIIPClassifier | PIIPVisionTower,
+        model: PIIPBackbone | PIIPClassifier | PIIPVisionTower | PIIPDenseModel,
         names: OfficialNames,
         config: ModelConfig,
         input_size: int | None,
@@ -114,12 +116,13 @@ def build_official(
     return _wrap(translated, is_multimodal=code_base == "llava")
 
 
-def build_released(name: str, *, with_projector: bool = False, as_published: bool = False) -> OfficialModel:
+def build_released(name: str, *, with_head: bool = False, as_published: bool = False) -> OfficialModel:
     """Build a released model by its name, with the official rules.
 
     Args:
         name: Our name or that of the official record, see `piip.list_models()`.
-        with_projector: Of a multimodal model, its projector too, which the authors keep beside the vision tower.
+        with_head: Of a detector, segmentor or multimodal model, its head too, which the authors keep beside the
+            backbone.
         as_published: The networks whose cost was published, where the released code builds others (`docs/official.md`).
 
     Returns:
@@ -132,7 +135,7 @@ def build_released(name: str, *, with_projector: bool = False, as_published: boo
     if as_published:
         config = dataclasses.replace(published_config(name), resize=config.resize)
     is_multimodal = config.head.kind == "projector"
-    if is_multimodal and not with_projector:
+    if (is_multimodal or config.head.kind in DENSE_HEADS) and not with_head:
         config = dataclasses.replace(config, head=HeadConfig())
     return _wrap(config, is_multimodal=is_multimodal)
 
@@ -154,6 +157,7 @@ def _names(config: ModelConfig, model: nn.Module, *, is_multimodal: bool) -> Off
         is_single=len(config.branches) == 1,
         per_branch_head=config.head.kind == "per_branch",
         is_multimodal=is_multimodal,
+        dense_head=HEAD_NAMES.get(config.head.kind),
         first_level=1 if 4 in config.neck.scales else 2,
     )
     unused: dict[str, Shape] = {}

@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piip.checkpoints.identify import count_branches, equal_share, explain_wrong_file
+from piip.checkpoints.identify import HEAD_PARTS, count_branches, equal_share, explain_wrong_file
 from piip.checkpoints.networks import FittedBranch, SingleNetwork, branch_shapes, fit_branch, read_network
 from piip.checkpoints.official import OfficialModel, official_shapes, own_tensors
 from piip.checkpoints.unwrapping import FoundWeights, sort_names
 from piip.shards import StoredTensor, TensorFacts
-
-PROJECTOR = "mm_projector."
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class Source:
     initial: tuple[str, ...] = ()
 
 
-def has_projector(names: Collection[str]) -> bool:
-    """Tell whether a file holds the projector of a multimodal model beside its vision tower."""
-    return any(name.startswith(PROJECTOR) or f".{PROJECTOR}" in name for name in names)
+def has_head(names: Collection[str]) -> bool:
+    """Tell whether a file holds the head of a dense or multimodal model beside its backbone."""
+    return any(name.startswith(HEAD_PARTS) or any(f".{part}" in name for part in HEAD_PARTS) for name in names)
 
 
 def fits(weights: FoundWeights, official: OfficialModel) -> bool:

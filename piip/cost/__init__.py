@@ -10,11 +10,12 @@ from torch import nn
 
 from piip.build import PyramidWarning, build_model
 from piip.checkpoints.official import OfficialModel
-from piip.config import BranchConfig, ModelConfig
+from piip.config import DENSE_HEADS, BranchConfig, HeadConfig, ModelConfig
 from piip.cost.paper import paper_cost
 from piip.cost.report import CostReport, PartCost, format_table
 from piip.cost.total import find_backbone, total_cost
 from piip.described import DescribedModel
+from piip.heads.dense import PIIPDenseModel
 from piip.zoo import model_config, published_config
 
 SIZES = {"embed_dim": "wide", "depth": "deep"}  # arguments that make a named network another one
@@ -33,7 +34,8 @@ def estimate_cost(
     Args:
         model_or_name: A model, a model name, or a description.
         image_size: Side or (H, W) in pixels; None takes the nominal finest square.
-        rule: "total" counts what really runs, merge, neck and head included; "paper" what the authors counted.
+        rule: "total" counts what really runs, merge, neck and classifier included; "paper" what the authors counted.
+            Detection and segmentation heads are left out by both.
 
     Returns:
         The report: `.macs`, `.flops` (= 2 * macs), `.params`, `.parts`.
@@ -57,6 +59,8 @@ def estimate_cost(
             config = published_config(model_or_name)
         return _named(paper_cost(config), config)
     model = model_or_name if isinstance(model_or_name, nn.Module) else _build_on_meta(config)
+    if isinstance(model, PIIPDenseModel):  # what its head costs depends on what it finds
+        model = model.backbone
     report = total_cost(model, _size(image_size, model, config))
     return _named(report, config)
 
@@ -74,7 +78,8 @@ def _build_on_meta(config: ModelConfig | None) -> nn.Module:
     bare = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", PyramidWarning)  # comparing costs is how one finds out
-        return build_model(dataclasses.replace(config, branches=bare))
+        head = HeadConfig() if config.head.kind in DENSE_HEADS else config.head
+        return build_model(dataclasses.replace(config, branches=bare, head=head))
 
 
 def _size(image_size: int | tuple[int, int] | None, model: nn.Module, config: ModelConfig | None) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from piip.attention import CrossAttention, DeformableCrossAttention
 from piip.backbone import PIIPBackbone
 from piip.branches import ConvNeXtBranch, TokenBranch
 from piip.build import build_model
-from piip.config import HeadConfig, MergeConfig, ModelConfig, NeckConfig
+from piip.config import DENSE_HEADS, HeadConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.cost.report import CostReport, PartCost
 from piip.heads.classification import PIIPClassifier
 
@@ -72,7 +72,7 @@ def counted_config(config: ModelConfig) -> ModelConfig:
     # position tables at the resolution of each branch, as in the released classifiers
     branches = tuple(dataclasses.replace(branch, position_grid=None) for branch in _real(config).branches)
     head, merge = config.head, config.merge
-    if head.kind == "none":
+    if head.kind in ("none", *DENSE_HEADS):
         head = HeadConfig("pooled", num_classes=1000)
         merge = MergeConfig("linear" if len(branches) > 1 else "none")
     return dataclasses.replace(config, branches=branches, merge=merge, neck=NeckConfig(), head=head, allow_direct=True)
@@ -85,7 +85,7 @@ def _is_tower(config: ModelConfig) -> bool:
 
 def _real(config: ModelConfig) -> ModelConfig:
     branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
-    head = HeadConfig() if config.head.kind == "projector" else config.head
+    head = HeadConfig() if config.head.kind in ("projector", *DENSE_HEADS) else config.head
     return dataclasses.replace(config, branches=branches, head=head, allow_direct=True)
 
 

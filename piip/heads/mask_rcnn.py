@@ -110,9 +110,11 @@ class MaskRCNNHead(nn.Module):
             torch.cat((target["boxes"], boxes))  # true boxes are candidates too
             for target, (boxes, _) in zip(targets, self.proposals.proposals(regions, frames), strict=True)
         ]
-        samples = draws["rcnn"] if draws else [
-            self._sample(boxes, target["boxes"]) for boxes, target in zip(candidates, targets, strict=True)
-        ]
+        samples = (
+            draws["rcnn"]
+            if draws
+            else [self._sample(boxes, target["boxes"]) for boxes, target in zip(candidates, targets, strict=True)]
+        )
         return losses | self._region_losses(levels[:4], targets, candidates, samples)
 
     def _sample(self, candidates: Tensor, truths: Tensor) -> Sample:
@@ -122,7 +124,11 @@ class MaskRCNNHead(nn.Module):
         return draw_sample(torch.cat((own, assigned)), SAMPLES, POSITIVE_FRACTION)
 
     def _region_losses(
-        self, levels: Sequence[Tensor], targets: Sequence[Target], candidates: Sequence[Tensor], samples: Sequence[Sample]
+        self,
+        levels: Sequence[Tensor],
+        targets: Sequence[Target],
+        candidates: Sequence[Tensor],
+        samples: Sequence[Sample],
     ) -> dict[str, Tensor]:
         chosen, labels, truths, masks, positives = [], [], [], [], []
         for target, boxes, sample in zip(targets, candidates, samples, strict=True):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piip.heads.detection.frames import ImageFrame, Prediction
+from piip.heads.detection.frames import ImageFrame, Prediction, Target
 
 IGNORED = 255
 POOLED_SIDES = (1, 2, 3, 6)
@@ -35,9 +35,9 @@ class ConvBlock(nn.Sequential):
         self.add_module("act", nn.ReLU())
 
 
-def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Resize a map (B, C, h, w) bilinearly to (H, W)."""
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
 
 
 class UperNetHead(nn.Module):
@@ -131,15 +131,19 @@ class UperNetHead(nn.Module):
         full = resize_logits(logits, frame.batch)[..., :height, :width]
         return (resize_logits(full, frame.original) if rescale else full).softmax(1)
 
-    def losses(self, maps: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, maps: Sequence[Tensor], targets: Sequence[Target], frames: Sequence[ImageFrame]
+    ) -> dict[str, Tensor]:
         """Return the losses and the accuracies in percent; the total is the sum of those with "loss" in their names.
 
         parity: ignored pixels count as zero in the mean.
 
         Args:
             maps: Maps of the backbone.
-            labels: Classes (B, H, W), 255 for pixels to ignore.
+            targets: "labels" (H, W) of every image in batch pixels, 255 for pixels to ignore.
+            frames: The images.
         """
+        labels = torch.stack([target["labels"] for target in targets])
         main, auxiliary = self(maps), self.forward_auxiliary(maps)
         parts = {}
         for name, logits, weight in (("decode", main, 1.0), ("aux", auxiliary, AUXILIARY_WEIGHT)):

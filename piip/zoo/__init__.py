@@ -99,7 +99,7 @@ def create_model(
 
     Args:
         name: One of `list_models()`, or the name of an official record.
-        num_classes: Classes of a classifier, instead of the model's own.
+        num_classes: Classes of the head, instead of the model's own.
         pretrained: Weights of the whole model.
         pretrained_branches: Each branch's own weights, through timm.
         features_only: Backbone and neck alone: image -> list of maps.
@@ -129,7 +129,7 @@ def create_model(
     if features_only:
         return build_backbone(dataclasses.replace(config, head=HeadConfig()))
     if config.head.kind == "none":
-        raise ValueError(f"{name} has no classification head; pass features_only=True for its backbone and neck.")
+        raise ValueError(f"{name} has no head in this version; pass features_only=True for its backbone and neck.")
     if num_classes is not None and config.head.kind == "projector":
         raise ValueError(f"{name} has a projector and no classes; leave num_classes out.")
     if num_classes is not None:

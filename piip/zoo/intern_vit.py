@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from piip.config import BranchConfig, InteractionConfig, ModelConfig, NeckConfig
-from piip.zoo.parts import DINO_NECK, INTERACTION, SIMPLE_NECK, SINGLE_NECK, dense_branch, dense_model
+from piip.zoo.parts import DINO_NECK, INTERACTION, SIMPLE_NECK, SINGLE_NECK, UPERNET, dense_branch, dense_model
 from piip.zoo.registry import register
 
 LEAN = dataclasses.replace(INTERACTION, projection=False, norm=False)
@@ -95,6 +95,7 @@ def _segmentor(six_billion: int) -> ModelConfig:
     return dense_model(
         _six_billion(six_billion, FUSED, block_groups=GROUPS_OF_SIX_BILLION, position_grid=six_billion // 16),
         _huge(512, FUSED, block_groups=GROUPS_OF_HUGE, position_grid=32),
+        head=UPERNET,
         interaction=LEAN,
         imagenet_colors=True,
     )
@@ -109,4 +110,4 @@ for _size in (192, 256, 384, 512):
 
 @register("single_6b_512.internvl_ade20k_upernet", "upernet_internvit_6b_512_80k_ade20k_bs16_lr4e-5")
 def _single_segmentor() -> ModelConfig:
-    return dense_model(_six_billion(512, FUSED, position_grid=32), neck=SINGLE_NECK, imagenet_colors=True)
+    return dense_model(_six_billion(512, FUSED, position_grid=32), head=UPERNET, neck=SINGLE_NECK, imagenet_colors=True)

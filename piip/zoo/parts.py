@@ -5,34 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD
-from piip.config import BranchConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
+from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 
 DEPTHS = {"tiny": 12, "small": 12, "base": 12, "large": 24}
 HALF = (0.5, 0.5, 0.5)  # most released detectors scale pixels to [-1, 1]
 SIMPLE_NECK = NeckConfig("simple")
 SINGLE_NECK = NeckConfig("simple", norm="layer")
 DINO_NECK = NeckConfig("simple", scales=(2, 1, 0.5))
+MASK_RCNN = HeadConfig("mask_rcnn", num_classes=80)  # of COCO
+UPERNET = HeadConfig("upernet", num_classes=150)  # of ADE20K
 INTERACTION = InteractionConfig(count=12, drop_path_rate=0.4)
 
 
 def dense_model(
     *branches: BranchConfig,
+    head: HeadConfig = MASK_RCNN,
     interaction: InteractionConfig = INTERACTION,
     neck: NeckConfig = SIMPLE_NECK,
     imagenet_colors: bool = False,
 ) -> ModelConfig:
-    """Return the backbone and neck of a released detector or segmentor.
+    """Return a released detector or segmentor.
 
     Args:
         *branches: Largest network first; a single one is a baseline.
+        head: What reads the neck's levels.
         interaction: Exchange between branches.
         neck: Levels.
         imagenet_colors: Images are normalised with ImageNet's mean and std instead of 0.5.
     """
+    head = HeadConfig() if neck == DINO_NECK else head  # its head is not there yet
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet_colors else (HALF, HALF)
     if len(branches) == 1:
-        return ModelConfig(branches, merge=MergeConfig("none"), neck=neck, mean=mean, std=std)
-    return ModelConfig(branches, interaction, MergeConfig("conv"), neck, allow_direct=True, mean=mean, std=std)
+        return ModelConfig(branches, merge=MergeConfig("none"), neck=neck, head=head, mean=mean, std=std)
+    return ModelConfig(branches, interaction, MergeConfig("conv"), neck, head, allow_direct=True, mean=mean, std=std)
 
 
 def dense_branch(

@@ -24,9 +24,7 @@ class Sample(NamedTuple):
     matched: Tensor
 
 
-def assign_by_overlap(
-    candidates: Tensor, truths: Tensor, *, positive: float, negative: float, least: float
-) -> Tensor:
+def assign_by_overlap(candidates: Tensor, truths: Tensor, *, positive: float, negative: float, least: float) -> Tensor:
     """Assign true boxes to candidates.
 
     Every true box also gets all candidates that overlap it most, if they overlap at least `least`; later true boxes

@@ -77,8 +77,8 @@ class BoxCoder:
 def class_offset_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
     """Suppress duplicates within each class.
 
-    parity: boxes of a class are shifted apart in float32 instead of being compared class by class, which rounds overlaps
-    by about 0.01 pixels; from 10,000 candidates on the shifted boxes are compared class by class.
+    parity: boxes of a class are shifted apart in float32 instead of being compared class by class, which rounds
+    overlaps by about 0.01 pixels; from 10,000 candidates on the shifted boxes are compared class by class.
 
     Args:
         boxes: (N, 4).

@@ -107,7 +107,9 @@ class BoxHead(nn.Module):
         kept = class_offset_nms(found, score, label, OVERLAP)[:most]
         return found[kept], score[kept], label[kept]
 
-    def losses(self, logits: Tensor, deltas: Tensor, boxes: Tensor, labels: Tensor, truths: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, logits: Tensor, deltas: Tensor, boxes: Tensor, labels: Tensor, truths: Tensor
+    ) -> dict[str, Tensor]:
         """Return "loss_cls", "loss_bbox" and the accuracy "acc" in percent.
 
         Args:

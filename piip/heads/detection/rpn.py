@@ -124,9 +124,7 @@ class RegionProposals(nn.Module):
                 box_loss = box_loss + (deltas[index, sample.positives] - truth).abs().sum()
         return {"loss_rpn_cls": score_loss / total, "loss_rpn_bbox": box_loss / total}
 
-    def _sample(
-        self, levels: Sequence[RegionLevel], anchors: Tensor, boxes: Tensor, frame: ImageFrame
-    ) -> Sample:
+    def _sample(self, levels: Sequence[RegionLevel], anchors: Tensor, boxes: Tensor, frame: ImageFrame) -> Sample:
         grids = [level.grid for level in levels]
         inside = torch.cat(cells_inside(STRIDES, grids, frame.padded)).to(anchors.device)
         assigned = torch.full((len(anchors),), -2, device=anchors.device)

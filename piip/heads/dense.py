@@ -1,0 +1,70 @@
+"""Models for dense tasks: a pyramid with a detection or segmentation head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from piip.backbone import PIIPBackbone
+from piip.config import ModelConfig
+from piip.described import DescribedModel
+from piip.heads.detection.frames import ImageFrame, Prediction, Target
+from piip.heads.mask_rcnn import MaskRCNNHead
+from piip.heads.upernet import UperNetHead
+
+DenseHead = MaskRCNNHead | UperNetHead
+
+
+class PIIPDenseModel(DescribedModel):
+    """A pyramid and a head that answers for places in the image.
+
+    Args:
+        backbone: The pyramid with its neck.
+        head: Reads the neck's maps.
+        config: What both were built from.
+    """
+
+    def __init__(self, backbone: PIIPBackbone, head: DenseHead, *, config: ModelConfig) -> None:
+        first = backbone.branches[0]
+        super().__init__(config, mean=first.mean, std=first.std, image_size=backbone.image_sizes[-1])
+        self.backbone = backbone
+        self.head: DenseHead = head
+
+    def forward(
+        self,
+        image: Tensor,
+        frames: Sequence[ImageFrame] | None = None,
+        targets: Sequence[Target] | None = None,
+    ) -> list[Prediction] | dict[str, Tensor]:
+        """Predict, or with targets return losses.
+
+        Args:
+            image: Normalised RGB images, padded at the right and bottom, (B, 3, H, W).
+            frames: What is image and what padding; None for images that fill the batch and were not resized.
+            targets: True objects ("boxes", "labels", "masks") or classes ("labels") of every image.
+
+        Returns:
+            Predictions in pixels of the original images, see the head's `predict`, or losses by name.
+        """
+        if frames is None:
+            frames = [ImageFrame.make((image.shape[2], image.shape[3]))] * len(image)
+        maps = [feature_map.float() for feature_map in self.backbone(image)]
+        with torch.autocast(image.device.type, enabled=False):  # heads count in pixels: they stay in float32
+            if targets is None:
+                return self.head.predict(maps, frames)
+            return self.head.losses(maps, targets, frames)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self.head.num_classes
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the branches' blocks in the backward pass instead of keeping their activations."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of parameters that are usually not decayed."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
