@@ -1,0 +1,197 @@
+"""Instances in COCO format: one JSON file with images, annotations and categories, and a folder of images."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from piip.data.dense_images import DenseImages
+from piip.data.image_folder import NAMES_SHOWN
+from piip.heads.detection.frames import Target
+
+logger = logging.getLogger(__name__)
+Entry = Mapping[str, Any]
+
+
+class CocoInstances(DenseImages):
+    """Images with boxes, classes and masks.
+
+    Crowd annotations are left out here (evaluation reads them from the file itself); boxes are clipped to their image, and
+    those of which less than one pixel a side is left are dropped with one warning.
+
+    Args:
+        annotations: The JSON file.
+        images: Folder of the images that it names.
+        train: Leave out images without objects.
+        seed: Seed of the run.
+        on_error: "stop" or "skip" at an unreadable image.
+        expected_classes: Class names the file must have, in this order.
+
+    Raises:
+        ValueError: The file is missing or no COCO file, ids are doubled or unknown, images are missing, or classes differ.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path,
+        images: str | Path,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        on_error: str = "stop",
+        expected_classes: Sequence[str] | None = None,
+    ) -> None:
+        self.file = Path(annotations)
+        content = read_coco(self.file)
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        classes = [str(category["name"]) for category in categories]
+        if expected_classes is not None and classes != list(expected_classes):
+            raise ValueError(f"{self.file} has the classes {', '.join(classes)}, expected {', '.join(expected_classes)}.")
+        self.category_ids = [int(category["id"]) for category in categories]
+        self._class_of = {category: index for index, category in enumerate(self.category_ids)}
+        self._objects = _objects_by_image(content, self.file)
+        chosen = [image for image in content["images"] if self._objects[image["id"]] or not train]
+        samples = [(Path(images) / image["file_name"], int(image["id"])) for image in chosen]
+        _check_present(samples, self.file)
+        super().__init__(self.file, samples, classes, seed=seed, on_error=on_error)
+        self._shapes = [(int(image["height"]), int(image["width"])) for image in chosen]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Size (H, W) of every image, as the file says."""
+        return self._shapes
+
+    @property
+    def image_ids(self) -> list[int]:
+        """The file's id of every image."""
+        return [image_id for _, image_id in self.samples]
+
+    def read_truth(self, index: int, shape: tuple[int, int]) -> Target:
+        """Return "boxes", "labels" and "masks" of an image.
+
+        Raises:
+            ValueError: The image has another size than the file says.
+        """
+        path, image_id = self.samples[index]
+        if shape != self._shapes[index]:
+            turned = " It may be stored turned (EXIF)." if shape == self._shapes[index][::-1] else ""
+            raise ValueError(
+                f"The image {path} is {shape[0]}x{shape[1]} (height x width), {self.file} says "
+                f"{self._shapes[index][0]}x{self._shapes[index][1]}.{turned}"
+            )
+        objects = self._objects[image_id]
+        boxes = torch.tensor([entry["clipped"] for entry in objects], dtype=torch.float32).view(-1, 4)
+        labels = torch.tensor([self._class_of[entry["category_id"]] for entry in objects], dtype=torch.int64)
+        masks = np.stack([decode_mask(entry, shape) for entry in objects]) if objects else np.zeros((0, *shape), bool)
+        return {"boxes": boxes, "labels": labels, "masks": torch.from_numpy(masks)}
+
+
+def read_coco(path: Path) -> dict[str, Any]:
+    """Read a COCO file and check what every reader relies on.
+
+    Raises:
+        ValueError: The file is missing, is no JSON, lacks a section or field, or has doubled or unknown ids.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no annotation file {str(path)!r}, expected a COCO JSON file.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}.") from error
+    sections = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name")}
+    sections["annotations"] = ("id", "image_id", "category_id", "bbox")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected the sections {', '.join(sections)}.")
+    for section, fields in sections.items():
+        if not isinstance(content.get(section), list):
+            raise ValueError(f"{path} has no list {section!r}, expected images, annotations and categories.")
+        for place, entry in enumerate(content[section]):
+            missing = [name for name in fields if not isinstance(entry, dict) or name not in entry]
+            if missing:
+                raise ValueError(f"{path}: {section}[{place}] has no field {missing[0]!r}.")
+        doubled = [key for key, count in Counter(entry["id"] for entry in content[section]).items() if count > 1]
+        if doubled:
+            raise ValueError(f"{path}: the id {doubled[0]} stands more than once in {section}.")
+    _check_references(content, path)
+    return content
+
+
+def _check_references(content: Mapping[str, Any], path: Path) -> None:
+    known = {
+        "image_id": {image["id"] for image in content["images"]},
+        "category_id": {category["id"] for category in content["categories"]},
+    }
+    for place, entry in enumerate(content["annotations"]):
+        for field, ids in known.items():
+            if entry[field] not in ids:
+                raise ValueError(
+                    f"{path}: annotations[{place}] (id {entry['id']}) has the unknown {field} {entry[field]!r}."
+                )
+
+
+def _objects_by_image(content: Mapping[str, Any], path: Path) -> dict[int, list[dict[str, Any]]]:
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    objects: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    dropped = []
+    for entry in content["annotations"]:
+        if entry.get("iscrowd"):
+            continue
+        left, top, width, height = (float(number) for number in entry["bbox"])
+        limit = sizes[entry["image_id"]]
+        clipped = [max(left, 0.0), max(top, 0.0), min(left + width, limit[0]), min(top + height, limit[1])]
+        if clipped[2] - clipped[0] < 1 or clipped[3] - clipped[1] < 1:
+            dropped.append(str(entry["id"]))
+            continue
+        objects[entry["image_id"]].append({**entry, "clipped": clipped})
+    if dropped:
+        logger.warning(
+            "%s: %d annotations have boxes without area inside their image and are left out: ids %s%s.",
+            path,
+            len(dropped),
+            ", ".join(dropped[:NAMES_SHOWN]),
+            ", ..." if len(dropped) > NAMES_SHOWN else "",
+        )
+    return objects
+
+
+def _check_present(samples: Sequence[tuple[Path, int]], path: Path) -> None:
+    missing = [str(image) for image, _ in samples if not image.is_file()]
+    if missing:
+        more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
+        raise ValueError(
+            f"{path} names {len(missing)} of {len(samples)} images that are not there: "
+            f"{', '.join(missing[:NAMES_SHOWN])}{more}."
+        )
+
+
+def decode_mask(entry: Entry, shape: tuple[int, int]) -> np.ndarray:
+    """Return an annotation's mask, bool (H, W): polygons, RLE, or its box where it has no segmentation.
+
+    Args:
+        entry: The annotation.
+        shape: (H, W) of the image.
+    """
+    from pycocotools import mask as coder
+
+    height, width = shape
+    segmentation = entry.get("segmentation")
+    if not segmentation:
+        left, top, right, bottom = (round(number) for number in entry["clipped"])
+        mask = np.zeros(shape, bool)
+        mask[top:bottom, left:right] = True
+        return mask
+    if isinstance(segmentation, list):
+        coded = coder.merge(coder.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        coded = coder.frPyObjects(segmentation, height, width)
+    else:
+        coded = segmentation
+    decoded: np.ndarray = coder.decode(coded).astype(bool)
+    return decoded

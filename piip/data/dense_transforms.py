@@ -1,0 +1,78 @@
+"""Resizing, cropping, flipping and normalising images together with boxes, masks or index maps.
+
+The numbers live in `DenseTransformConfig`, which imports nothing heavy, so that a recipe can be read without torchvision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RESIZE_RULES = ("plain", "official")
+
+
+@dataclass(frozen=True)
+class DenseTransformConfig:
+    """How a picture with its objects or its index map becomes a sample.
+
+    Args:
+        short_side: Shorter side after resizing in pixels, unless the longer one would pass `long_side`; None leaves sizes
+            as they are.
+        long_side: Largest longer side in pixels; None for any.
+        train_short_sides: Training: sides to draw from; empty takes `short_side`.
+        scale_jitter: Training: range of a further random factor on the size (large-scale jitter is 0.1 to 2).
+        crop: Training: side of a random square cut out after resizing; None takes the whole picture.
+        hflip: Training: probability of a left-right flip.
+        vflip: Training: probability of an upside-down flip.
+        color_jitter: Training: range of brightness, contrast and saturation.
+        pad_divisor: Batches are padded at the right and bottom to a multiple of this.
+        resize: "plain" (bilinear with antialiasing) or "official" (8-bit fixed point without, as the released models).
+        reduce_zero_label: Index maps: class 0 is ignored and the others count from 0 (ADE20K).
+        mean: Mean of each channel for images in [0, 1].
+        std: Standard deviation of each channel for images in [0, 1].
+
+    Raises:
+        ValueError: A value outside its range.
+    """
+
+    short_side: int | None = None
+    long_side: int | None = None
+    train_short_sides: tuple[int, ...] = ()
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    crop: int | None = None
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.0
+    pad_divisor: int = 32
+    resize: str = "plain"
+    reduce_zero_label: bool = False
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "long_side", "crop", "pad_divisor"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.dense.{name} is {value}, expected pixels of at least 1.")
+        if any(side < 1 for side in self.train_short_sides):
+            raise ValueError(f"data.dense.train_short_sides is {self.train_short_sides}, expected pixels of at least 1.")
+        if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise ValueError(f"data.dense.scale_jitter is {self.scale_jitter}, expected a rising range above 0.")
+        for name in ("hflip", "vflip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.dense.{name} is {getattr(self, name)}, expected a probability in [0, 1].")
+        if self.color_jitter < 0:
+            raise ValueError(f"data.dense.color_jitter is {self.color_jitter}, expected 0 or more.")
+        if self.resize not in RESIZE_RULES:
+            raise ValueError(f"data.dense.resize is {self.resize!r}, expected one of {', '.join(RESIZE_RULES)}.")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"data.dense.std is {self.std}, expected values above 0.")
+
+
+def resized_shape(shape: tuple[int, int], short_side: int | None, long_side: int | None) -> tuple[int, int]:
+    """Return the size (H, W) after resizing to a shorter side without passing a longer one, rounded half up."""
+    if short_side is None:
+        return shape
+    factor = short_side / min(shape)
+    if long_side is not None:
+        factor = min(factor, long_side / max(shape))
+    return max(1, int(shape[0] * factor + 0.5)), max(1, int(shape[1] * factor + 0.5))

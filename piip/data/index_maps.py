@@ -1,0 +1,103 @@
+"""Semantic segmentation in ADE20K layout: a folder of images and a folder of index PNGs of the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from piip.data.dense_images import DenseImages
+from piip.data.image_folder import BROKEN_IMAGE, NAMES_SHOWN, SUFFIXES
+from piip.heads.detection.frames import Target
+
+CLASS_LIST = "classes.txt"
+
+
+class IndexMaps(DenseImages):
+    """Images with the class of every pixel.
+
+    Args:
+        annotations: Folder of 8-bit index PNGs.
+        images: Folder of images; `a/b.jpg` belongs to `a/b.png`.
+        num_classes: Number of classes where no list names them.
+        seed: Seed of the run.
+        on_error: "stop" or "skip" at an unreadable image.
+        expected_classes: Class names the list must have, in this order.
+
+    Raises:
+        ValueError: A folder is missing, images lack their map, or classes differ.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path,
+        images: str | Path,
+        *,
+        num_classes: int | None = None,
+        seed: int = 0,
+        on_error: str = "stop",
+        expected_classes: Sequence[str] | None = None,
+    ) -> None:
+        self.maps, images = Path(annotations), Path(images)
+        for folder in (self.maps, images):
+            if not folder.is_dir():
+                raise ValueError(f"There is no folder {str(folder)!r}, expected images and index PNGs beside each other.")
+        paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
+        self._files = [(self.maps / path.relative_to(images)).with_suffix(".png") for path in paths]
+        missing = [str(path) for path in self._files if not path.is_file()]
+        if missing:
+            more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
+            raise ValueError(f"{len(missing)} of {len(paths)} index maps are missing: {', '.join(missing[:NAMES_SHOWN])}{more}.")
+        classes = find_classes(self.maps, num_classes)
+        if expected_classes is not None and classes != list(expected_classes):
+            raise ValueError(f"{self.maps} has the classes {', '.join(classes)}, expected {', '.join(expected_classes)}.")
+        super().__init__(self.maps, [(path, 0) for path in paths], classes, seed=seed, on_error=on_error)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Size (H, W) of every image."""
+        shapes = []
+        for path, _ in self.samples:
+            with Image.open(path) as picture:
+                shapes.append((picture.height, picture.width))
+        return shapes
+
+    def read_truth(self, index: int, shape: tuple[int, int]) -> Target:
+        """Return "labels" (H, W), int64, as stored.
+
+        Raises:
+            ValueError: The map cannot be read, is no index map or has another size than its image.
+        """
+        path = self._files[index]
+        try:
+            with Image.open(path) as picture:
+                if picture.mode not in ("P", "L", "1"):
+                    raise ValueError(f"The index map {path} has the mode {picture.mode}, expected 8-bit indices (P or L).")
+                labels = np.array(picture)
+        except BROKEN_IMAGE as error:
+            if isinstance(error, ValueError) and str(path) in str(error):
+                raise
+            raise ValueError(f"The index map {path} cannot be read ({type(error).__name__}: {error}).") from error
+        if labels.shape != shape:
+            raise ValueError(f"The index map {path} is {labels.shape}, its image {shape} (height, width).")
+        return {"labels": torch.from_numpy(labels.astype(np.int64))}
+
+
+def find_classes(maps: Path, num_classes: int | None) -> list[str]:
+    """Return the class names of a data set: from `classes.txt`, one a line, in the folder or above it, or numbers.
+
+    Raises:
+        ValueError: There is no list and no number of classes.
+    """
+    for folder in (maps, *list(maps.resolve().parents)[:2]):
+        if (folder / CLASS_LIST).is_file():
+            return (folder / CLASS_LIST).read_text(encoding="utf-8").split("\n")[:-1]
+    if num_classes is None:
+        raise ValueError(
+            f"Nothing names the classes of {maps}: write them into {CLASS_LIST}, one a line, in that folder or above it, "
+            "or set model.head.num_classes."
+        )
+    return [str(index) for index in range(num_classes)]
