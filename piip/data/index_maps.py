@@ -44,16 +44,22 @@ class IndexMaps(DenseImages):
         self.maps, images = Path(annotations), Path(images)
         for folder in (self.maps, images):
             if not folder.is_dir():
-                raise ValueError(f"There is no folder {str(folder)!r}, expected images and index PNGs beside each other.")
+                raise ValueError(
+                    f"There is no folder {str(folder)!r}, expected images and index PNGs beside each other."
+                )
         paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
         self._files = [(self.maps / path.relative_to(images)).with_suffix(".png") for path in paths]
         missing = [str(path) for path in self._files if not path.is_file()]
         if missing:
             more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
-            raise ValueError(f"{len(missing)} of {len(paths)} index maps are missing: {', '.join(missing[:NAMES_SHOWN])}{more}.")
+            raise ValueError(
+                f"{len(missing)} of {len(paths)} index maps are missing: {', '.join(missing[:NAMES_SHOWN])}{more}."
+            )
         classes = find_classes(self.maps, num_classes)
         if expected_classes is not None and classes != list(expected_classes):
-            raise ValueError(f"{self.maps} has the classes {', '.join(classes)}, expected {', '.join(expected_classes)}.")
+            raise ValueError(
+                f"{self.maps} has the classes {', '.join(classes)}, expected {', '.join(expected_classes)}."
+            )
         super().__init__(self.maps, [(path, 0) for path in paths], classes, seed=seed, on_error=on_error)
 
     @property
@@ -74,13 +80,11 @@ class IndexMaps(DenseImages):
         path = self._files[index]
         try:
             with Image.open(path) as picture:
-                if picture.mode not in ("P", "L", "1"):
-                    raise ValueError(f"The index map {path} has the mode {picture.mode}, expected 8-bit indices (P or L).")
-                labels = np.array(picture)
+                mode, labels = picture.mode, np.array(picture)
         except BROKEN_IMAGE as error:
-            if isinstance(error, ValueError) and str(path) in str(error):
-                raise
             raise ValueError(f"The index map {path} cannot be read ({type(error).__name__}: {error}).") from error
+        if mode not in ("P", "L", "1"):
+            raise ValueError(f"The index map {path} has the mode {mode}, expected 8-bit indices (P or L).")
         if labels.shape != shape:
             raise ValueError(f"The index map {path} is {labels.shape}, its image {shape} (height, width).")
         return {"labels": torch.from_numpy(labels.astype(np.int64))}
@@ -97,7 +101,7 @@ def find_classes(maps: Path, num_classes: int | None) -> list[str]:
             return (folder / CLASS_LIST).read_text(encoding="utf-8").split("\n")[:-1]
     if num_classes is None:
         raise ValueError(
-            f"Nothing names the classes of {maps}: write them into {CLASS_LIST}, one a line, in that folder or above it, "
-            "or set model.head.num_classes."
+            f"Nothing names the classes of {maps}: write them into {CLASS_LIST}, one a line, in that folder or above "
+            "it, or set model.head.num_classes."
         )
     return [str(index) for index in range(num_classes)]

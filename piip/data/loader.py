@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
-from piip.data.image_folder import ImageFolder
 from piip.data.sampler import EpochSampler
+
+
+class TrainingImages(Protocol):
+    """Images of a run: a data set that is told the epoch."""
+
+    root: Any
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the augmentation of another epoch."""
+
+    def fingerprint(self) -> str:
+        """Return a short hash of the images' names."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def __getitem__(self, index: int) -> Any:
+        """Return an image."""
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -24,22 +41,31 @@ class ResumableLoader(DataLoader[Any]):
         batch_size: Images a batch and process; an incomplete last batch is dropped.
         workers: Reading processes; 0 reads in this process.
         pin_memory: Put batches where a GPU can fetch them while it computes.
+        collate: Makes a batch of images; None is PyTorch's own.
 
     Raises:
         ValueError: There are fewer images than one batch.
     """
 
     def __init__(
-        self, images: ImageFolder, order: EpochSampler, *, batch_size: int, workers: int, pin_memory: bool = False
+        self,
+        images: TrainingImages,
+        order: EpochSampler,
+        *,
+        batch_size: int,
+        workers: int,
+        pin_memory: bool = False,
+        collate: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(
-            images,
+            images,  # type: ignore[arg-type]
             batch_size=batch_size,
             sampler=order,
             num_workers=workers,
             persistent_workers=workers > 0,
             drop_last=True,
             pin_memory=pin_memory,
+            collate_fn=collate,
         )
         self.images = images
         self.order = order

@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import logging
+import shutil
+import urllib.request
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -29,12 +31,32 @@ CATEGORY = {"id": 1, "name": "nucleus"}
 Progress = Callable[[int, int], None]
 
 
+def download_archive(folder: Path) -> Path:
+    """Download the archive into a folder and return its path; an archive that is there is taken.
+
+    Raises:
+        ValueError: The network or the server does not give it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"nuclei-{COMMIT[:8]}.zip"
+    if path.is_file():
+        return path
+    part = path.with_suffix(".part")
+    try:
+        with urllib.request.urlopen(URL, timeout=60) as answer, part.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+    except OSError as error:
+        raise ValueError(f"{URL} could not be downloaded ({error}); fetch it elsewhere and use --archive.") from error
+    part.replace(path)
+    return path
+
+
 def convert_nuclei(archive: str | Path, out: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Write `images/` and `train.json`, `val.json`, `test.json` from the repository's archive.
 
-    Pictures that look alike, and tiles that continue each other, are kept in one split. Within images of one size, groups
-    are ordered by a hash of their names and fill test, validation and training in turn: the same archive always gives the
-    same split.
+    Pictures that look alike, and tiles that continue each other, are kept in one split. Within images of one size,
+    groups are ordered by a hash of their names and fill test, validation and training in turn: the same archive always
+    gives the same split.
 
     Args:
         archive: The zip file of the repository.
@@ -127,7 +149,8 @@ def split_groups(groups: Sequence[Sequence[str]], shapes: dict[str, Any]) -> dic
 def _write_split(
     path: Path, names: Sequence[str], pictures: dict[str, np.ndarray], entries: dict[str, list[dict[str, Any]]]
 ) -> None:
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, name in enumerate(names, start=1):
         height, width = pictures[name].shape[:2]
         images.append({"id": number, "file_name": f"{name}.png", "height": height, "width": width})

@@ -1,7 +1,7 @@
 """Resizing 8-bit images as the released models' pipelines did: OpenCV's bilinear rule in fixed-point arithmetic.
 
-Source: behaviour of `cv2.resize(..., INTER_LINEAR)` on 8-bit images, without antialiasing; checked against it in the tests
-to one grey level.
+Source: behaviour of `cv2.resize(..., INTER_LINEAR)` on 8-bit images, without antialiasing; checked against it in the
+tests to one grey level.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a picture with its truth to a sample, and from samples to a batch.
 
-A truth is a dict of tensors: "boxes" (N, 4), "labels" (N,) and "masks" bool (N, H, W) of instances, or "labels" (H, W) of an
-index map. Shapes: H W image.
+A truth is a dict of tensors: "boxes" (N, 4), "labels" (N,) and "masks" bool (N, H, W) of instances, or "labels" (H, W)
+of an index map. Shapes: H W image.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Sample(NamedTuple):
         image: Normalised float (3, H, W).
         frame: What it was made of.
         target: Its truth in network pixels.
-        index: Its place in the data set.
+        place: Its place in the data set.
     """
 
     image: Tensor
     frame: ImageFrame
     target: Target
-    index: int
+    place: int
 
 
 class Batch(NamedTuple):
@@ -185,7 +185,7 @@ class PadTogether:
                     fill = IGNORED if name == "labels" else 0
                     target[name] = _padded(target[name], (height, width), fill)
             targets.append(target)
-        return Batch(images, frames, targets, [sample.index for sample in samples])
+        return Batch(images, frames, targets, [sample.place for sample in samples])
 
 
 def _padded(values: Tensor, size: tuple[int, int], fill: float) -> Tensor:

@@ -17,9 +17,9 @@ CONTRAST = 4.0  # grey levels an edge must vary to say anything
 def group_similar(pictures: Mapping[str, np.ndarray]) -> list[list[str]]:
     """Group pictures (H, W, 3) that look alike or continue each other.
 
-    Two pictures look alike if small grey copies, in any of the eight orientations, correlate above 0.95. Two of equal height
-    continue each other sideways if the last column of one equals the first of the other about as well as their own
-    neighbouring columns equal each other; likewise up and down.
+    Two pictures look alike if small grey copies, in any of the eight orientations, correlate above 0.95. Two of equal
+    height continue each other sideways if the last column of one equals the first of the other about as well as their
+    own neighbouring columns equal each other; likewise up and down.
 
     Returns:
         Groups of names, each sorted.
@@ -72,7 +72,9 @@ def _seams(pictures: Mapping[str, np.ndarray], names: list[str]) -> list[tuple[s
         for members in by_length.values():
             lines = [np.moveaxis(_grey(pictures[name]), axis, 1) for name in members]
             first, last = np.stack([line[0] for line in lines]), np.stack([line[-1] for line in lines])
-            inner = np.array([np.abs(line[1] - line[0]).mean() + np.abs(line[-1] - line[-2]).mean() for line in lines]) / 2
+            inner = (
+                np.array([np.abs(line[1] - line[0]).mean() + np.abs(line[-1] - line[-2]).mean() for line in lines]) / 2
+            )
             varied = (first.std(1) > CONTRAST), (last.std(1) > CONTRAST)
             for index, name in enumerate(members):
                 seam = np.abs(last[index] - first).mean(1)

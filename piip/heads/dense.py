@@ -48,13 +48,39 @@ class PIIPDenseModel(DescribedModel):
         Returns:
             Predictions in pixels of the original images, see the head's `predict`, or losses by name.
         """
+        if targets is None:
+            return self.predict(image, frames)
+        frames, maps = self._prepare(image, frames)
+        with torch.autocast(image.device.type, enabled=False):  # heads count in pixels: they stay in float32
+            return self.head.losses(maps, targets, frames)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        image: Tensor,
+        frames: Sequence[ImageFrame] | None = None,
+        *,
+        rescale: bool = True,
+        most: int | None = None,
+    ) -> list[Prediction]:
+        """Predict with the options of the head.
+
+        Args:
+            image: Normalised RGB images, padded at the right and bottom, (B, 3, H, W).
+            frames: See `forward`.
+            rescale: Answer in pixels of the original images instead of network pixels.
+            most: Instances kept an image; None is the head's own limit.
+        """
+        frames, maps = self._prepare(image, frames)
+        with torch.autocast(image.device.type, enabled=False):
+            if isinstance(self.head, MaskRCNNHead) and most is not None:
+                return self.head.predict(maps, frames, rescale=rescale, most=most)
+            return self.head.predict(maps, frames, rescale=rescale)
+
+    def _prepare(self, image: Tensor, frames: Sequence[ImageFrame] | None) -> tuple[Sequence[ImageFrame], list[Tensor]]:
         if frames is None:
             frames = [ImageFrame.make((image.shape[2], image.shape[3]))] * len(image)
-        maps = [feature_map.float() for feature_map in self.backbone(image)]
-        with torch.autocast(image.device.type, enabled=False):  # heads count in pixels: they stay in float32
-            if targets is None:
-                return self.head.predict(maps, frames)
-            return self.head.losses(maps, targets, frames)
+        return frames, [feature_map.float() for feature_map in self.backbone(image)]
 
     @property
     def num_classes(self) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from piip.data.dense_transforms import DenseTransformConfig
 from piip.data.transforms import TransformConfig
 from piip.fields import at_least, at_most, one_of
 
 PRECISIONS = ("32", "bf16")
 ON_ERROR = ("stop", "skip")
+DATA_KINDS = ("folder", "coco", "index_maps")
 
 
 @dataclass(frozen=True)
@@ -16,24 +18,36 @@ class DataConfig:
     """Where the images are and how they are read.
 
     Args:
-        root: Folder with one folder a split, each with one folder a class (ImageNet layout).
-        train: Name of the training split's folder.
-        val: Name of the validation split's folder.
+        kind: "folder" (ImageNet layout: one folder a split, in it one a class), "coco" (instances in a JSON file) or
+            "index_maps" (ADE20K layout: index PNGs beside images).
+        root: Folder that the other paths start from.
+        train: Training split: its folder, its JSON file, or its folder of index PNGs.
+        val: Validation split likewise.
+        train_images: Folder of the training split's images (coco, index_maps).
+        val_images: Folder of the validation split's images.
         batch_size: Images a process and forward pass, at least 1 (even with mixup or cutmix).
         workers: Reading processes; 0 reads in the training process.
         on_error: "stop" at an unreadable image, or "skip" to the next one with a warning.
-        transform: Resizing and augmentation; `input_size` None takes the side of the finest branch.
+        transform: Resizing and augmentation of folders; `input_size` None takes the side of the finest branch.
+        dense: Resizing and augmentation of the other kinds.
+        detections: Three limits on instances an image in validation; average precision is at the last one.
     """
 
+    kind: str = "folder"
     root: str = "data"
     train: str = "train"
     val: str = "val"
+    train_images: str = "images"
+    val_images: str = "images"
     batch_size: int = 128
     workers: int = 2
     on_error: str = "stop"
     transform: TransformConfig = field(default_factory=TransformConfig)
+    dense: DenseTransformConfig = field(default_factory=DenseTransformConfig)
+    detections: tuple[int, int, int] = (1, 10, 100)
 
     def __post_init__(self) -> None:
+        one_of("data.kind", self.kind, DATA_KINDS)
         at_least("data.batch_size", self.batch_size, 1)
         at_least("data.workers", self.workers, 0)
         one_of("data.on_error", self.on_error, ON_ERROR)

@@ -7,29 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytorch_lightning as pl
-import torch
 import torch.nn.functional as F
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
+from piip.tasks.base import Configure, TrainingTask
+
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-ADVICE = (
-    "The last checkpoints are kept. Resume with run.precision 32, or start again with a lower optim.lr or with "
-    "optim.clip."
-)
-
-Configure = Callable[[nn.Module], tuple[Optimizer, LRScheduler]]
 
 
-class NonFiniteLoss(FloatingPointError):
-    """The loss or its gradient became NaN or infinite; the message names the step."""
-
-
-class ClassificationTask(pl.LightningModule):
+class ClassificationTask(TrainingTask):
     """A classifier with its loss and accuracies.
 
     Args:
@@ -49,52 +36,21 @@ class ClassificationTask(pl.LightningModule):
         mix: Mix | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.configure = configure
+        super().__init__(model, configure=configure)
         self.mix = mix
         self.label_smoothing = label_smoothing
-        self._losses: list[Tensor] = []  # of the batches of this optimiser step
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro")
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
         self.mean_class = MulticlassAccuracy(num_classes, average="macro")
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of one batch.
-
-        Raises:
-            NonFiniteLoss: The loss is NaN or infinite.
-        """
+    def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the cross-entropy of one batch."""
         image, target = batch  # (B, 3, H, W), (B,)
         smoothing = self.label_smoothing
         if self.mix is not None:
             image, target = self.mix(image, target)  # target (B, K)
             smoothing = 0.0
-        loss = F.cross_entropy(self.model(image).float(), target, label_smoothing=smoothing)
-        if not loss.isfinite():
-            raise NonFiniteLoss(
-                f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch "
-                f"{batch_idx}). {ADVICE}"
-            )
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._losses = []
-        self._losses.append(loss.detach())
-        self.log("train/loss", torch.stack(self._losses).mean(), prog_bar=True)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return loss
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Look at the gradients before they reach the weights.
-
-        Raises:
-            NonFiniteLoss: A gradient is NaN or infinite.
-        """
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        if not norm.isfinite():
-            raise NonFiniteLoss(
-                f"The gradient norm is {norm.item()} at step {self.global_step} (epoch {self.current_epoch}), the loss "
-                f"was finite. {ADVICE}"
-            )
+        return F.cross_entropy(self.model(image).float(), target, label_smoothing=smoothing)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add one batch to the accuracies and the mean loss."""
@@ -107,8 +63,3 @@ class ClassificationTask(pl.LightningModule):
         self.log("val/top1", self.top1, on_epoch=True, prog_bar=True)
         self.log("val/top5", self.top5, on_epoch=True)
         self.log("val/mean_class", self.mean_class, on_epoch=True)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return the optimiser and its step-wise schedule."""
-        optimizer, schedule = self.configure(self.model)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

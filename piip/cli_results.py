@@ -1,0 +1,118 @@
+"""The commands `piip evaluate` and `piip predict`."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import Literal
+
+
+def evaluate(
+    model_dir: str,
+    *,
+    data: str,
+    split: str = "val",
+    images: str | None = None,
+    batch_size: int = 64,
+    workers: int = 2,
+    device: str = "auto",
+    dtype: Literal["f32", "bf16"] = "f32",
+    on_error: Literal["stop", "skip"] = "stop",
+    detections: list[int] | None = None,
+    counter: Literal["faster-coco-eval", "pycocotools"] = "faster-coco-eval",
+    out: str | None = None,
+    json: bool = False,
+) -> None:
+    """Measure a trained model: accuracies of a classifier, precision of instances, overlap of classes of pixels.
+
+    Classifiers: --data ROOT --split FOLDER. Instances: --data ROOT --split FILE.json --images FOLDER (COCO format).
+    Classes of pixels: --data ROOT --split FOLDER_OF_INDEX_PNGS --images FOLDER (ADE20K layout).
+
+    Args:
+        model_dir: The exported model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
+        data: Folder that the other paths start from.
+        split: The split: its folder, its COCO file, or its folder of index PNGs.
+        images: Folder of the split's images; not for classifiers.
+        batch_size: Images at a time (classifiers).
+        workers: Reading processes; 0 reads in this process.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        dtype: Number format of weights and activations.
+        on_error: Stop at an unreadable image, or skip it with a warning that names it (classifiers).
+        detections: Three rising limits on instances an image; precision is at the last one. Default: the model's.
+        counter: Program that counts average precision.
+        out: Folder for the instances found, as COCO writes them.
+        json: Print JSON, with shares in [0, 1].
+    """
+    if images is not None:
+        from piip.dense_evaluation import evaluate_dense, format_dense_report
+
+        dense = evaluate_dense(
+            model_dir,
+            data,
+            split=split,
+            images=images,
+            workers=workers,
+            device=device,
+            dtype=dtype,
+            detections=detections,
+            counter=counter,
+            out=out,
+        )
+        print(json_module.dumps(dense.to_dict()) if json else format_dense_report(dense))
+        return
+    from piip.evaluation import evaluate as run
+    from piip.evaluation import format_report
+
+    report = run(
+        model_dir,
+        data,
+        split=split,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        dtype=dtype,
+        on_error=on_error,
+    )
+    print(json_module.dumps(report.to_dict()) if json else format_report(report))
+
+
+def predict(
+    model_dir: str,
+    paths: list[str],
+    *,
+    top: int = 5,
+    out: str | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: str = "auto",
+    dtype: Literal["f32", "bf16"] = "f32",
+    on_error: Literal["stop", "skip"] = "stop",
+    json: bool = False,
+) -> None:
+    """Classify image files, find instances in them, or map their pixels, with a trained model.
+
+    Args:
+        model_dir: The exported model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
+        paths: Image files, folders, or patterns such as "in/**/*.png".
+        top: Classes to show for each image, at least 1 (classifiers).
+        out: Folder for results and drawn pictures; needed for instances and classes of pixels.
+        batch_size: Images at a time (classifiers).
+        workers: Reading processes; 0 reads in this process (classifiers).
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        dtype: Number format of weights and activations.
+        on_error: Stop at an unreadable file, or skip it with a warning that names it (classifiers).
+        json: Print one JSON object a line.
+    """
+    if out is not None:
+        from piip.dense_prediction import DensePredictor, write_predictions
+
+        dense = DensePredictor(model_dir, device=device, dtype=dtype)
+        for found in write_predictions(dense, paths, out):
+            text = f"{found['path']}  {found.get('instances', found.get('classes'))}"
+            print(json_module.dumps(found) if json else text)
+        return
+    from piip.prediction import Predictor
+
+    predictor = Predictor(model_dir, device=device, dtype=dtype)
+    for row in predictor.predict_paths(paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error):
+        scores = "  ".join(f"{name} {score:.4f}" for name, score in row.top)
+        print(json_module.dumps(row.to_dict()) if json else f"{row.path}  {scores}")

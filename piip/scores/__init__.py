@@ -1,0 +1,1 @@
+"""How good predictions are: COCO average precision, intersection over union of classes."""

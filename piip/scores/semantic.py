@@ -1,0 +1,52 @@
+"""Intersection over union of classes, counted over a whole data set.
+
+Source: the evaluator of the authors' segmentation code: totals over all images, the mean over classes that occur.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IGNORED = 255
+
+
+class ClassOverlap:
+    """Counts pixels of class i taken for class j.
+
+    Args:
+        num_classes: Number of classes K.
+
+    Attributes:
+        counts: int64 (K, K), true classes in rows.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def add(self, guess: Tensor, truth: Tensor) -> None:
+        """Count one image; pixels that are 255 in the truth are left out.
+
+        Args:
+            guess: Classes (H, W).
+            truth: Classes (H, W).
+        """
+        known = truth != IGNORED
+        pairs = truth[known] * self.num_classes + guess[known]
+        self.counts += torch.bincount(pairs.cpu(), minlength=self.num_classes**2).view_as(self.counts)
+
+    def scores(self) -> dict[str, float]:
+        """Return "miou", "aacc" (all pixels) and "macc" (mean of the classes), in [0, 1]."""
+        right, truth = self.counts.diagonal().double(), self.counts.sum(1).double()
+        total = truth.sum().clamp(min=1)
+        return {
+            "miou": float(self.class_overlap().nanmean()),
+            "aacc": float(right.sum() / total),
+            "macc": float((right / truth).nanmean()),
+        }
+
+    def class_overlap(self) -> Tensor:
+        """Return the intersection over union of every class (K,), NaN where neither truth nor guess has it."""
+        right = self.counts.diagonal().double()
+        return right / (self.counts.sum(0) + self.counts.sum(1) - right)
