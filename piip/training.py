@@ -168,7 +168,8 @@ def _prepare(recipe: Recipe, checkpoint: Path | None, *, devices: int, on_gpu: b
         loader=loader,
         val_loader=DataLoader(
             val_images,
-            batch_size=recipe.data.batch_size,
+            # what one image's padding lets a model see must not depend on the images beside it
+            batch_size=recipe.data.batch_size if recipe.data.kind == "folder" else 1,
             num_workers=recipe.data.workers,
             collate_fn=collate(recipe.data),
         ),

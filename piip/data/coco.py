@@ -181,7 +181,7 @@ def decode_mask(entry: Entry, shape: tuple[int, int]) -> np.ndarray:
         entry: The annotation.
         shape: (H, W) of the image.
     """
-    from pycocotools import mask as coder
+    from faster_coco_eval.core import mask as coder
 
     height, width = shape
     segmentation = entry.get("segmentation")

@@ -120,7 +120,7 @@ def _files_by_image(names: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
 
 def _annotation(data: bytes, name: str) -> dict[str, Any]:
     """Return area, box and run lengths of one mask."""
-    from pycocotools import mask as coder
+    from faster_coco_eval.core import mask as coder
 
     with Image.open(io.BytesIO(data)) as picture:
         mask = np.asarray(picture.convert("L")) > 0

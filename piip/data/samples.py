@@ -87,7 +87,7 @@ class DenseTransform:
                     image = image.flip(dimension)
             if self.jitter is not None:
                 image = self.jitter(image)
-        if config.reduce_zero_label and target["labels"].dim() == 2:
+        if config.reduce_zero_label and "labels" in target and target["labels"].dim() == 2:
             target = {"labels": reduce_zero_label(target["labels"])}
         assert config.mean is not None and config.std is not None  # noqa: PT018 - resolved before
         image = F.normalize(image.float() / 255, list(config.mean), list(config.std))

@@ -10,7 +10,8 @@ from PIL import Image
 
 SIDE = 24  # pixels of the small copies that are compared
 ALIKE = 0.95  # correlation of small copies from which pictures count as near-duplicates
-SEAM = 0.5  # a seam between tiles differs at most this share of what their own neighbouring lines differ, plus noise
+CONTINUED = 0.9  # correlation of the lines on both sides of a seam
+SEAM = 0.5  # grey levels by which lines across a seam may differ more than lines inside the pictures do
 CONTRAST = 4.0  # grey levels an edge must vary to say anything
 
 
@@ -79,6 +80,14 @@ def _seams(pictures: Mapping[str, np.ndarray], names: list[str]) -> list[tuple[s
             for index, name in enumerate(members):
                 seam = np.abs(last[index] - first).mean(1)
                 limit = SEAM + np.minimum(inner[index], inner) * 1.25
-                close = (seam < limit) & varied[0] & varied[1][index]
+                continued = _correlation(last[index], first) > CONTINUED
+                close = (seam < limit) & continued & varied[0] & varied[1][index]
                 pairs += [(name, members[other]) for other in np.nonzero(close)[0] if other != index]
     return pairs
+
+
+def _correlation(line: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the correlation of one line (L,) with each of several (N, L)."""
+    centred, rest = line - line.mean(), others - others.mean(1, keepdims=True)
+    scale = np.linalg.norm(centred) * np.linalg.norm(rest, axis=1)
+    return (rest @ centred) / np.maximum(scale, 1e-6)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def to_results(prediction: Mapping[str, Tensor], image_id: int, category_ids: Se
         image_id: The image's id.
         category_ids: The id of every class.
     """
-    from pycocotools import mask as coder
+    from faster_coco_eval.core import mask as coder
 
     boxes = prediction["boxes"].float().cpu().numpy().copy()
     boxes[:, 2:] -= boxes[:, :2]
@@ -92,7 +93,8 @@ def _count(
     if not results:
         return [0.0] * (len(NAMES) + len(RECALLS))
     coco_class, counting_class = _classes(counter)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.10 with numpy 2
         truth = coco_class()
         truth.dataset = _completed(content)
         truth.createIndex()

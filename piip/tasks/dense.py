@@ -33,6 +33,12 @@ class DenseTask(TrainingTask):
             self.log(f"train/{name}", value.detach(), batch_size=1)
         return torch.stack(list(losses.values())).sum()
 
+    def is_last_validation_batch(self, batch_idx: int) -> bool:
+        """Tell whether a batch ends the validation: callbacks that watch a metric run before the epoch's own end."""
+        trainer = self.trainer
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        return batch_idx + 1 == batches[0]
+
 
 class InstanceTask(DenseTask):
     """Instance segmentation, validated by COCO average precision.
@@ -65,18 +71,19 @@ class InstanceTask(DenseTask):
         self._seen: list[int] = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the instances of one batch."""
+        """Keep the instances of one batch; log the average precisions after the last."""
         predictions = self.model.predict(batch.image, batch.frames, most=self.detections[-1])
         for prediction, index in zip(predictions, batch.indices, strict=True):
             self._seen.append(self.image_ids[index])
             self._results += to_results(prediction, self.image_ids[index], self.category_ids)
+        if self.is_last_validation_batch(batch_idx):
+            self._log_scores()
 
-    def on_validation_epoch_end(self) -> None:
-        """Count and log the average precisions."""
+    def _log_scores(self) -> None:
         scores = score_results(self.content, self._results, detections=self.detections, image_ids=self._seen)
         self._results, self._seen = [], []
         for name in ("mask_ap", "mask_ap50", "box_ap", "box_ap50"):
-            self.log(f"val/{name}", scores[name], prog_bar=name == "mask_ap")
+            self.log(f"val/{name}", scores[name], on_epoch=True, batch_size=1, prog_bar=name == "mask_ap")
 
 
 class SemanticTask(DenseTask):
@@ -92,14 +99,12 @@ class SemanticTask(DenseTask):
         self._overlap = ClassOverlap(model.num_classes)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count the pixels of one batch, at the size the images were resized to."""
+        """Count the pixels of one batch, at the size the images were resized to; log the overlap after the last."""
         predictions = self.model.predict(batch.image, batch.frames, rescale=False)
         for prediction, target, frame in zip(predictions, batch.targets, batch.frames, strict=True):
             height, width = frame.size
             self._overlap.add(prediction["labels"], target["labels"][:height, :width])
-
-    def on_validation_epoch_end(self) -> None:
-        """Log mean IoU and accuracies."""
-        for name, value in self._overlap.scores().items():
-            self.log(f"val/{name}", value, prog_bar=name == "miou")
-        self._overlap = ClassOverlap(self.model.num_classes)
+        if self.is_last_validation_batch(batch_idx):
+            for name, value in self._overlap.scores().items():
+                self.log(f"val/{name}", value, on_epoch=True, batch_size=1, prog_bar=name == "miou")
+            self._overlap = ClassOverlap(self.model.num_classes)

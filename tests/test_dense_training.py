@@ -1,0 +1,157 @@
+"""Instances and classes of pixels from a recipe to scores and files, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapes
+import torch
+import yaml
+from PIL import Image
+
+from piip.cli import main
+from piip.data.coco import read_coco
+from piip.dense_evaluation import evaluate_dense
+from piip.dense_prediction import DensePredictor
+from piip.recipe import Recipe
+from piip.run_folder import read_history
+from piip.scores.coco import score_results, to_results
+from piip.scores.semantic import ClassOverlap
+from piip.training import train
+
+
+@pytest.fixture(scope="module")
+def instance_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("instances")
+    shapes.write_coco(root, "train", 6)
+    shapes.write_coco(root, "val", 3, seed=1)
+    train(Recipe.from_dict(shapes.dense_recipe(root, root / "run", "coco")), device="cpu", progress="none")
+    return root, root / "run"
+
+
+@pytest.fixture(scope="module")
+def semantic_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("semantic")
+    for split, count in (("train", 6), ("val", 2)):
+        shapes.write_index_maps(root, split, count, seed=count)
+    train(Recipe.from_dict(shapes.dense_recipe(root, root / "run", "index_maps")), device="cpu", progress="none")
+    return root, root / "run"
+
+
+def test_a_detector_is_trained_evaluated_and_written(instance_run, capsys: pytest.CaptureFixture[str]) -> None:
+    root, run = instance_run
+    history = read_history(run)
+    assert {"train/loss", "train/loss_mask", "val/mask_ap", "val/box_ap50"} <= {key for row in history for key in row}
+    command = ["evaluate", str(run / "model"), "--data", str(root), "--split", "val.json", "--images", "val"]
+    main([*command, "--workers", "0", "--device", "cpu", "--out", str(root / "found"), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["images"] == 3
+    assert report["detections"] == [1, 10, 100]
+    last = [row for row in history if "val/mask_ap" in row][-1]
+    assert report["mask_ap"] == pytest.approx(last["val/mask_ap"], abs=1e-6)
+    results = json.loads((root / "found" / "results.json").read_text())
+    again = score_results(read_coco(root / "val.json"), results, counter="pycocotools")
+    assert again["mask_ap"] == pytest.approx(report["mask_ap"], abs=1e-9)
+    main([*command, "--workers", "0", "--device", "cpu"])
+    assert "mask_ap50" in capsys.readouterr().out
+
+
+def test_instances_are_predicted_drawn_and_written(instance_run, tmp_path: Path, capsys) -> None:
+    root, run = instance_run
+    main(["predict", str(run / "model"), str(root / "val"), "--out", str(tmp_path), "--device", "cpu", "--json"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(line["path"]).name for line in lines] == ["1.png", "2.png", "3.png"]
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert len(content["annotations"]) == sum(line["instances"] for line in lines)
+    with Image.open(tmp_path / "drawn" / "0001_1.png") as drawn:
+        assert drawn.size == (96, 64)
+
+
+def test_classes_of_pixels_are_trained_evaluated_and_written(semantic_run, tmp_path: Path, capsys) -> None:
+    root, run = semantic_run
+    report = evaluate_dense(run / "model", root, split="annotations/val", images="images/val", workers=0, device="cpu")
+    last = [row for row in read_history(run) if "val/miou" in row][-1]
+    assert report.scores["miou"] == pytest.approx(last["val/miou"], abs=1e-6)
+    assert set(report.per_class) == {"box", "disc"}
+    main(["predict", str(run / "model"), str(root / "images/val/1.jpg"), "--out", str(tmp_path), "--device", "cpu"])
+    assert "box" in capsys.readouterr().out
+    with Image.open(tmp_path / "index" / "0001_1.png") as index:
+        labels = np.asarray(index)
+    assert labels.shape == (64, 64)
+    assert labels.max() <= 1
+
+
+def test_a_resumed_detector_goes_on_bit_for_bit(instance_run, tmp_path: Path) -> None:
+    root, run = instance_run
+    whole = {row["step"]: row["train/loss"] for row in read_history(run) if "train/loss" in row}
+    recipe = shapes.dense_recipe(root, tmp_path / "run", "coco")
+    first = Recipe.from_dict(recipe)
+    train(first, device="cpu", progress="none")
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("step*.ckpt"))
+    checkpoints[-1].unlink()
+    train(first, device="cpu", progress="none", resume="auto")
+    again = {row["step"]: row["train/loss"] for row in read_history(tmp_path / "run") if "train/loss" in row}
+    assert again == whole
+
+
+def test_data_and_head_must_fit(tmp_path: Path) -> None:
+    shapes.write_coco(tmp_path, "train", 2)
+    shapes.write_coco(tmp_path, "val", 1)
+    recipe = shapes.dense_recipe(tmp_path, tmp_path / "run", "coco")
+    recipe["model"]["head"]["kind"] = "upernet"
+    with pytest.raises(ValueError, match="The model's head is 'upernet', data of kind 'coco' need one of mask_rcnn"):
+        train(Recipe.from_dict(recipe), device="cpu", progress="none")
+    recipe["model"]["head"] = {"kind": "mask_rcnn", "num_classes": 5, "width": 16}
+    with pytest.raises(ValueError, match="has 5 classes, the training data 2"):
+        train(Recipe.from_dict(recipe), device="cpu", progress="none")
+
+
+def test_a_folder_that_is_no_dense_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model": {}}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="expected a trained dense model"):
+        DensePredictor(tmp_path)
+
+
+def test_both_counters_agree_and_perfect_results_score_one(tmp_path: Path) -> None:
+    content = shapes.write_coco(tmp_path, "val", 4)
+    from piip.data.coco import CocoInstances
+
+    data = CocoInstances(tmp_path / "val.json", tmp_path / "val")
+    results = []
+    generator = torch.Generator().manual_seed(0)
+    for index, image_id in enumerate(data.image_ids):
+        truth = data.read_truth(index, data.shapes[index])
+        scores = torch.rand(len(truth["labels"]), generator=generator)
+        results += to_results({**truth, "scores": scores}, image_id, data.category_ids)
+    perfect = score_results(content, results)
+    assert perfect["mask_ap"] == pytest.approx(1)
+    assert perfect["box_ap"] == pytest.approx(1)
+    worse = [{**row, "bbox": [row["bbox"][0] + 3, *row["bbox"][1:]]} for row in results[:-2]]
+    fast = score_results(content, worse)
+    slow = score_results(content, worse, counter="pycocotools")
+    assert fast == pytest.approx(slow, abs=1e-9)
+    assert 0 < fast["box_ap"] < 1
+    assert score_results(content, [])["mask_ap"] == 0
+    few = score_results(content, results, detections=(1, 1, 1))
+    assert few["mask_ap"] < 1
+    for options, message in (({"counter": "mine"}, "expected one of"), ({"detections": (3, 2, 1)}, "rising limits")):
+        with pytest.raises(ValueError, match=message):
+            score_results(content, results, **options)
+
+
+def test_overlap_of_classes_counts_totals_and_leaves_out_unknown_pixels() -> None:
+    overlap = ClassOverlap(3)
+    overlap.add(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 1, 255]]))
+    scores = overlap.scores()
+    assert scores == pytest.approx({"miou": (1 / 2 + 1 / 2) / 2, "aacc": 2 / 3, "macc": (1 + 1 / 2) / 2})
+    assert torch.isnan(overlap.class_overlap()[2])
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes" / "instances").glob("*.yaml")))
+def test_recipes_for_instances_parse(path: Path) -> None:
+    recipe = Recipe.from_dict(yaml.safe_load(path.read_text()))
+    assert recipe.data.kind == "coco"
