@@ -105,7 +105,7 @@ def test_paper_rule_reproduces_the_published_figures(name: str) -> None:
 @pytest.mark.parametrize("name", ["piip_bl_512_256.clip_llava_7b", "piip_cb_l_640_224.clip_llava_7b"])
 def test_paper_rule_counts_towers_with_and_without_projector_alike(name: str) -> None:
     with without_values():
-        models = [build_released(name), build_released(name, with_projector=True)]
+        models = [build_released(name), build_released(name, with_head=True)]
         models.append(piip.create_model(name, features_only=True))
     published = piip.estimate_cost(name, rule="paper").macs
     assert [piip.estimate_cost(model, rule="paper").macs for model in models] == [published] * 3
