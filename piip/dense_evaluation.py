@@ -104,8 +104,7 @@ def _evaluate_instances(
 ) -> DenseReport:
     results: list[dict[str, Any]] = []
     for batch in _batches(predictor, truth, workers):
-        image = batch.image.to(device=predictor.device, dtype=predictor.dtype)
-        values = predictor.model.predict(image, batch.frames, most=limits[-1])[0]
+        values = predictor.run(batch, most=limits[-1])
         results += to_results(values, truth.image_ids[batch.indices[0]], truth.category_ids)
     if out is not None:  # before counting, which may fail: the predictions took longer
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -119,8 +118,7 @@ def _evaluate_instances(
 def _evaluate_maps(predictor: DensePredictor, maps: IndexMaps, workers: int) -> DenseReport:
     overlap = ClassOverlap(len(predictor.classes))
     for batch in _batches(predictor, maps, workers):
-        image = batch.image.to(device=predictor.device, dtype=predictor.dtype)
-        guess = predictor.model.predict(image, batch.frames)[0]["labels"].cpu()
+        guess = predictor.run(batch)["labels"]
         shape = batch.frames[0].original
         truth = maps.read_truth(batch.indices[0], shape)["labels"]
         overlap.add(guess, reduce_zero_label(truth) if predictor.transform.config.reduce_zero_label else truth)

@@ -17,10 +17,12 @@ from torch import Tensor
 from piip.data.dense_transforms import DenseTransformConfig
 from piip.data.image_folder import read_rgb, to_rgb
 from piip.data.reading import find_images
-from piip.data.samples import DenseTransform, PadTogether
+from piip.data.samples import Batch, DenseTransform, PadTogether
 from piip.device import pick_device
 from piip.fields import read_fields
 from piip.heads.dense import PIIPDenseModel
+from piip.heads.detection.frames import ImageFrame
+from piip.heads.sliding import flip_image, sliding_probabilities
 from piip.hub import find_model
 from piip.saving import DTYPES, load_model, read_description
 from piip.scores.coco import to_results
@@ -94,10 +96,30 @@ class DensePredictor:
             yield DensePrediction(str(path), self._predict(read_rgb(path)))
 
     def _predict(self, picture: Image.Image) -> dict[str, Tensor]:
-        batch = self.collate([self.transform(picture, {}, 0)])
-        image = batch.image.to(device=self.device, dtype=self.dtype)
-        values = self.model.predict(image, batch.frames, most=self.detections[-1])[0]
-        return {name: value.cpu() for name, value in values.items()}
+        return self.run(self.collate([self.transform(picture, {}, 0)]))
+
+    @torch.no_grad()
+    def run(self, batch: Batch, *, most: int | None = None) -> dict[str, Tensor]:
+        """Return what the model says about a batch of one prepared picture, on the CPU.
+
+        Args:
+            batch: From `transform` and `collate`.
+            most: Instances kept; None takes the last of `detections`.
+        """
+        image, frame = batch.image.to(device=self.device, dtype=self.dtype), batch.frames[0]
+        config = self.transform.config
+        if self.kind != "upernet" or (config.slide_crop is None and not config.flip_test):
+            values = self.model.predict(image, batch.frames, most=most or self.detections[-1])[0]
+            return {name: value.cpu() for name, value in values.items()}
+        answer = self._probabilities(image, frame)
+        if config.flip_test:
+            answer = (answer + self._probabilities(flip_image(image, frame), frame).flip(-1)) / 2
+        return {"labels": answer[0].argmax(0).cpu()}
+
+    def _probabilities(self, image: Tensor, frame: ImageFrame) -> Tensor:
+        config = self.transform.config
+        crop = config.slide_crop or max(image.shape[-2:])
+        return sliding_probabilities(self.model.segment, image, frame, crop=crop, stride=config.slide_stride or crop)
 
 
 def write_predictions(

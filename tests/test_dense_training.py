@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_classes_of_pixels_are_trained_evaluated_and_written(semantic_run, tmp_p
         labels = np.asarray(index)
     assert labels.shape == (64, 64)
     assert labels.max() <= 1
+
+
+def test_windows_and_flips_are_an_option_of_the_description(semantic_run, tmp_path: Path) -> None:
+    root, run = semantic_run
+    copied = tmp_path / "model"
+    shutil.copytree(run / "model", copied)
+    description = json.loads((copied / "config.json").read_text())
+    description["dense"] |= {"slide_crop": 32, "slide_stride": 20, "flip_test": True}
+    (copied / "config.json").write_text(json.dumps(description))
+    report = evaluate_dense(copied, root, split="annotations/val", images="images/val", workers=0, device="cpu")
+    assert report.images == 2
+    assert 0 <= report.scores["miou"] <= 1
 
 
 def test_a_resumed_detector_goes_on_bit_for_bit(instance_run, tmp_path: Path) -> None:

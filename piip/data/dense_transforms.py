@@ -26,6 +26,9 @@ class DenseTransformConfig:
         color_jitter: Training: range of brightness, contrast and saturation.
         pad_divisor: Batches are padded at the right and bottom to a multiple of this.
         resize: "plain" (bilinear with antialiasing) or "official" (8-bit fixed point without, as the released models).
+        slide_crop: Evaluation of index maps: side of overlapping windows in pixels; None takes the whole picture.
+        slide_stride: Pixels from one window to the next.
+        flip_test: Evaluation of index maps: average with the flipped picture.
         reduce_zero_label: Index maps: class 0 is ignored and the others count from 0 (ADE20K).
         mean: Mean of each channel for images in [0, 1].
         std: Standard deviation of each channel for images in [0, 1].
@@ -44,18 +47,26 @@ class DenseTransformConfig:
     color_jitter: float = 0.0
     pad_divisor: int = 32
     resize: str = "plain"
+    slide_crop: int | None = None
+    slide_stride: int | None = None
+    flip_test: bool = False
     reduce_zero_label: bool = False
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "long_side", "crop", "pad_divisor"):
+        for name in ("short_side", "long_side", "crop", "pad_divisor", "slide_crop", "slide_stride"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"data.dense.{name} is {value}, expected pixels of at least 1.")
         if any(side < 1 for side in self.train_short_sides):
             raise ValueError(
                 f"data.dense.train_short_sides is {self.train_short_sides}, expected pixels of at least 1."
+            )
+        if self.slide_crop is not None and not 0 < (self.slide_stride or 0) <= self.slide_crop:
+            raise ValueError(
+                f"data.dense.slide_stride is {self.slide_stride}, expected pixels from 1 to slide_crop "
+                f"({self.slide_crop}): windows must not leave gaps."
             )
         if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
             raise ValueError(f"data.dense.scale_jitter is {self.scale_jitter}, expected a rising range above 0.")

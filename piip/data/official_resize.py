@@ -6,6 +6,8 @@ tests to one grey level.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,19 +27,26 @@ def resize_like_opencv(image: Pixels, size: tuple[int, int]) -> Pixels:
     """
     if image.shape[:2] == tuple(size):
         return image
-    top, bottom, vertical = _taps(image.shape[0], size[0])
-    left, right, horizontal = _taps(image.shape[1], size[1])
+    rows, columns = _taps(image.shape[0], size[0]), _taps(image.shape[1], size[1])
     wide = image.astype(np.int32)
-    columns = wide[:, left] * (COEFFICIENT - horizontal)[None, :, None] + wide[:, right] * horizontal[None, :, None]
-    upper = ((COEFFICIENT - vertical)[:, None, None] * (columns[top] >> 4)) >> 16
-    lower = (vertical[:, None, None] * (columns[bottom] >> 4)) >> 16
+    left, right = (wide[:, tap.pixels] * tap.weights[None, :, None] for tap in columns)
+    across = left + right
+    upper, lower = (((tap.weights[:, None, None] * (across[tap.pixels] >> 4)) >> 16) for tap in rows)
     return ((upper + lower + 2) >> 2).clip(0, 255).astype(np.uint8)
 
 
-def _taps(stored: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
-    """Return for every wanted pixel the two stored ones around its centre and the weight of the second."""
-    place = (np.arange(wanted) + 0.5) * (stored / wanted) - 0.5
+class _Tap(NamedTuple):
+    """One of the two stored pixels that every wanted one is made of, and its weight."""
+
+    pixels: NDArray[np.int64]
+    weights: NDArray[np.int32]
+
+
+def _taps(stored: int, wanted: int) -> tuple[_Tap, _Tap]:
+    place = ((np.arange(wanted) + 0.5) * (stored / wanted) - 0.5).astype(np.float32)
     first = np.floor(place).astype(np.int64)
-    weight = np.where((first < 0) | (first >= stored - 1), 0.0, place - first)
+    weight = np.where((first < 0) | (first >= stored - 1), np.float32(0), place - first.astype(np.float32))
     first = first.clip(0, stored - 1)
-    return first, (first + 1).clip(max=stored - 1), np.rint(weight * COEFFICIENT).astype(np.int32)
+    second = (first + 1).clip(max=stored - 1)
+    near, far = (np.rint(part * COEFFICIENT).astype(np.int32) for part in (1 - weight, weight))
+    return _Tap(first, near), _Tap(second, far)

@@ -77,6 +77,25 @@ class PIIPDenseModel(DescribedModel):
                 return self.head.predict(maps, frames, rescale=rescale, most=most)
             return self.head.predict(maps, frames, rescale=rescale)
 
+    def segment(self, image: Tensor) -> Tensor:
+        """Return the class logits of a segmentor as its head made them, at the head's own resolution.
+
+        Args:
+            image: Normalised RGB images, (B, 3, H, W).
+
+        Returns:
+            The logits, (B, K, h, w).
+
+        Raises:
+            ValueError: The head finds instances.
+        """
+        if not isinstance(self.head, UperNetHead):
+            raise ValueError("segment() needs a head that classifies pixels, head kind 'upernet'; use predict()")
+        _, maps = self._prepare(image, None)
+        with torch.autocast(image.device.type, enabled=False):
+            logits: Tensor = self.head(maps)
+        return logits
+
     def _prepare(self, image: Tensor, frames: Sequence[ImageFrame] | None) -> tuple[Sequence[ImageFrame], list[Tensor]]:
         if frames is None:
             frames = [ImageFrame.make((image.shape[2], image.shape[3]))] * len(image)
