@@ -13,6 +13,21 @@ from piip.ops import cell_centres, deformable_attention, grid_extent
 Grid = tuple[int, int]
 
 
+def ray_offsets(num_heads: int, num_points: int) -> Tensor:
+    """Return offsets (x, y) in cells to start from, (heads, points, 2): a ray of points, one direction a head.
+
+    Args:
+        num_heads: Attention heads.
+        num_points: Points a head, the k-th k cells away.
+
+    Source: the official initialisation of arXiv 2010.04159.
+    """
+    angle = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
+    ray = torch.stack((angle.cos(), angle.sin()), -1)
+    ray = ray / ray.abs().amax(-1, keepdim=True)  # onto the unit square
+    return ray[:, None] * torch.arange(1, num_points + 1, dtype=torch.float32)[:, None]
+
+
 class DeformableCrossAttention(nn.Module):
     """Every query token reads a few points of the source map around its own position.
 
@@ -56,12 +71,8 @@ class DeformableCrossAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start with points on rays around each query, one direction a head, all weighted alike."""
-        angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
-        ray = torch.stack((angle.cos(), angle.sin()), -1)
-        ray = ray / ray.abs().amax(-1, keepdim=True)  # onto the unit square
-        steps = torch.arange(1, self.num_points + 1, dtype=torch.float32)
         with torch.no_grad():
-            self.offsets.bias.copy_((ray[:, None] * steps[None, :, None]).flatten())
+            self.offsets.bias.copy_(ray_offsets(self.num_heads, self.num_points).flatten())
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.weights.bias)

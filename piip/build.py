@@ -19,6 +19,8 @@ from piip.counting import count_forward
 from piip.features import StageInfo
 from piip.heads.classification import PerBranchHead, PIIPClassifier, PooledHead
 from piip.heads.dense import DenseHead, PIIPDenseModel
+from piip.heads.detr.transformer import LayerSizes
+from piip.heads.dino import DINOHead
 from piip.heads.mask_rcnn import MaskRCNNHead
 from piip.heads.projector import PIIPVisionTower, Projector
 from piip.heads.upernet import UperNetHead
@@ -29,8 +31,9 @@ from piip.necks import InteractionPyramid, Neck, SimpleFeaturePyramid
 logger = logging.getLogger("piip")
 
 SLIM_WIDTH = 256  # what detection and segmentation heads work at
-HEAD_WIDTHS = {"projector": 4096, "mask_rcnn": 256, "upernet": 1536}  # of the released models
+HEAD_WIDTHS = {"projector": 4096, "mask_rcnn": 256, "upernet": 1536, "dino": 256}  # of the released models
 BOX_FEATURES = 4  # times the width of a Mask R-CNN
+HIDDEN_FEATURES = 8  # times the width of a DINO head
 
 
 class PyramidWarning(UserWarning):
@@ -120,9 +123,11 @@ def build_model(config: ModelConfig) -> PIIPBackbone | PIIPClassifier | PIIPVisi
 
 def _dense_head(head: HeadConfig, backbone: PIIPBackbone) -> DenseHead:
     channels = [int(info["num_chs"]) for info in backbone.feature_info]
+    width = head.width or HEAD_WIDTHS[head.kind]
+    if head.kind == "dino":
+        return DINOHead(channels, head.num_classes, sizes=LayerSizes(width, HIDDEN_FEATURES * width))
     if len(channels) != 4:
         raise ValueError(f"HeadConfig {head.kind!r} reads four maps, the neck makes {len(channels)}; set neck.scales.")
-    width = head.width or HEAD_WIDTHS[head.kind]
     if head.kind == "upernet":
         return UperNetHead(channels, head.num_classes, channels=width, auxiliary_channels=width)
     return MaskRCNNHead(

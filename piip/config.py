@@ -15,8 +15,8 @@ from piip.fields import at_least, check_fields, one_of, read_fields
 
 MERGE_KINDS = ("linear", "conv", "slim", "none")
 NECK_KINDS = ("none", "simple", "interaction", "stages")
-HEAD_KINDS = ("none", "pooled", "per_branch", "projector", "mask_rcnn", "upernet")
-DENSE_HEADS = ("mask_rcnn", "upernet")  # read the maps of the neck
+HEAD_KINDS = ("none", "pooled", "per_branch", "projector", "mask_rcnn", "upernet", "dino")
+DENSE_HEADS = ("mask_rcnn", "upernet", "dino")  # read the maps of the neck
 POOL_KINDS = ("token", "mean", "first_patch")
 ATTENTION_KINDS = ("deformable", "dense")
 DIRECTIONS = ("both", "to_coarse", "to_fine")
@@ -207,8 +207,8 @@ class HeadConfig:
 
     Args:
         kind: "none", "pooled" (one linear layer on the merged map), "per_branch" (one a branch, logits averaged),
-            "projector" (tokens for a language model from the maps of all branches), "mask_rcnn" (instances) or
-            "upernet" (a class a pixel).
+            "projector" (tokens for a language model from the maps of all branches), "mask_rcnn" (instances),
+            "dino" (boxes) or "upernet" (a class a pixel).
         num_classes: Number of classes K.
         pool: "mean" over patches, "first_patch" (official releases), or "token" (class token, per_branch only; what
             the last interaction brings to the patches no longer reaches it).

@@ -60,3 +60,24 @@ def head_maps(case: dict[str, Any]) -> list[torch.Tensor]:
 def unpacked(arrays: dict[str, np.ndarray], name: str, shape_name: str) -> np.ndarray:
     shape = tuple(arrays[shape_name])
     return np.unpackbits(arrays[name])[: int(np.prod(shape))].reshape(shape).astype(bool)
+
+
+def stub_features(case: dict[str, Any], image: torch.Tensor) -> list[torch.Tensor]:
+    """Return the maps of the stub backbone of an end-to-end case."""
+    stub, maps = case["stub"], []
+    for i, (channels, stride) in enumerate(zip(stub["channels"], stub["strides"], strict=True)):
+        rng = np.random.default_rng(zlib.crc32((stub["salt"] + f"stub.{i}.weight").encode()))
+        weight = rng.standard_normal((channels, 3)).astype(np.float32) * np.float32(stub["gain"])
+        pooled = torch.nn.functional.avg_pool2d(image, stride, stride)
+        maps.append(torch.einsum("ck,bkhw->bchw", torch.from_numpy(weight), pooled).tanh())
+    return maps
+
+
+def case_targets(case: dict[str, Any], outputs: dict[str, np.ndarray]) -> list[dict[str, torch.Tensor]]:
+    return [
+        {
+            "boxes": torch.from_numpy(outputs[f"gt.boxes.{i}"]),
+            "labels": torch.from_numpy(outputs[f"gt.labels.{i}"]).long(),
+        }
+        for i in range(len(case["img_metas"]))
+    ]

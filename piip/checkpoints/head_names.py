@@ -55,9 +55,34 @@ _UPERNET: tuple[Rename, ...] = (
     (r"^auxiliary\.", "auxiliary_head.convs.0."),
     (r"^auxiliary_classifier\.", "auxiliary_head.conv_seg."),
 )
+_DINO: tuple[Rename, ...] = (
+    (r"^neck\.maps\.(\d+)\.0\.", r"neck.convs.\1.conv."),
+    (r"^neck\.maps\.(\d+)\.1\.", r"neck.convs.\1.gn."),
+    (r"^neck\.further\.(\d+)\.0\.", r"neck.extra_convs.\1.conv."),
+    (r"^neck\.further\.(\d+)\.1\.", r"neck.extra_convs.\1.gn."),
+    (r"\.self_attention\.", ".attentions.0.attn."),
+    (r"\.cross_attention\.", ".attentions.1."),
+    (r"\.attention\.", ".attentions.0."),
+    (r"\.offsets\.", ".sampling_offsets."),
+    (r"\.weights\.", ".attention_weights."),
+    (r"\.value\.", ".value_proj."),
+    (r"(attentions\.\d+)\.output\.", r"\1.output_proj."),
+    (r"\.feed_forward\.0\.", ".ffns.0.layers.0.0."),
+    (r"\.feed_forward\.2\.", ".ffns.0.layers.1."),
+    (r"^encoder\.level_embeds", "level_embeds"),
+    (r"^decoder\.positions\.", "decoder.ref_point_head."),
+    (r"^selection\.output\.", "enc_output."),
+    (r"^selection\.norm\.", "enc_output_norm."),
+    (r"^queries\.", "query_embed."),
+    (r"^(?=level_embeds|encoder|decoder|enc_output|query_embed)", "bbox_head.transformer."),
+    (r"^scores\.", "bbox_head.cls_branches."),
+    (r"^boxes\.", "bbox_head.reg_branches."),
+    (r"^labels\.", "bbox_head.label_embedding."),
+)
 
 MASK_RCNN = HeadNames(
     _MASK_RCNN + tuple((rf"^masks\.convs\.{2 * i}\.", f"roi_head.mask_head.convs.{i}.conv.") for i in range(4))
 )
 UPERNET = HeadNames(_UPERNET)
-HEAD_NAMES = {"mask_rcnn": MASK_RCNN, "upernet": UPERNET}
+DINO = HeadNames(_DINO)
+HEAD_NAMES = {"mask_rcnn": MASK_RCNN, "upernet": UPERNET, "dino": DINO}

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piip.checkpoints.head_names import MASK_RCNN, UPERNET, HeadNames
+from piip.checkpoints.head_names import DINO, MASK_RCNN, UPERNET, HeadNames
 from piip.heads.detection.frames import ImageFrame, Prediction, Target
-from piip.heads.mask_rcnn import Draws, MaskRCNNHead
+from piip.heads.detr.transformer import LayerSizes
+from piip.heads.dino import DINOHead
+from piip.heads.mask_rcnn import MaskRCNNHead
 from piip.heads.upernet import UperNetHead
 
 Metas = Sequence[Mapping[str, Any]]
@@ -27,7 +29,7 @@ class OfficialHead(nn.Module):
         names: How the authors name its parameters.
     """
 
-    def __init__(self, model: MaskRCNNHead | UperNetHead, names: HeadNames) -> None:
+    def __init__(self, model: MaskRCNNHead | UperNetHead | DINOHead, names: HeadNames) -> None:
         super().__init__()
         self.model = model
         self.names = names
@@ -41,7 +43,7 @@ class OfficialHead(nn.Module):
         features: Sequence[Tensor],
         targets: Sequence[Target] | Mapping[str, Tensor],
         img_metas: Metas,
-        draws: Draws | None = None,
+        draws: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
         """Return the losses under the official names; see the head's own `losses`.
 
@@ -49,7 +51,7 @@ class OfficialHead(nn.Module):
             features: Maps of the backbone.
             targets: One dict an image; of a segmentor also one dict with "labels" (B, H, W).
             img_metas: What is known of the images.
-            draws: Samples to use instead of drawing them.
+            draws: Samples or denoising queries to use instead of drawing them.
         """
         frames = [frame_of(meta) for meta in img_metas]
         every = [{"labels": labels} for labels in targets["labels"]] if isinstance(targets, Mapping) else targets
@@ -81,14 +83,14 @@ def build_official_head(
     """Build one of the authors' heads, neck included.
 
     Args:
-        family: "mask_rcnn" or "upernet".
+        family: "mask_rcnn", "upernet" or "dino".
         arch: Its sizes under the names of the reference.
         test_cfg: How it predicts, where the family has a choice.
 
     Raises:
         ValueError: Another family, or sizes that are missing.
     """
-    builders = {"mask_rcnn": _mask_rcnn, "upernet": _upernet}
+    builders = {"mask_rcnn": _mask_rcnn, "upernet": _upernet, "dino": _dino}
     if family not in builders:
         raise ValueError(f"family is {family!r}, expected one of {', '.join(builders)}.")
     try:
@@ -117,3 +119,17 @@ def _upernet(arch: Mapping[str, Any]) -> OfficialHead:
         auxiliary_channels=arch.get("aux_channels", 256),
     )
     return OfficialHead(head, UPERNET)
+
+
+def _dino(arch: Mapping[str, Any]) -> OfficialHead:
+    head = DINOHead(
+        arch["in_channels"],
+        arch["num_classes"],
+        sizes=LayerSizes(arch.get("embed_dims", 256), arch.get("ffn_channels", 2048)),
+        encoder_depth=arch.get("enc_layers", 6),
+        decoder_depth=arch.get("dec_layers", 6),
+        num_queries=arch.get("num_query", 900),
+        num_noisy_queries=arch.get("num_dn_queries", 100),
+        detections=arch.get("max_per_img", 300),
+    )
+    return OfficialHead(head, DINO)

@@ -11,10 +11,11 @@ from piip.backbone import PIIPBackbone
 from piip.config import ModelConfig
 from piip.described import DescribedModel
 from piip.heads.detection.frames import ImageFrame, Prediction, Target
+from piip.heads.dino import DINOHead
 from piip.heads.mask_rcnn import MaskRCNNHead
 from piip.heads.upernet import UperNetHead
 
-DenseHead = MaskRCNNHead | UperNetHead
+DenseHead = MaskRCNNHead | UperNetHead | DINOHead
 
 
 class PIIPDenseModel(DescribedModel):
@@ -73,9 +74,9 @@ class PIIPDenseModel(DescribedModel):
         """
         frames, maps = self._prepare(image, frames)
         with torch.autocast(image.device.type, enabled=False):
-            if isinstance(self.head, MaskRCNNHead) and most is not None:
-                return self.head.predict(maps, frames, rescale=rescale, most=most)
-            return self.head.predict(maps, frames, rescale=rescale)
+            if isinstance(self.head, UperNetHead) or most is None:
+                return self.head.predict(maps, frames, rescale=rescale)
+            return self.head.predict(maps, frames, rescale=rescale, most=most)
 
     def segment(self, image: Tensor) -> Tensor:
         """Return the class logits of a segmentor as its head made them, at the head's own resolution.

@@ -129,7 +129,7 @@ def create_model(
     if features_only:
         return build_backbone(dataclasses.replace(config, head=HeadConfig()))
     if config.head.kind == "none":
-        raise ValueError(f"{name} has no head in this version; pass features_only=True for its backbone and neck.")
+        raise ValueError(f"{name} was asked for without a head; pass features_only=True for its backbone and neck.")
     if num_classes is not None and config.head.kind == "projector":
         raise ValueError(f"{name} has a projector and no classes; leave num_classes out.")
     if num_classes is not None:

@@ -13,6 +13,7 @@ SIMPLE_NECK = NeckConfig("simple")
 SINGLE_NECK = NeckConfig("simple", norm="layer")
 DINO_NECK = NeckConfig("simple", scales=(2, 1, 0.5))
 MASK_RCNN = HeadConfig("mask_rcnn", num_classes=80)  # of COCO
+DINO = HeadConfig("dino", num_classes=80)  # of COCO
 UPERNET = HeadConfig("upernet", num_classes=150)  # of ADE20K
 INTERACTION = InteractionConfig(count=12, drop_path_rate=0.4)
 
@@ -28,12 +29,12 @@ def dense_model(
 
     Args:
         *branches: Largest network first; a single one is a baseline.
-        head: What reads the neck's levels.
+        head: What reads the neck's levels; three levels are always a DINO head's.
         interaction: Exchange between branches.
         neck: Levels.
         imagenet_colors: Images are normalised with ImageNet's mean and std instead of 0.5.
     """
-    head = HeadConfig() if neck == DINO_NECK else head  # its head is not there yet
+    head = DINO if neck == DINO_NECK else head
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet_colors else (HALF, HALF)
     if len(branches) == 1:
         return ModelConfig(branches, merge=MergeConfig("none"), neck=neck, head=head, mean=mean, std=std)
