@@ -22,13 +22,14 @@ from piip.checkpoints.reading import open_checkpoint
 from piip.checkpoints.sources import fits, has_head, one_branch, own_facts, own_names, own_stream, whole_model
 from piip.checkpoints.unwrapping import FoundWeights, find_weights
 from piip.config import DENSE_HEADS, HeadConfig, ModelConfig
+from piip.data.benchmarks import benchmark_metadata
 from piip.data.imagenet import NUM_CLASSES, imagenet_metadata
 from piip.heads.classification import PIIPClassifier
 from piip.meta import without_values
 from piip.model_card import write_card
 from piip.saving import CONFIG_NAME, DTYPES, read_description, stored_dtype, write_description
 from piip.shards import MAX_SHARD_BYTES, Progress, StoredTensor, TensorFacts, open_weights, write_weights
-from piip.zoo import model_config, published_config
+from piip.zoo import model_config, published_config, published_results
 
 SHOWN = 6  # names listed in the summary
 SEED = 0  # of the branches that no file has filled yet
@@ -250,12 +251,14 @@ def _for_directory(earlier: dict[str, Any], model: str) -> tuple[OfficialModel, 
 
 
 def _write_facts(out: Path, config: ModelConfig, metadata: dict[str, Any]) -> None:
-    """Write config.json and the model card; classifiers learn the names of ImageNet's classes."""
+    """Write config.json and the model card; models with a head learn the classes and pictures of their data set."""
     with without_values():
         model = build_model(config)
     model.metadata = metadata
     if isinstance(model, PIIPClassifier) and model.num_classes == NUM_CLASSES:
         model.metadata |= imagenet_metadata(config)
+    elif config.head.kind in DENSE_HEADS:
+        model.metadata |= benchmark_metadata(config, published_results(metadata["name"]).evaluation)
     write_description(out, config, model.pretrained_cfg, model.metadata)
     write_card(model, out)
 

@@ -110,7 +110,12 @@ def _evaluate_instances(
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / RESULTS_NAME).write_text(json.dumps(results) + "\n", encoding="utf-8")
     scores = score_results(
-        read_coco(truth.file), results, detections=limits, counter=counter, image_ids=truth.image_ids
+        read_coco(truth.file),
+        results,
+        kinds=predictor.model.finds,
+        detections=limits,
+        counter=counter,
+        image_ids=truth.image_ids,
     )
     return DenseReport(len(truth), scores, detections=limits)
 

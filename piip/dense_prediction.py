@@ -37,7 +37,8 @@ class DensePrediction:
 
     Args:
         path: The file, None for a picture in memory.
-        values: "boxes", "scores", "labels", "masks" of instances, or "labels" (H, W), in pixels of the picture.
+        values: "boxes", "scores", "labels" and, where the model finds them, "masks" of instances, or "labels" (H, W);
+            in pixels of the picture.
     """
 
     path: str | None
@@ -54,7 +55,7 @@ class DensePredictor:
 
     Attributes:
         model: The model, in evaluation mode.
-        kind: Its head: "mask_rcnn" or "upernet".
+        kind: Its head: "mask_rcnn", "dino" or "upernet".
         classes: Names of its classes.
         detections: Limits on instances a picture; the last one is used.
 
@@ -178,14 +179,15 @@ def draw_prediction(picture: Image.Image, values: dict[str, Tensor], *, score: f
         score: Least score of a drawn instance.
     """
     pixels = np.asarray(picture).astype(np.float32)
-    if "masks" not in values:
+    if "scores" not in values:
         tints = _colours(int(values["labels"].max()) + 1)[values["labels"].numpy()]
         return Image.fromarray((pixels * 0.5 + tints * 0.5).astype(np.uint8))
     shown = (values["scores"] >= score).nonzero().squeeze(1).tolist()
     colours = _colours(len(shown))
-    for colour, index in zip(colours, shown, strict=True):
-        mask = values["masks"][index].numpy()
-        pixels[mask] = pixels[mask] * 0.5 + colour * 0.5
+    if "masks" in values:
+        for colour, index in zip(colours, shown, strict=True):
+            mask = values["masks"][index].numpy()
+            pixels[mask] = pixels[mask] * 0.5 + colour * 0.5
     drawn = Image.fromarray(pixels.astype(np.uint8))
     pen = ImageDraw.Draw(drawn)
     for colour, index in zip(colours, shown, strict=True):

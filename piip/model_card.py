@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from piip.backbone import PIIPBackbone
-from piip.config import HeadConfig, ModelConfig
+from piip.config import DENSE_HEADS, HeadConfig, ModelConfig
 from piip.cost import CostReport, estimate_cost
 from piip.cost.total import find_backbone
 from piip.described import DescribedModel
@@ -22,6 +22,20 @@ SEAL = re.compile(re.escape(MARK).replace(re.escape("{digest}"), "([0-9a-f]{16})
 
 AUTHORS = "https://github.com/OpenGVLab/PIIP"
 EXCHANGES = {"both": "in both directions", "to_coarse": "towards the larger one", "to_fine": "towards the smaller one"}
+KINDS = {
+    "none": "Backbone",
+    "projector": "Vision tower",
+    "mask_rcnn": "Instance segmentation",
+    "dino": "Detector",
+    "upernet": "Semantic segmentation",
+}  # others are classifiers
+HUB_TASKS = {
+    "none": "image-feature-extraction",
+    "projector": "image-feature-extraction",
+    "mask_rcnn": "image-segmentation",
+    "dino": "object-detection",
+    "upernet": "image-segmentation",
+}
 SOURCES = """\
 Built with `piip`, an independent implementation of
 
@@ -109,15 +123,14 @@ def _front_matter(config: ModelConfig, metadata: Mapping[str, Any]) -> str:
     lines = ["library_name: piip"]
     if "license" in metadata:
         lines.append(f"license: {json.dumps(metadata['license'])}")
-    lines.append(f"pipeline_tag: {'image-classification' if _is_classifier(config) else 'image-feature-extraction'}")
+    lines.append(f"pipeline_tag: {HUB_TASKS.get(config.head.kind, 'image-classification')}")
     lines += ["tags:", "- piip", "- image-pyramid", "- arxiv:2406.04330", "- arxiv:2501.07783"]
     return "\n".join(["---", *lines, "---", ""])
 
 
 def _short_name(config: ModelConfig) -> str:
     sizes = " / ".join(str(branch.image_size) for branch in config.branches)
-    kinds = {"none": "Backbone", "projector": "Vision tower"}
-    return f"{kinds.get(config.head.kind, 'Classifier')} at {sizes} pixels"
+    return f"{KINDS.get(config.head.kind, 'Classifier')} at {sizes} pixels"
 
 
 def _is_classifier(config: ModelConfig) -> bool:
@@ -155,6 +168,9 @@ def _head(head: HeadConfig) -> str:
         "pooled": f"A linear layer on the pooled map gives logits for {head.num_classes} classes.",
         "per_branch": f"Logits of one linear layer a branch are averaged, for {head.num_classes} classes.",
         "projector": f"A projector makes tokens of {head.width} channels for a language model.",
+        "mask_rcnn": f"A Mask R-CNN head finds boxes and masks of {head.num_classes} classes.",
+        "dino": f"A DINO head finds boxes of {head.num_classes} classes.",
+        "upernet": f"An UperNet head gives one of {head.num_classes} classes to every pixel.",
     }
     return what[head.kind]
 
@@ -173,10 +189,12 @@ def _branch_table(config: ModelConfig, report: CostReport) -> str:
         rows.append(f"| {name} | {network} | {size} | {part.params / 1e6:.2f} M | {part.macs / 1e9:.3f} |")
     rows.append(f"| **total** | | | {report.params / 1e6:.2f} M | {report.macs / 1e9:.3f} |")
     height, width = report.image_size
+    is_dense = config.head.kind in DENSE_HEADS
     return (
         "\n".join(rows)
         + f"\n\nOne image of {height}x{width} pixels; a MAC is one multiply-add of everything that runs "
         "in matrix products, convolutions, attention and sampling (rule `total` of `piip cost`)."
+        + (" The head is not in the table: what it costs depends on what it finds." if is_dense else "")
     )
 
 
@@ -195,7 +213,9 @@ def _numbers(values: Any) -> str:
 
 def _usage(config: ModelConfig, facts: Mapping[str, Any], place: str) -> str:
     _, height, width = facts["input_size"]
-    if config.head.kind != "none":
+    if config.head.kind in DENSE_HEADS:
+        use = "for name, values in model((image - mean) / std)[0].items():\n    print(name, tuple(values.shape))"
+    elif config.head.kind != "none":
         what = f"(1, {config.head.num_classes})" if _is_classifier(config) else f"(1, N, {config.head.width})"
         use = f"print(model((image - mean) / std).shape)  # {what}"
     else:

@@ -92,7 +92,13 @@ class ProgressBar(RichProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         """Return the metrics shown behind the bar."""
         logged = trainer.callback_metrics
-        shown = {"loss": "train/loss", "top-1": "val/top1", "mask AP": "val/mask_ap", "mIoU": "val/miou"}
+        shown = {
+            "loss": "train/loss",
+            "top-1": "val/top1",
+            "box AP": "val/box_ap",
+            "mask AP": "val/mask_ap",
+            "mIoU": "val/miou",
+        }
         metrics = {name: f"{float(logged[key]):.4f}" for name, key in shown.items() if key in logged}
         metrics["images/s"] = f"{self.throughput.images_per_second:.1f}"
         return {**metrics, "left": self.throughput.time_left(trainer, self.total_steps)}

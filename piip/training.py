@@ -56,8 +56,7 @@ from piip.tasks.base import TrainingTask
 from piip.tasks.classification import ClassificationTask
 from piip.tasks.dense import InstanceTask, SemanticTask
 
-MONITORS = {"folder": "val/top1", "coco": "val/mask_ap", "index_maps": "val/miou"}
-HEADS = {"folder": ("pooled", "per_branch"), "coco": ("mask_rcnn",), "index_maps": ("upernet",)}
+HEADS = {"folder": ("pooled", "per_branch"), "coco": ("mask_rcnn", "dino"), "index_maps": ("upernet",)}
 LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -323,7 +322,7 @@ def _callbacks(
     folder = Path(recipe.run.out)
     return [
         StepSeed(recipe.run.seed),
-        BestModel(functools.partial(export, directory=folder / BEST), monitor=MONITORS[recipe.data.kind]),
+        BestModel(functools.partial(export, directory=folder / BEST), monitor=parts.task.watched),
         *averaging,
         SavedRecipe(recipe, folder / CHECKPOINTS),
         StopAtStep(parts.length.total_steps),

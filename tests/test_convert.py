@@ -12,6 +12,7 @@ import golden
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from published import MODEL, convert, loaded_state, register, register_config, same
 from safetensors.torch import save_file
 
@@ -20,13 +21,16 @@ from piip.checkpoints import build_released, load_official, official_shapes
 from piip.checkpoints.identify import most_alike
 from piip.checkpoints.sources import own_facts, whole_model
 from piip.checkpoints.unwrapping import find_weights
+from piip.config import HeadConfig
 from piip.conversion import convert_checkpoint, format_conversion, parse_size
+from piip.dense_prediction import DensePredictor
 from piip.meta import without_values
 from piip.saving import load_model, read_description
 from piip.shards import open_weights
-from piip.zoo import list_models, model_config
+from piip.zoo import list_models, model_config, published_results
 from piip.zoo.registry import PUBLISHED
 
+OTHER = "piip_tsb_1120_896_448.deit3_coco_mask_rcnn"
 CASE = "det3_deit_global_square"
 CASES = [
     *("cls2_augreg_merged_normal", "cls3_augreg_separate", "cls3_deit_merged_clstoken", "det1_convnext_baseline"),
@@ -132,6 +136,45 @@ def test_whole_detectors_keep_their_backbone_and_say_what_is_left(
     assert "Left out, by part and number of tensors: rpn_head (1), neck (2)" in text
     assert str(tmp_path / "out") in text
     assert json.loads(json.dumps(done.to_dict()))["left_out"] == {"rpn_head": 1, "neck": 2}
+
+
+@pytest.mark.parametrize(("head", "classes"), [("mask_rcnn", 80), ("dino", 80), ("upernet", 150)])
+def test_whole_detectors_and_segmentors_predict_with_the_published_settings(
+    head: str, classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(monkeypatch, CASE)
+    config = dataclasses.replace(model_config(MODEL), head=HeadConfig(head, num_classes=classes, width=64))
+    register_config(monkeypatch, config)
+    evaluation = {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "dense": {"short_side": 96, "long_side": 160, "pad_divisor": 32},
+    }
+    monkeypatch.setattr(
+        "piip.conversion.published_results",
+        lambda name: dataclasses.replace(published_results(OTHER), evaluation=evaluation),
+    )
+    generator = torch.Generator().manual_seed(0)
+    whole = build_released(MODEL, with_head=True)
+    backbone_names = official_shapes(build_released(MODEL))
+    state = {
+        name if name not in backbone_names else f"backbone.{name}": 0.05 * torch.randn(shape, generator=generator)
+        for name, shape in official_shapes(whole).items()
+    }
+    done = convert({"state_dict": state}, tmp_path)
+    assert not done.left_out
+    assert not done.initial
+    assert f"of {classes} classes" in (tmp_path / "out" / "README.md").read_text()
+    predictor = DensePredictor(tmp_path / "out")
+    assert len(predictor.classes) == classes
+    assert predictor.transform.config.resize == "official"
+    assert predictor.transform.config.reduce_zero_label == (head == "upernet")
+    values = predictor.predict([Image.new("RGB", (70, 50), "red")])[0].values
+    if head == "upernet":
+        assert values["labels"].shape == (50, 70)
+    else:
+        assert values["boxes"].shape[1] == 4
+        assert len(values["boxes"]) <= 100
 
 
 def test_the_description_says_where_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

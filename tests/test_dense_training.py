@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from piip.cli import main
-from piip.data.coco import read_coco
+from piip.data.coco import CocoInstances, read_coco
 from piip.dense_evaluation import evaluate_dense
 from piip.dense_prediction import DensePredictor
 from piip.recipe import Recipe
@@ -71,6 +71,39 @@ def test_instances_are_predicted_drawn_and_written(instance_run, tmp_path: Path,
         assert drawn.size == (96, 64)
 
 
+def test_boxes_are_trained_evaluated_and_written(instance_run, tmp_path: Path, capsys) -> None:
+    root, _ = instance_run
+    recipe = shapes.dense_recipe(root, tmp_path / "run", "coco")
+    recipe["model"]["head"] = {"kind": "dino", "num_classes": 2, "width": 64}
+    train(Recipe.from_dict(recipe), device="cpu", progress="none")
+    last = [row for row in read_history(tmp_path / "run") if "val/box_ap" in row][-1]
+    assert not any("mask" in name for name in last)
+    model = tmp_path / "run" / "model"
+    report = evaluate_dense(model, root, split="val.json", images="val", workers=0, device="cpu")
+    assert report.scores["box_ap"] == pytest.approx(last["val/box_ap"], abs=1e-6)
+    assert not any("mask" in name for name in report.scores)
+    main(["predict", str(model), str(root / "val"), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert "3" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert content["annotations"]
+    assert not any("segmentation" in row for row in content["annotations"])
+    with Image.open(tmp_path / "out" / "drawn" / "0001_1.png") as drawn:
+        assert drawn.size == (96, 64)
+
+
+def test_masks_are_counted_against_the_boxes_of_files_without_outlines(tmp_path: Path) -> None:
+    content = shapes.write_coco(tmp_path, "val", 2)
+    bare = {**content, "annotations": [{**row, "segmentation": None} for row in content["annotations"]]}
+    (tmp_path / "val.json").write_text(json.dumps(bare))
+    data = CocoInstances(tmp_path / "val.json", tmp_path / "val")
+    results = []
+    for index, image_id in enumerate(data.image_ids):
+        truth = data.read_truth(index, data.shapes[index])
+        results += to_results({**truth, "scores": torch.ones(len(truth["labels"]))}, image_id, data.category_ids)
+    for counter in ("faster-coco-eval", "pycocotools"):
+        assert score_results(bare, results, counter=counter)["mask_ap"] == pytest.approx(1)
+
+
 def test_classes_of_pixels_are_trained_evaluated_and_written(semantic_run, tmp_path: Path, capsys) -> None:
     root, run = semantic_run
     report = evaluate_dense(run / "model", root, split="annotations/val", images="images/val", workers=0, device="cpu")
@@ -115,7 +148,9 @@ def test_data_and_head_must_fit(tmp_path: Path) -> None:
     shapes.write_coco(tmp_path, "val", 1)
     recipe = shapes.dense_recipe(tmp_path, tmp_path / "run", "coco")
     recipe["model"]["head"]["kind"] = "upernet"
-    with pytest.raises(ValueError, match="The model's head is 'upernet', data of kind 'coco' need one of mask_rcnn"):
+    with pytest.raises(
+        ValueError, match="The model's head is 'upernet', data of kind 'coco' need one of mask_rcnn, dino"
+    ):
         train(Recipe.from_dict(recipe), device="cpu", progress="none")
     recipe["model"]["head"] = {"kind": "mask_rcnn", "num_classes": 5, "width": 16}
     with pytest.raises(ValueError, match="has 5 classes, the training data 2"):
@@ -131,8 +166,6 @@ def test_a_folder_that_is_no_dense_model_is_refused(tmp_path: Path) -> None:
 
 def test_both_counters_agree_and_perfect_results_score_one(tmp_path: Path) -> None:
     content = shapes.write_coco(tmp_path, "val", 4)
-    from piip.data.coco import CocoInstances
-
     data = CocoInstances(tmp_path / "val.json", tmp_path / "val")
     results = []
     generator = torch.Generator().manual_seed(0)
@@ -151,7 +184,12 @@ def test_both_counters_agree_and_perfect_results_score_one(tmp_path: Path) -> No
     assert score_results(content, [])["mask_ap"] == 0
     few = score_results(content, results, detections=(1, 1, 1))
     assert few["mask_ap"] < 1
-    for options, message in (({"counter": "mine"}, "expected one of"), ({"detections": (3, 2, 1)}, "rising limits")):
+    wrong = (
+        ({"counter": "mine"}, "expected one of"),
+        ({"detections": (3, 2, 1)}, "rising limits"),
+        ({"kinds": ["point"]}, "expected box or mask"),
+    )
+    for options, message in wrong:
         with pytest.raises(ValueError, match=message):
             score_results(content, results, **options)
 

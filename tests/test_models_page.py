@@ -12,7 +12,9 @@ import pytest
 
 import piip
 from piip.cli import COMMANDS
-from piip.zoo import model_config, official_record, published_models, published_results
+from piip.config import DENSE_HEADS
+from piip.data.benchmarks import ade_classes, benchmark_metadata, coco_classes
+from piip.zoo import PublishedModel, model_config, official_record, published_models, published_results
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
@@ -72,6 +74,26 @@ def test_images_are_normalised_as_the_authors_evaluate(name: str) -> None:
     config, published = model_config(name), published_results(name).evaluation
     assert config.mean == pytest.approx(published["mean"], abs=5e-4)
     assert config.std == pytest.approx(published["std"], abs=5e-4)
+
+
+@pytest.mark.parametrize("model", published_models(), ids=lambda model: model.record)
+def test_settings_of_detectors_say_what_their_words_say(model: PublishedModel) -> None:
+    config, words = model_config(model.record), model.evaluation["images"]
+    if config.head.kind not in DENSE_HEADS:
+        assert "dense" not in model.evaluation
+        return
+    settings = benchmark_metadata(config, model.evaluation)["dense"]
+    windows = f"windows of {settings['slide_crop']} px every {settings['slide_stride']} px"
+    padding = f"padded to multiples of {settings['pad_divisor']}"
+    assert (
+        words == f"{settings['long_side']}x{settings['short_side']}, {windows if settings['slide_crop'] else padding}"
+    )
+
+
+def test_names_of_classes() -> None:
+    coco, ade = coco_classes(), ade_classes()
+    assert (len(coco), coco[0], coco[11], coco[-1]) == (80, "person", "stop sign", "toothbrush")
+    assert (len(ade), len(set(ade)), ade[0], ade[-1]) == (150, 150, "wall", "flag")
 
 
 def test_page_is_up_to_date(tool: ModuleType) -> None:

@@ -16,7 +16,7 @@ from piip.meta import without_values
 from piip.zoo import list_models, model_config
 from piip.zoo.registry import OFFICIAL
 
-HEAD_PARTS = ("mm_projector.", "roi_head.", "decode_head.")  # of multimodal models, detectors, segmentors
+HEAD_PARTS = ("mm_projector.", "roi_head.", "bbox_head.", "decode_head.")  # multimodal, detectors, segmentors
 Shapes = Mapping[str, tuple[int, ...]]
 LOOKS_LIKE = 0.5  # share of equal tensors from which a likeness is worth a word
 

@@ -15,6 +15,7 @@ from piip.checkpoints.official import OfficialModel
 from piip.cost.report import CostReport, PartCost
 from piip.counting import OperationCounter, counting_sampling, evaluating
 from piip.heads.classification import PIIPClassifier
+from piip.heads.dense import PIIPDenseModel
 from piip.heads.projector import PIIPVisionTower
 
 
@@ -58,7 +59,7 @@ def find_backbone(model: nn.Module) -> PIIPBackbone | None:
     """Return the pyramid inside one of our models, or None."""
     if isinstance(model, OfficialModel):
         return find_backbone(model.model)
-    if isinstance(model, PIIPClassifier | PIIPVisionTower):
+    if isinstance(model, PIIPClassifier | PIIPVisionTower | PIIPDenseModel):
         return model.backbone
     return model if isinstance(model, PIIPBackbone) else None
 

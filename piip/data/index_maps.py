@@ -55,7 +55,8 @@ class IndexMaps(DenseImages):
             raise ValueError(
                 f"{len(missing)} of {len(paths)} index maps are missing: {', '.join(missing[:NAMES_SHOWN])}{more}."
             )
-        classes = find_classes(self.maps, num_classes)
+        numbers = range(num_classes) if num_classes is not None else None
+        classes = find_classes(self.maps, expected_classes or numbers)
         if expected_classes is not None and classes != list(expected_classes):
             raise ValueError(
                 f"{self.maps} has the classes {', '.join(classes)}, expected {', '.join(expected_classes)}."
@@ -90,18 +91,22 @@ class IndexMaps(DenseImages):
         return {"labels": torch.from_numpy(labels.astype(np.int64))}
 
 
-def find_classes(maps: Path, num_classes: int | None) -> list[str]:
-    """Return the class names of a data set: from `classes.txt`, one a line, in the folder or above it, or numbers.
+def find_classes(maps: Path, unlisted: Sequence[object] | None) -> list[str]:
+    """Return the class names of a data set: from `classes.txt`, one a line, in the folder or above it.
+
+    Args:
+        maps: The folder of index maps.
+        unlisted: Names where there is no list; None asks for one.
 
     Raises:
-        ValueError: There is no list and no number of classes.
+        ValueError: There is no list and no other names.
     """
     for folder in (maps, *list(maps.resolve().parents)[:2]):
         if (folder / CLASS_LIST).is_file():
             return (folder / CLASS_LIST).read_text(encoding="utf-8").split("\n")[:-1]
-    if num_classes is None:
+    if unlisted is None:
         raise ValueError(
             f"Nothing names the classes of {maps}: write them into {CLASS_LIST}, one a line, in that folder or above "
             "it, or set model.head.num_classes."
         )
-    return [str(index) for index in range(num_classes)]
+    return [str(name) for name in unlisted]

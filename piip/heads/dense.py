@@ -103,6 +103,13 @@ class PIIPDenseModel(DescribedModel):
         return frames, [feature_map.float() for feature_map in self.backbone(image)]
 
     @property
+    def finds(self) -> tuple[str, ...]:
+        """What the model gives: "box", "box" and "mask", or "class" (of every pixel)."""
+        if isinstance(self.head, UperNetHead):
+            return ("class",)
+        return ("box", "mask") if isinstance(self.head, MaskRCNNHead) else ("box",)
+
+    @property
     def num_classes(self) -> int:
         """Number of classes K."""
         return self.head.num_classes

@@ -25,33 +25,43 @@ def to_results(prediction: Mapping[str, Tensor], image_id: int, category_ids: Se
     """Return one image's instances as COCO writes them.
 
     Args:
-        prediction: "boxes" (N, 4), "scores" (N,), "labels" (N,) and "masks" bool (N, H, W) in original pixels.
+        prediction: "boxes" (N, 4), "scores" (N,), "labels" (N,) and, where the model finds them, "masks" bool
+            (N, H, W), in original pixels.
         image_id: The image's id.
         category_ids: The id of every class.
     """
-    from faster_coco_eval.core import mask as coder
-
     boxes = prediction["boxes"].float().cpu().numpy().copy()
     boxes[:, 2:] -= boxes[:, :2]
-    masks = np.asfortranarray(prediction["masks"].cpu().numpy().astype(np.uint8).transpose(1, 2, 0))
-    coded = coder.encode(masks) if len(boxes) else []
-    rows = zip(boxes, prediction["scores"].tolist(), prediction["labels"].tolist(), coded, strict=True)
-    return [
+    results: list[dict[str, Any]] = [
         {
             "image_id": image_id,
             "category_id": category_ids[label],
             "bbox": [float(number) for number in box],
             "score": score,
-            "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode()},
         }
-        for box, score, label, code in rows
+        for box, score, label in zip(boxes, prediction["scores"].tolist(), prediction["labels"].tolist(), strict=True)
     ]
+    if "masks" in prediction:
+        for result, segmentation in zip(results, _encode(prediction["masks"]), strict=True):
+            result["segmentation"] = segmentation
+    return results
+
+
+def _encode(masks: Tensor) -> list[dict[str, Any]]:
+    """Return masks (N, H, W) as run lengths that JSON can hold."""
+    from faster_coco_eval.core import mask as coder
+
+    if not len(masks):
+        return []
+    coded = coder.encode(np.asfortranarray(masks.cpu().numpy().astype(np.uint8).transpose(1, 2, 0)))
+    return [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in coded]
 
 
 def score_results(
     content: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
     *,
+    kinds: Sequence[str] = tuple(KINDS),
     detections: Sequence[int] = DETECTIONS,
     counter: str = "faster-coco-eval",
     image_ids: Sequence[int] | None = None,
@@ -61,6 +71,7 @@ def score_results(
     Args:
         content: A COCO file's content.
         results: What `to_results` returns, of all images.
+        kinds: What is counted: "box", "mask" or both.
         detections: Three rising limits on detections an image; all precisions are at the last one.
         counter: "faster-coco-eval" or "pycocotools".
         image_ids: Images to count; None for all.
@@ -69,15 +80,18 @@ def score_results(
         -1 where there are no objects of a size.
 
     Raises:
-        ValueError: An unknown counter, or limits that do not rise.
+        ValueError: An unknown kind or counter, or limits that do not rise.
     """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"kinds has {unknown[0]!r}, expected {' or '.join(KINDS)}.")
     if counter not in COUNTERS:
         raise ValueError(f"counter is {counter!r}, expected one of {', '.join(COUNTERS)}.")
     if len(detections) != 3 or sorted(detections) != list(detections):
         raise ValueError(f"detections is {tuple(detections)}, expected three rising limits such as 1 10 100.")
     scores: dict[str, float] = {}
-    for name, kind in KINDS.items():
-        values = _count(content, results, kind, detections, counter, image_ids)
+    for name in kinds:
+        values = _count(content, results, KINDS[name], detections, counter, image_ids)
         scores |= {f"{name}_{part}": value for part, value in zip((*NAMES, *RECALLS), values, strict=True)}
     return scores
 
@@ -124,8 +138,10 @@ def _completed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content with the fields that counting relies on and that files may lack."""
     completed = []
     for entry in content["annotations"]:
-        area = entry["bbox"][2] * entry["bbox"][3]
-        completed.append({"iscrowd": 0, "area": area, **entry})
+        left, top, width, height = entry["bbox"]
+        corners = [left, top, left + width, top, left + width, top + height, left, top + height]
+        outline = entry.get("segmentation") or [corners]  # the box, as in training
+        completed.append({"iscrowd": 0, "area": width * height, **entry, "segmentation": outline})
     return {**content, "annotations": completed}
 
 

@@ -39,6 +39,11 @@ class TrainingTask(pl.LightningModule):
         self.configure = configure
         self._losses: list[Tensor] = []  # of the batches of this optimiser step
 
+    @property
+    @abstractmethod
+    def watched(self) -> str:
+        """Name of the validation metric whose highest value tells the best model."""
+
     @abstractmethod
     def batch_loss(self, batch: Any) -> Tensor:
         """Return the loss of one batch."""

@@ -43,6 +43,11 @@ class ClassificationTask(TrainingTask):
         self.top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
         self.mean_class = MulticlassAccuracy(num_classes, average="macro")
 
+    @property
+    def watched(self) -> str:
+        """Name of the validation metric whose highest value tells the best model."""
+        return "val/top1"
+
     def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the cross-entropy of one batch."""
         image, target = batch  # (B, 3, H, W), (B,)

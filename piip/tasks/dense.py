@@ -41,7 +41,7 @@ class DenseTask(TrainingTask):
 
 
 class InstanceTask(DenseTask):
-    """Instance segmentation, validated by COCO average precision.
+    """Detection or instance segmentation, validated by COCO average precision.
 
     Args:
         model: The model.
@@ -70,6 +70,11 @@ class InstanceTask(DenseTask):
         self._results: list[dict[str, Any]] = []
         self._seen: list[int] = []
 
+    @property
+    def watched(self) -> str:
+        """Name of the validation metric whose highest value tells the best model."""
+        return f"val/{self.model.finds[-1]}_ap"
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the instances of one batch; log the average precisions after the last."""
         predictions = self.model.predict(batch.image, batch.frames, most=self.detections[-1])
@@ -80,10 +85,19 @@ class InstanceTask(DenseTask):
             self._log_scores()
 
     def _log_scores(self) -> None:
-        scores = score_results(self.content, self._results, detections=self.detections, image_ids=self._seen)
+        scores = score_results(
+            self.content,
+            self._results,
+            kinds=self.model.finds,
+            detections=self.detections,
+            image_ids=self._seen,
+        )
         self._results, self._seen = [], []
-        for name in ("mask_ap", "mask_ap50", "box_ap", "box_ap50"):
-            self.log(f"val/{name}", scores[name], on_epoch=True, batch_size=1, prog_bar=name == "mask_ap")
+        for kind in self.model.finds:
+            for name in (f"{kind}_ap", f"{kind}_ap50"):
+                self.log(
+                    f"val/{name}", scores[name], on_epoch=True, batch_size=1, prog_bar=f"val/{name}" == self.watched
+                )
 
 
 class SemanticTask(DenseTask):
@@ -98,6 +112,11 @@ class SemanticTask(DenseTask):
         super().__init__(model, configure=configure)
         self._overlap = ClassOverlap(model.num_classes)
 
+    @property
+    def watched(self) -> str:
+        """Name of the validation metric whose highest value tells the best model."""
+        return "val/miou"
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the pixels of one batch, at the size the images were resized to; log the overlap after the last."""
         predictions = self.model.predict(batch.image, batch.frames, rescale=False)
@@ -106,5 +125,5 @@ class SemanticTask(DenseTask):
             self._overlap.add(prediction["labels"], target["labels"][:height, :width])
         if self.is_last_validation_batch(batch_idx):
             for name, value in self._overlap.scores().items():
-                self.log(f"val/{name}", value, on_epoch=True, batch_size=1, prog_bar=name == "miou")
+                self.log(f"val/{name}", value, on_epoch=True, batch_size=1, prog_bar=f"val/{name}" == self.watched)
             self._overlap = ClassOverlap(self.model.num_classes)

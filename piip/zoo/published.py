@@ -58,7 +58,8 @@ class PublishedModel:
         head: What stands on the backbone there.
         tables: Rows that report it, none for two models.
         file: Address of its weights, None where the authors link none: a file, or for multimodal models a repository.
-        evaluation: "images" (how they are sized) and channel "mean" and "std" for RGB in [0, 1].
+        evaluation: "images" (how they are sized) and channel "mean" and "std" for RGB in [0, 1]; of detectors and
+            segmentors also "dense", the same sizes as fields of `DenseTransformConfig`.
         training: Length and batch size.
         note: What to know before comparing.
     """
