@@ -20,7 +20,7 @@ from piip.cli_help import conversion_examples, recipe_fields
 from piip.cli_parser import Commands, run_command
 from piip.cli_results import evaluate, predict
 
-TRAIN_EXTRA = ("pytorch_lightning", "torchmetrics", "tensorboard")
+TRAIN_EXTRA = ("pytorch_lightning", "torchmetrics", "tensorboard", "pycocotools")
 DESCRIPTION = "Parameter-inverted image pyramids: large networks see small images, small networks see large ones."
 
 
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         package = (error.name or "").split(".")[0]
         if package not in TRAIN_EXTRA:
             raise
-        _fail(f'Training needs {package}: pip install "piip[train]".', 2)
+        _fail(f'This needs {package}: pip install "piip[train]".', 2)
     except KeyboardInterrupt:
         advice = (
             " The same command with --resume auto goes on from the last checkpoint."

@@ -50,7 +50,7 @@ def data_nuclei(*, out: str = "data/nuclei", archive: str | None = None, downloa
     from piip.data.nuclei import convert_nuclei, download_archive
 
     if (archive is None) == (not download):
-        raise ValueError("Say where the images come from: --archive FILE, or --download true.")
+        raise ValueError("Say where the images come from: --archive FILE, or --download.")
     source = Path(archive) if archive is not None else download_archive(Path(out).parent)
     report = convert_nuclei(source, out, progress=_count_images)
     for split, counts in report.items():

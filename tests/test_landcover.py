@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from piip.data.index_maps import IndexMaps
 from piip.data.landcover import PLAN, check_target
 from piip.data.landcover_build import LandcoverPlan, select_patches, write_datasets
 from piip.data.landcover_map import (
@@ -181,7 +182,9 @@ def test_written_files_match_the_report(tmp_path: Path) -> None:
         for entry in CLASSES:
             files = list((out / "classification" / split / entry.name).iterdir())
             assert len(files) == report.images[split][entry.name]
-        assert len(list((out / "segmentation" / split / "images").iterdir())) == report.tiles[split]
+        maps = IndexMaps(out / "segmentation" / split / "labels", out / "segmentation" / split / "images")
+        assert len(maps) == report.tiles[split]
+        assert maps.classes == [entry.name for entry in CLASSES]
     labels = merge_classes(resample_nearest(igbp, 96, 192), photo)
     mask = sorted((out / "segmentation" / "train" / "labels").iterdir())[0]
     top, left = (int(part[1:]) for part in mask.stem.split("_"))

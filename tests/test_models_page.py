@@ -128,4 +128,4 @@ def test_commands_of_the_page_exist() -> None:
                 seen.add(words[1])
                 assert words[1] in COMMANDS
                 assert words[1] != "convert" or words[-1] in records
-    assert seen == {"convert", "evaluate"}
+    assert seen == {"convert", "evaluate", "predict"}

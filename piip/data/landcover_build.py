@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from piip.data.index_maps import CLASS_LIST
 from piip.data.landcover_map import (
     CLASSES,
     IGNORE,
@@ -199,7 +200,7 @@ def _write_patches(photo: NDArray[np.uint8], patches: Patches, size: int, folder
 
 
 def _write_tiles(photo: NDArray[np.uint8], labels: NDArray[np.uint8], tiles: Tiles, size: int, folder: Path) -> None:
-    """Write the segmentation set: images and index PNGs of the same name."""
+    """Write the segmentation set: images and index PNGs of the same name, and the names of the classes."""
     for split, windows in tiles.items():
         images, masks = folder / split / "images", folder / split / "labels"
         images.mkdir(parents=True)
@@ -208,6 +209,7 @@ def _write_tiles(photo: NDArray[np.uint8], labels: NDArray[np.uint8], tiles: Til
             _write_jpeg(photo, top, left, size, images)
             mask = Image.fromarray(labels[top : top + size, left : left + size])
             mask.save(masks / f"{window_name(top, left)}.png")
+    (folder / CLASS_LIST).write_text("\n".join(NAMES) + "\n", encoding="utf-8")
 
 
 def _write_jpeg(photo: NDArray[np.uint8], top: int, left: int, size: int, folder: Path) -> None:
