@@ -25,7 +25,7 @@ from piip.preparation import open_images
 from piip.recipe import save_recipe
 from piip.run_folder import read_history
 from piip.tasks import classification
-from piip.tasks.classification import NonFiniteLoss
+from piip.tasks.base import NonFiniteLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
