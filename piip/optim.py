@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from piip.branches import ConvNeXtBranch
+from piip.checkpoints.layer_decay import MIXED_LAYERS
 from piip.recipe import OptimConfig, ScheduleConfig
 
+DROP = 0.1  # factor at every drop of the curve "step"
 BRANCH_PREFIX = "backbone.branches."
 
 
@@ -21,7 +24,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
     Groups carry `peak_lr` (the rate the schedule is made for) and `lr_scale` (a factor on the whole schedule, from
     layer decay). The scale of a parameter of block k in a branch of depth D is layer_decay ** (D + 1 - k), with 0 for
-    the embeddings and D + 1 for the final norm; outside the branches it is 1.
+    the embeddings and D + 1 for the final norm; outside the branches it is 1. By the rule "official", D is the depth of
+    branch 0 for all branches and k is stretched to it, cut to a whole number.
 
     Args:
         model: A model with `backbone.branches` and `no_weight_decay()`.
@@ -40,7 +44,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         if not parameter.requires_grad:
             continue
         peak = config.lr if name.startswith(BRANCH_PREFIX) else config.lr * config.rate_outside_branches
-        scale = _depth_scale(model, name, config.layer_decay)
+        scale = _depth_scale(model, name, config)
         decays = config.decay_all or not _exempt_from_decay(name, parameter, exempt)
         key = (peak, scale, config.weight_decay if decays else 0.0)
         if key not in groups:
@@ -87,15 +91,25 @@ def build_schedule(
 def learning_rate(step: int, peak: float, config: ScheduleConfig, *, total_steps: int, warmup_steps: int) -> float:
     """Return the rate of a group at one optimiser step.
 
-    Linear from `warmup_lr` to `peak` over the warm-up, then the cosine that started at step 0 (the warm-up hides its
-    beginning), down to `min_lr` at `total_steps`. Both end rates are absolute, the same for all groups.
+    Cosine: linear from `warmup_lr` to `peak` over the warm-up, then the cosine that started at step 0 (the warm-up
+    hides its beginning), down to `min_lr` at `total_steps`. Step and poly: the warm-up is a rising factor on the curve,
+    from `warmup_lr / peak` to 1. Both end rates are absolute, the same for all groups.
 
     Source:
-        timm `CosineLRScheduler` with `t_in_epochs=False` and its defaults, which the official runs used per epoch.
+        Cosine: timm `CosineLRScheduler` with `t_in_epochs=False` and its defaults, which the official classifiers used
+        per epoch. Step and poly: the schedules of the official detectors and segmentors.
     """
-    if step < warmup_steps:
-        return config.warmup_lr + (peak - config.warmup_lr) * step / warmup_steps
     progress = min(step / total_steps, 1.0)
+    rising = min(step / warmup_steps, 1.0) if warmup_steps else 1.0
+    first = config.warmup_lr / peak
+    if config.curve == "step":
+        reached = sum(progress >= drop for drop in config.drops)
+        return peak * DROP**reached * (first + (1 - first) * rising)
+    if config.curve == "poly":
+        left: float = (1 - progress) ** config.power
+        return (config.min_lr + (peak - config.min_lr) * left) * (first + (1 - first) * rising)
+    if rising < 1:
+        return config.warmup_lr + (peak - config.warmup_lr) * rising
     return config.min_lr + 0.5 * (peak - config.min_lr) * (1 + math.cos(math.pi * progress))
 
 
@@ -103,9 +117,17 @@ def _exempt_from_decay(name: str, parameter: Tensor, exempt: set[str]) -> bool:
     return parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
 
 
-def _depth_scale(model: nn.Module, name: str, layer_decay: float | None) -> float:
-    if layer_decay is None or not name.startswith(BRANCH_PREFIX):
+def _depth_scale(model: nn.Module, name: str, config: OptimConfig) -> float:
+    if config.layer_decay is None or not name.startswith(BRANCH_PREFIX):
         return 1.0
     index, _, local_name = name[len(BRANCH_PREFIX) :].partition(".")
     branch: Any = model.get_submodule(BRANCH_PREFIX + index)
-    return layer_decay ** (branch.depth + 1 - branch.layer_depth(local_name))
+    depth, layers = branch.layer_depth(local_name), branch.depth
+    if config.layer_decay_rule == "official":
+        if isinstance(branch, ConvNeXtBranch) or depth > branch.depth:
+            return 1.0
+        largest: Any = model.get_submodule(BRANCH_PREFIX + "0")
+        layers = MIXED_LAYERS if isinstance(largest, ConvNeXtBranch) else largest.depth
+        depth = int(depth * layers / branch.depth)
+    scale: float = config.layer_decay ** (layers + 1 - depth)
+    return scale

@@ -11,6 +11,8 @@ from piip.fields import at_least, at_most, one_of
 PRECISIONS = ("32", "bf16")
 ON_ERROR = ("stop", "skip")
 DATA_KINDS = ("folder", "coco", "index_maps")
+CURVES = ("cosine", "step", "poly")
+LAYER_DECAY_RULES = ("depth", "official")
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class OptimConfig:
         weight_decay: Decoupled weight decay.
         betas: AdamW's two averaging rates.
         layer_decay: Factor on the rate from each block to the one before it; None or 1 leaves all equal.
+        layer_decay_rule: "depth" counts blocks from each branch's own end; "official" stretches shallower branches to
+            the depth of branch 0 and spares ConvNeXt branches and final norms, as the released detectors were trained.
         rate_outside_branches: Factor on the rate of interactions, merge and head (10 in the official runs).
         decay_all: Also decay 1-d tensors, biases and the names in `no_weight_decay()` (as the official runs did).
         clip: Largest gradient norm; None does not clip.
@@ -104,6 +108,7 @@ class OptimConfig:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: float | None = None
+    layer_decay_rule: str = "depth"
     rate_outside_branches: float = 10.0
     decay_all: bool = False
     clip: float | None = None
@@ -116,24 +121,31 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} is {value}, expected a value above 0.")
         if self.layer_decay is not None:
             at_most("optim.layer_decay", self.layer_decay, 1)
+        one_of("optim.layer_decay_rule", self.layer_decay_rule, LAYER_DECAY_RULES)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas is {self.betas}, expected two values in [0, 1).")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Cosine with linear warm-up, stepped every optimiser step.
+    """Rates with linear warm-up, stepped every optimiser step.
 
     Args:
-        epochs: Passes over the training data; the cosine ends there.
+        epochs: Passes over the training data; the curve ends there.
         max_steps: Optimiser steps, instead of `epochs`.
+        curve: "cosine"; "step" (a tenth from every one of `drops` on) or "poly" (a power of what is left).
+        drops: Rising shares of the run at which "step" drops, in (0, 1); 8/12 and 11/12 in the official detectors.
+        power: Exponent of "poly".
         warmup_epochs: Length of the warm-up, may be a fraction.
         warmup_lr: Rate at step 0.
-        min_lr: Rate at the end; the same number for all parameter groups.
+        min_lr: Rate at the end of "cosine" and "poly"; the same number for all parameter groups.
     """
 
     epochs: int = 20
     max_steps: int | None = None
+    curve: str = "cosine"
+    drops: tuple[float, ...] = (8 / 12, 11 / 12)
+    power: float = 1.0
     warmup_epochs: float = 0.0
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
@@ -142,6 +154,11 @@ class ScheduleConfig:
         at_least("schedule.epochs", self.epochs, 1)
         if self.max_steps is not None:
             at_least("schedule.max_steps", self.max_steps, 1)
+        one_of("schedule.curve", self.curve, CURVES)
+        if list(self.drops) != sorted(self.drops) or not all(0 < drop < 1 for drop in self.drops):
+            raise ValueError(f"schedule.drops is {self.drops}, expected rising shares of the run in (0, 1).")
+        if self.power <= 0:
+            raise ValueError(f"schedule.power is {self.power}, expected a value above 0.")
         for name in ("warmup_epochs", "warmup_lr", "min_lr"):
             at_least(f"schedule.{name}", getattr(self, name), 0)
         if self.max_steps is None and self.warmup_epochs >= self.epochs:
