@@ -86,7 +86,7 @@ def train(
     json: bool = False,
     overrides: dict[str, Any] | None = None,
 ) -> None:
-    """Train a classifier on image folders, as a recipe says.
+    """Train a classifier, detector or segmentor, as a recipe says.
 
     Any field of the recipe can be changed by its dotted name: --optim.lr 1e-3 --schedule.epochs 5
     --data.root DIR --model.branches.0.image_size 64. A run's folder holds its checkpoints, its logs
