@@ -15,8 +15,6 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from piip.callbacks import (
@@ -30,16 +28,12 @@ from piip.callbacks import (
     validation_metrics,
 )
 from piip.data.checking import check_images
-from piip.data.coco import CocoInstances, read_coco
-from piip.data.index_maps import IndexMaps
 from piip.data.loader import ResumableLoader
 from piip.data.sampler import EpochSampler
 from piip.device import check_devices, pick_device
-from piip.optim import build_optimizer, build_schedule
 from piip.preparation import (
     Images,
     RunLength,
-    build_mix,
     build_recipe_model,
     check_classes,
     collate,
@@ -53,10 +47,8 @@ from piip.recipe import Recipe
 from piip.run_folder import BEST, CHECKPOINTS, MODEL, check_same_recipe, checkpoint_step, find_checkpoint
 from piip.saving import save_model
 from piip.tasks.base import TrainingTask
-from piip.tasks.classification import ClassificationTask
-from piip.tasks.dense import InstanceTask, SemanticTask
+from piip.tasks.building import build_task
 
-HEADS = {"folder": ("pooled", "per_branch"), "coco": ("mask_rcnn", "dino"), "index_maps": ("upernet",)}
 LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -262,56 +254,11 @@ def _train_loader(recipe: Recipe, images: Images, devices: int, *, pin_memory: b
     )
 
 
-def _configure(model: nn.Module, *, recipe: Recipe, length: RunLength) -> tuple[Optimizer, LRScheduler]:
-    optimizer = build_optimizer(model, recipe.optim)
-    schedule = build_schedule(
-        optimizer, recipe.schedule, total_steps=length.total_steps, warmup_steps=length.warmup_steps
-    )
-    return optimizer, schedule
-
-
 def _input_facts(recipe: Recipe) -> dict[str, Any]:
     """Return how images are prepared, under the name that prediction looks for."""
     if recipe.data.kind == "folder":
         return {"transform": dataclasses.asdict(recipe.data.transform)}
     return {"dense": dataclasses.asdict(recipe.data.dense), "detections": list(recipe.data.detections)}
-
-
-def build_task(recipe: Recipe, model: Any, length: RunLength, val_images: Images) -> TrainingTask:
-    """Return the training steps of a recipe's data.
-
-    Args:
-        recipe: The resolved recipe.
-        model: Its model.
-        length: The length of the run.
-        val_images: What is validated.
-
-    Raises:
-        ValueError: The model's head is for another kind of data.
-    """
-    kind, head, wanted = recipe.data.kind, model.config.head.kind, HEADS[recipe.data.kind]
-    if head not in wanted:
-        raise ValueError(f"The model's head is {head!r}, data of kind {kind!r} need one of {', '.join(wanted)}.")
-    configure = functools.partial(_configure, recipe=recipe, length=length)
-    if isinstance(val_images, CocoInstances):
-        return InstanceTask(
-            model,
-            configure=configure,
-            content=read_coco(val_images.file),
-            image_ids=val_images.image_ids,
-            category_ids=val_images.category_ids,
-            detections=recipe.data.detections,
-        )
-    if isinstance(val_images, IndexMaps):
-        return SemanticTask(model, configure=configure)
-    num_classes = len(val_images.classes)
-    return ClassificationTask(
-        model,
-        num_classes=num_classes,
-        configure=configure,
-        mix=build_mix(recipe.regularize, num_classes),
-        label_smoothing=recipe.regularize.label_smoothing,
-    )
 
 
 def _callbacks(
