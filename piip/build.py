@@ -137,6 +137,7 @@ def _dense_head(head: HeadConfig, backbone: PIIPBackbone) -> DenseHead:
         proposal_channels=width,
         box_features=BOX_FEATURES * width,
         mask_channels=width,
+        anchor_scale=head.anchor_scale,
     )
 
 

@@ -213,12 +213,14 @@ class HeadConfig:
         pool: "mean" over patches, "first_patch" (official releases), or "token" (class token, per_branch only; what
             the last interaction brings to the patches no longer reaches it).
         width: Channels of the tokens of a projector, or inside a dense head; None takes the released width.
+        anchor_scale: Mask R-CNN: side of a square anchor in cells of its map; 8 (released) gives 32 to 512 pixels.
     """
 
     kind: str = "none"
     num_classes: int = 1000
     pool: str = "mean"
     width: int | None = None
+    anchor_scale: float = 8.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -227,6 +229,8 @@ class HeadConfig:
         at_least("HeadConfig.num_classes", self.num_classes, 1)
         if self.width is not None:
             at_least("HeadConfig.width", self.width, 1)
+        if self.anchor_scale <= 0:
+            raise ValueError(f"HeadConfig.anchor_scale is {self.anchor_scale}, expected a value above 0.")
         if self.kind == "pooled" and self.pool == "token":
             raise ValueError("HeadConfig.pool 'token' needs kind 'per_branch': a merged map has no class token.")
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from piip.heads.detection.anchors import ANCHOR_SCALE
 from piip.heads.detection.assign import Sample, assign_by_overlap, draw_sample
 from piip.heads.detection.fpn import FPN
 from piip.heads.detection.frames import ImageFrame, Prediction, Target
@@ -34,6 +35,7 @@ class MaskRCNNHead(nn.Module):
         proposal_channels: Hidden width of the region proposals.
         box_features: Hidden width of the box head.
         mask_channels: Hidden width of the mask head.
+        anchor_scale: Side of a square anchor in cells of its map.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class MaskRCNNHead(nn.Module):
         proposal_channels: int = 256,
         box_features: int = 1024,
         mask_channels: int = 256,
+        anchor_scale: float = ANCHOR_SCALE,
     ) -> None:
         super().__init__()
         self.fpn = FPN(in_channels, channels)
-        self.proposals = RegionProposals(channels, proposal_channels)
+        self.proposals = RegionProposals(channels, proposal_channels, anchor_scale=anchor_scale)
         self.boxes = BoxHead(channels, box_features, num_classes)
         self.masks = MaskHead(channels, mask_channels, num_classes)
         self.num_classes = num_classes

@@ -10,29 +10,31 @@ from torch import Tensor
 
 from piip.ops.positions import kept
 
-SCALE = 8
+ANCHOR_SCALE = 8.0  # side of a square anchor in cells, in the released models
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 
 
-def base_anchors(stride: int, device: torch.device) -> Tensor:
+def base_anchors(stride: int, device: torch.device, scale: float = ANCHOR_SCALE) -> Tensor:
     """Return the anchors (A, 4) of the first cell, centred on the origin; sides are not rounded."""
-    sides = [(SCALE * stride / math.sqrt(ratio), SCALE * stride * math.sqrt(ratio)) for ratio in RATIOS]
+    side = scale * stride
+    sides = [(side / math.sqrt(ratio), side * math.sqrt(ratio)) for ratio in RATIOS]
     return torch.tensor([(-w / 2, -h / 2, w / 2, h / 2) for w, h in sides], dtype=torch.float32, device=device)
 
 
 @kept
-def grid_anchors(stride: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+def grid_anchors(stride: int, grid: tuple[int, int], device: torch.device, scale: float = ANCHOR_SCALE) -> Tensor:
     """Return the anchors (H * W * A, 4) of a map, row-major, ratios fastest; centres lie at multiples of the stride.
 
     Args:
         stride: Pixels a cell.
         grid: (H, W) of the map.
         device: Where the result lives.
+        scale: Side of a square anchor in cells.
     """
     y = torch.arange(grid[0], device=device, dtype=torch.float32)[:, None].expand(grid) * stride
     x = torch.arange(grid[1], device=device, dtype=torch.float32).expand(grid) * stride
     shifts = torch.stack((x, y, x, y), -1).reshape(-1, 1, 4)
-    return (shifts + base_anchors(stride, device)).reshape(-1, 4)
+    return (shifts + base_anchors(stride, device, scale)).reshape(-1, 4)
 
 
 def cells_inside(strides: Sequence[int], grids: Sequence[tuple[int, int]], padded: tuple[int, int]) -> list[Tensor]:

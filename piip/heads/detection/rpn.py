@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piip.heads.detection.anchors import RATIOS, cells_inside, grid_anchors
+from piip.heads.detection.anchors import ANCHOR_SCALE, RATIOS, cells_inside, grid_anchors
 from piip.heads.detection.assign import Sample, assign_by_overlap, draw_sample
 from piip.heads.detection.boxes import BoxCoder, class_offset_nms
 from piip.heads.detection.frames import ImageFrame, Target
@@ -46,10 +46,12 @@ class RegionProposals(nn.Module):
     Args:
         in_channels: Width of the maps.
         hidden_channels: Width of the shared layer.
+        anchor_scale: Side of a square anchor in cells of its map.
     """
 
-    def __init__(self, in_channels: int, hidden_channels: int) -> None:
+    def __init__(self, in_channels: int, hidden_channels: int, *, anchor_scale: float = ANCHOR_SCALE) -> None:
         super().__init__()
+        self.anchor_scale = anchor_scale
         self.conv = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
         self.scores = nn.Conv2d(hidden_channels, len(RATIOS), 1)
         self.deltas = nn.Conv2d(hidden_channels, 4 * len(RATIOS), 1)
@@ -63,7 +65,8 @@ class RegionProposals(nn.Module):
             scores = self.scores(hidden).permute(0, 2, 3, 1).flatten(1)
             deltas = self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4)
             grid = (feature_map.shape[2], feature_map.shape[3])
-            levels.append(RegionLevel(scores, deltas, grid_anchors(stride, grid, scores.device), grid))
+            anchors = grid_anchors(stride, grid, scores.device, self.anchor_scale)
+            levels.append(RegionLevel(scores, deltas, anchors, grid))
         return levels
 
     @torch.no_grad()
