@@ -19,11 +19,16 @@ class DenseTransformConfig:
             sizes as they are.
         long_side: Largest longer side in pixels; None for any.
         train_short_sides: Training: sides to draw from; empty takes `short_side`.
-        scale_jitter: Training: range of a further random factor on the size (large-scale jitter is 0.1 to 2).
+        scale_jitter: Training: range of a further random factor on the sides (large-scale jitter is 0.1 to 2).
+        cut_short_sides: Training: every other picture is first resized to one of these sides, and a random rectangle
+            is cut out of it before the resizing above (as DETR does); empty cuts none.
+        cut_range: Training: range of the rectangle's sides in pixels.
         crop: Training: side of a random square cut out after resizing; None takes the whole picture.
+        crop_max_share: Training on index maps: draw up to ten squares until no class covers a larger share of one.
         hflip: Training: probability of a left-right flip.
         vflip: Training: probability of an upside-down flip.
         color_jitter: Training: range of brightness, contrast and saturation.
+        photometric: Training: the stronger distortion of colours of the released segmentors, hue included.
         pad_divisor: Batches are padded at the right and bottom to a multiple of this.
         resize: "plain" (bilinear with antialiasing) or "official" (8-bit fixed point without, as the released models).
         slide_crop: Evaluation of index maps: side of overlapping windows in pixels; None takes the whole picture.
@@ -41,10 +46,14 @@ class DenseTransformConfig:
     long_side: int | None = None
     train_short_sides: tuple[int, ...] = ()
     scale_jitter: tuple[float, float] = (1.0, 1.0)
+    cut_short_sides: tuple[int, ...] = ()
+    cut_range: tuple[int, int] = (384, 600)
     crop: int | None = None
+    crop_max_share: float = 1.0
     hflip: float = 0.5
     vflip: float = 0.0
     color_jitter: float = 0.0
+    photometric: bool = False
     pad_divisor: int = 32
     resize: str = "plain"
     slide_crop: int | None = None
@@ -59,10 +68,13 @@ class DenseTransformConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"data.dense.{name} is {value}, expected pixels of at least 1.")
-        if any(side < 1 for side in self.train_short_sides):
-            raise ValueError(
-                f"data.dense.train_short_sides is {self.train_short_sides}, expected pixels of at least 1."
-            )
+        for name in ("train_short_sides", "cut_short_sides", "cut_range"):
+            if any(side < 1 for side in getattr(self, name)):
+                raise ValueError(f"data.dense.{name} is {getattr(self, name)}, expected pixels of at least 1.")
+        if self.cut_range[0] > self.cut_range[1]:
+            raise ValueError(f"data.dense.cut_range is {self.cut_range}, expected a rising range.")
+        if not 0 < self.crop_max_share <= 1:
+            raise ValueError(f"data.dense.crop_max_share is {self.crop_max_share}, expected a share in (0, 1].")
         if self.slide_crop is not None and not 0 < (self.slide_stride or 0) <= self.slide_crop:
             raise ValueError(
                 f"data.dense.slide_stride is {self.slide_stride}, expected pixels from 1 to slide_crop "

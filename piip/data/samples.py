@@ -18,11 +18,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from piip.data.dense_transforms import DenseTransformConfig, resized_shape
-from piip.data.official_resize import resize_like_opencv
+from piip.data.geometry import IGNORED, cropped, flipped, resize_image, resize_target
+from piip.data.photometric import distorted
 from piip.heads.detection.frames import ImageFrame, Target
-
-IGNORED = 255
-LEAST_SIDE = 1.0  # pixels; smaller boxes are no objects after cropping
 
 
 class Sample(NamedTuple):
@@ -75,84 +73,46 @@ class DenseTransform:
         """Return the sample of an RGB picture."""
         config = self.config
         original = (picture.height, picture.width)
-        size = self._size(original)
-        image = _resized(picture, size, config.resize)
-        target = resize_target(target, original, size)
-        if self.train:
-            if config.crop is not None:
-                image, target = _cropped(image, target, config.crop)
-            for chance, dimension in ((config.hflip, -1), (config.vflip, -2)):
-                if random.random() < chance:
-                    target = _flipped(target, image.shape[dimension], dimension)
-                    image = image.flip(dimension)
-            if self.jitter is not None:
-                image = self.jitter(image)
+        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         if config.reduce_zero_label and "labels" in target and target["labels"].dim() == 2:
             target = {"labels": reduce_zero_label(target["labels"])}
+        image, target = self._augmented(image, target) if self.train else self._resized(image, target)
         assert config.mean is not None and config.std is not None  # noqa: PT018 - resolved before
         image = F.normalize(image.float() / 255, list(config.mean), list(config.std))
         frame = ImageFrame.make((image.shape[1], image.shape[2]), original=original)
         return Sample(image, frame, target, index)
 
-    def _size(self, original: tuple[int, int]) -> tuple[int, int]:
+    def _augmented(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         config = self.config
-        short, jitter = config.short_side, 1.0
-        if self.train:
-            short = random.choice(config.train_short_sides) if config.train_short_sides else short
-            jitter = random.uniform(*config.scale_jitter)
-        height, width = resized_shape(original, short, config.long_side)
-        return max(1, round(height * jitter)), max(1, round(width * jitter))
+        if config.cut_short_sides and random.random() < 0.5:
+            image, target = self._resized(image, target, random.choice(config.cut_short_sides))
+            image, target = cropped(
+                image, target, (random.randint(*config.cut_range), random.randint(*config.cut_range))
+            )
+        short = random.choice(config.train_short_sides) if config.train_short_sides else None
+        image, target = self._resized(image, target, short, jitter=random.uniform(*config.scale_jitter))
+        if config.crop is not None:
+            image, target = cropped(image, target, (config.crop, config.crop), most=config.crop_max_share)
+        for chance, dimension in ((config.hflip, -1), (config.vflip, -2)):
+            if random.random() < chance:
+                target = flipped(target, image.shape[dimension], dimension)
+                image = image.flip(dimension)
+        if self.jitter is not None:
+            image = self.jitter(image)
+        return distorted(image) if config.photometric else image, target
 
-
-def _resized(picture: Image.Image, size: tuple[int, int], rule: str) -> Tensor:
-    pixels = np.asarray(picture)
-    if rule == "official":
-        return torch.from_numpy(np.ascontiguousarray(resize_like_opencv(pixels, size))).permute(2, 0, 1)
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    return F.resize(image, list(size), antialias=True) if tuple(image.shape[-2:]) != size else image
-
-
-def resize_target(target: Target, shape: tuple[int, int], size: tuple[int, int]) -> Target:
-    """Resize a truth from an image of one (H, W) to another; masks and index maps by the nearest pixel."""
-    if shape == size:
-        return target
-    resized = dict(target)
-    if "boxes" in target:
-        factor = torch.tensor([size[1] / shape[1], size[0] / shape[0]] * 2)
-        resized["boxes"] = target["boxes"] * factor
-    for name in ("masks", "labels"):
-        if name in target and target[name].dim() > 1:
-            maps = target[name] if target[name].dim() == 3 else target[name][None]
-            nearest = F.resize(maps.byte(), list(size), interpolation=v2.InterpolationMode.NEAREST)
-            resized[name] = nearest.to(target[name].dtype).view(*target[name].shape[:-2], *size)
-    return resized
-
-
-def _cropped(image: Tensor, target: Target, side: int) -> tuple[Tensor, Target]:
-    height, width = min(side, image.shape[1]), min(side, image.shape[2])
-    top, left = random.randint(0, image.shape[1] - height), random.randint(0, image.shape[2] - width)
-    cut = dict(target)
-    for name in ("masks", "labels"):
-        if name in target and target[name].dim() > 1:
-            cut[name] = target[name][..., top : top + height, left : left + width]
-    if "boxes" in target:
-        boxes = target["boxes"] - torch.tensor([left, top, left, top])
-        limit = torch.tensor([width, height, width, height])
-        cut["boxes"] = torch.minimum(boxes.clamp(min=0), limit)
-        sides = cut["boxes"][:, 2:] - cut["boxes"][:, :2]
-        kept = (sides >= LEAST_SIDE).all(1) & cut["masks"].flatten(1).any(1)
-        cut = {name: values[kept] for name, values in cut.items()}
-    return image[:, top : top + height, left : left + width], cut
-
-
-def _flipped(target: Target, side: int, dimension: int) -> Target:
-    flipped = {name: values.flip(dimension) if values.dim() > 1 else values for name, values in target.items()}
-    if "boxes" in target:
-        low, high = (0, 2) if dimension == -1 else (1, 3)
-        boxes = target["boxes"].clone()
-        boxes[:, low], boxes[:, high] = side - target["boxes"][:, high], side - target["boxes"][:, low]
-        flipped["boxes"] = boxes
-    return flipped
+    def _resized(
+        self, image: Tensor, target: Target, short: int | None = None, *, jitter: float = 1.0
+    ) -> tuple[Tensor, Target]:
+        """Resize to a shorter side, that of the configuration by default, all sides times a factor."""
+        config, shape = self.config, (image.shape[1], image.shape[2])
+        short = short or config.short_side
+        if short is None:
+            size = max(1, round(shape[0] * jitter)), max(1, round(shape[1] * jitter))
+        else:
+            longest = None if config.long_side is None else max(1, int(config.long_side * jitter))
+            size = resized_shape(shape, max(1, int(short * jitter)), longest)
+        return resize_image(image, size, config.resize), resize_target(target, shape, size)
 
 
 def reduce_zero_label(labels: Tensor) -> Tensor:
