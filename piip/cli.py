@@ -82,6 +82,7 @@ def train(
     resume: str | None = None,
     device: str = "auto",
     devices: int = 1,
+    nodes: int = 1,
     progress: Literal["auto", "bar", "lines", "none"] = "auto",
     json: bool = False,
     overrides: dict[str, Any] | None = None,
@@ -98,7 +99,8 @@ def train(
         resume: A checkpoint, or "auto" for the newest one in the run's folder; the losses from there on are those of
             an uninterrupted run.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        devices: Processes for data-parallel training, all on this machine; with torchrun, as many as it starts.
+        devices: Processes for data-parallel training on each machine; with torchrun, as many as it starts.
+        nodes: Machines; start the same command on each by torchrun.
         progress: A bar in a terminal, lines in a log, or none.
         json: Print the result as JSON: "model_dir", "steps" and the validation metrics.
         overrides: Fields of the recipe by dotted name.
@@ -113,7 +115,7 @@ def train(
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
-    result = run(loaded, resume=resume, device=device, devices=devices, progress=progress)
+    result = run(loaded, resume=resume, device=device, devices=devices, nodes=nodes, progress=progress)
     values: dict[str, Any] = {"model_dir": str(result.model_dir), "steps": result.steps, **result.metrics}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.4f}" for name, value in sorted(result.metrics.items()))
     text = f"The model is in {result.model_dir}: {shown}"

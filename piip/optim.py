@@ -45,7 +45,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
             continue
         peak = config.lr if name.startswith(BRANCH_PREFIX) else config.lr * config.rate_outside_branches
         scale = _depth_scale(model, name, config)
-        decays = config.decay_all or not _exempt_from_decay(name, parameter, exempt)
+        decays = config.decay_all or not _exempt_from_decay(name, parameter, exempt, config)
         key = (peak, scale, config.weight_decay if decays else 0.0)
         if key not in groups:
             groups[key] = {
@@ -113,7 +113,9 @@ def learning_rate(step: int, peak: float, config: ScheduleConfig, *, total_steps
     return config.min_lr + 0.5 * (peak - config.min_lr) * (1 + math.cos(math.pi * progress))
 
 
-def _exempt_from_decay(name: str, parameter: Tensor, exempt: set[str]) -> bool:
+def _exempt_from_decay(name: str, parameter: Tensor, exempt: set[str], config: OptimConfig) -> bool:
+    if config.layer_decay is not None and config.layer_decay_rule == "official":
+        return parameter.ndim == 1  # scalars, position tables and class tokens are decayed there
     return parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
 
 

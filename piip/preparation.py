@@ -18,7 +18,9 @@ from piip.data.image_folder import ImageFolder
 from piip.data.index_maps import IndexMaps
 from piip.data.samples import DenseTransform, PadTogether
 from piip.data.transforms import build_transform
+from piip.hub import find_model
 from piip.recipe import DataConfig, Recipe, RegularizeConfig
+from piip.saving import start_from
 
 Images = ImageFolder | CocoInstances | IndexMaps
 
@@ -56,7 +58,7 @@ def open_images(recipe: Recipe) -> tuple[Images, Images]:
         val = CocoInstances(root / data.val, root / data.val_images, on_error=on_error, expected_classes=train.classes)
         return train, val
     if data.kind == "index_maps":
-        count = getattr(getattr(recipe.model, "head", None), "num_classes", None)
+        count = _known_classes(recipe)
         maps = IndexMaps(
             root / data.train,
             root / data.train_images,
@@ -70,6 +72,14 @@ def open_images(recipe: Recipe) -> tuple[Images, Images]:
     images = ImageFolder(root / recipe.data.train, seed=recipe.run.seed, on_error=on_error)
     val_images = ImageFolder(root / recipe.data.val, on_error=on_error, expected_classes=images.classes)
     return images, val_images
+
+
+def _known_classes(recipe: Recipe) -> int | None:
+    """Return the number of classes that the recipe gives, None where it leaves that to the data."""
+    if isinstance(recipe.model, ModelConfig):
+        return recipe.model.head.num_classes
+    given: int | None = recipe.model.description()["head"]["num_classes"]
+    return given
 
 
 def recipe_model_config(recipe: Recipe, *, num_classes: int | None = None) -> ModelConfig:
@@ -99,9 +109,11 @@ def build_recipe_model(recipe: Recipe, *, num_classes: int | None = None) -> nn.
         num_classes: Classes K where the recipe leaves them open; None takes 1000.
 
     Raises:
-        ValueError: The description is wrong, or pretrained weights are not to be had.
+        ValueError: The description is wrong, or pretrained weights are not to be had or do not fit.
     """
     model = build_model(recipe_model_config(recipe, num_classes=num_classes))
+    if recipe.run.start is not None:
+        start_from(model, find_model(recipe.run.start))
     if recipe.run.grad_checkpointing:
         pyramid: Any = model
         pyramid.set_grad_checkpointing(True)
@@ -163,9 +175,12 @@ def set_transforms(images: Images, val_images: Images, config: DataConfig) -> No
             split.transform = DenseTransform(config.dense, train=train)
 
 
-def collate(config: DataConfig) -> PadTogether | None:
+def collate(config: DataConfig, *, train: bool) -> PadTogether | None:
     """Return what makes a batch of samples; None for PyTorch's own."""
-    return None if config.kind == "folder" else PadTogether(config.dense.pad_divisor)
+    if config.kind == "folder":
+        return None
+    dense = config.dense
+    return PadTogether(dense.pad_divisor, least=dense.crop if train and dense.pad_to_crop and dense.crop else 1)
 
 
 def run_length(recipe: Recipe, batches: int) -> RunLength:
@@ -176,11 +191,15 @@ def run_length(recipe: Recipe, batches: int) -> RunLength:
     """
     steps_per_epoch = math.ceil(batches / recipe.run.accumulate)  # the last step of an epoch may have fewer batches
     total = recipe.schedule.max_steps or recipe.schedule.epochs * steps_per_epoch
-    warmup = round(recipe.schedule.warmup_epochs * steps_per_epoch)
+    schedule = recipe.schedule
+    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    name, value = "warmup_epochs", f"{schedule.warmup_epochs} or {warmup} steps"
+    if schedule.warmup_steps is not None:
+        name, value, warmup = "warmup_steps", f"{schedule.warmup_steps}", schedule.warmup_steps
     if warmup >= total:
         raise ValueError(
-            f"schedule.warmup_epochs is {recipe.schedule.warmup_epochs} or {warmup} steps, "
-            f"expected fewer than the {total} steps of the run; for a short one add --schedule.warmup_epochs 0."
+            f"schedule.{name} is {value}, expected fewer than the {total} steps of the run; for a short one add "
+            f"--schedule.{name} 0."
         )
     log_every = min(recipe.run.log_every, steps_per_epoch)
     return RunLength(math.ceil(total / steps_per_epoch), steps_per_epoch, total, warmup, log_every)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +26,10 @@ from piip.shards import (
     write_weights,
 )
 
+logger = logging.getLogger(__name__)
+
 CONFIG_NAME = "config.json"
+BACKBONE = "backbone."  # before the names of a whole model's backbone
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -117,6 +121,36 @@ def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32"
     load_weights(model, open_weights(Path(directory)), source=str(directory), device=device, dtype=dtype)
     model.metadata = {name: value for name, value in description.items() if name not in ("library", "model", "input")}
     return model.to(device=device, dtype=DTYPES[dtype]).eval()
+
+
+def start_from(model: nn.Module, directory: str | Path) -> list[str]:
+    """Give a model the weights of a saved one: the whole backbone, and what fits of the head.
+
+    Args:
+        model: The model to fill, in place.
+        directory: Written by `save_model` or `piip convert`.
+
+    Returns:
+        Names of the model's tensors that keep their start.
+
+    Raises:
+        ValueError: The directory is no saved model, or its backbone is another one.
+    """
+    stored = open_weights(Path(directory))
+    if not any(name.startswith(BACKBONE) for name in stored):  # a backbone saved alone
+        stored = {BACKBONE + name: tensor for name, tensor in stored.items()}
+    state = model.state_dict()
+    wanted = {name: tuple(value.shape) for name, value in state.items() if name.startswith(BACKBONE)}
+    given = {name: tensor.facts.shape for name, tensor in stored.items() if name.startswith(BACKBONE)}
+    problem = explain_mismatch(wanted, given, source=str(directory))
+    if problem:
+        raise ValueError(problem)
+    new = [name for name, value in state.items() if name not in stored or stored[name].facts.shape != value.shape]
+    for name in state.keys() - set(new):
+        state[name].copy_(stored[name].read())
+    if new:
+        logger.info("%d tensors of the head start new: %s does not have them in this shape.", len(new), directory)
+    return new
 
 
 def _has_computed_buffers(model: nn.Module) -> bool:

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ProgressBar
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.callbacks import EarlyStopping, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 from torch.utils.data import DataLoader
@@ -28,9 +27,11 @@ from piip.callbacks import (
     validation_metrics,
 )
 from piip.data.checking import check_images
+from piip.data.image_folder import ImageFolder
 from piip.data.loader import ResumableLoader
-from piip.data.sampler import EpochSampler
+from piip.data.sampler import EpochSampler, GroupedSampler
 from piip.device import check_devices, pick_device
+from piip.loggers import build_loggers
 from piip.preparation import (
     Images,
     RunLength,
@@ -73,15 +74,17 @@ def train(
     resume: str | Path | None = None,
     device: str = "auto",
     devices: int = 1,
+    nodes: int = 1,
     progress: str = "auto",
 ) -> TrainingResult:
-    """Train a classifier, checking recipe, data and model before the first step.
+    """Train a model, checking recipe, data and model before the first step.
 
     Args:
         recipe: The run; its folder is `recipe.run.out`.
         resume: A checkpoint, or "auto" for the newest one in the folder (none: start from the beginning).
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         devices: Processes on this machine; more than one trains data-parallel, with `batch_size` images each.
+        nodes: Machines, each with as many processes, started by `torchrun`.
         progress: "auto", "bar", "lines" or "none".
 
     Raises:
@@ -92,19 +95,22 @@ def train(
     folder = Path(recipe.run.out)
     checkpoint = find_checkpoint(folder, resume)
     check_devices(device, devices)
-    parts = _prepare(recipe, checkpoint, devices=devices, on_gpu=pick_device(device).type == "cuda")
+    replicas = devices * nodes
+    parts = _prepare(recipe, checkpoint, replicas=replicas, on_gpu=pick_device(device).type == "cuda")
     if recipe.data.on_error == "stop":
         rank_zero_only(check_images)(parts.paths, workers=recipe.data.workers, show=progress != "none")
     export = functools.partial(export_model, recipe=parts.recipe, classes=parts.classes)
     averaging = _averaging(recipe)
     shown = progress_callbacks(
         progress,
-        batch_size=recipe.data.batch_size * devices,
+        batch_size=recipe.data.batch_size * replicas,
         every=parts.length.log_every,
         total_steps=parts.length.total_steps,
     )
     callbacks = [SameData(parts.loader), *_callbacks(parts, export, averaging, checkpoint), *shown]
-    trainer = build_trainer(recipe, parts.length, callbacks, device=device, devices=devices, checkpoint=checkpoint)
+    trainer = build_trainer(
+        recipe, parts.length, callbacks, device=device, devices=devices, nodes=nodes, checkpoint=checkpoint
+    )
     parts.loader.order.share(trainer.global_rank, trainer.world_size)
     try:
         trainer.fit(parts.task, parts.loader, parts.val_loader, ckpt_path=checkpoint, weights_only=True)
@@ -141,7 +147,7 @@ class _Parts:
     paths: list[Path]
 
 
-def _prepare(recipe: Recipe, checkpoint: Path | None, *, devices: int, on_gpu: bool) -> _Parts:
+def _prepare(recipe: Recipe, checkpoint: Path | None, *, replicas: int, on_gpu: bool) -> _Parts:
     images, val_images = open_images(recipe)
     torch.manual_seed(recipe.run.seed)
     model = build_recipe_model(recipe, num_classes=len(images.classes))
@@ -150,7 +156,7 @@ def _prepare(recipe: Recipe, checkpoint: Path | None, *, devices: int, on_gpu: b
     if checkpoint is not None:
         check_same_recipe(recipe, checkpoint, resolve=functools.partial(resolve, model=model))
     set_transforms(images, val_images, recipe.data)
-    loader = _train_loader(recipe, images, devices, pin_memory=on_gpu)
+    loader = _train_loader(recipe, images, replicas, pin_memory=on_gpu)
     length = run_length(recipe, len(loader))
     return _Parts(
         recipe,
@@ -162,7 +168,7 @@ def _prepare(recipe: Recipe, checkpoint: Path | None, *, devices: int, on_gpu: b
             # what one image's padding lets a model see must not depend on the images beside it
             batch_size=recipe.data.batch_size if recipe.data.kind == "folder" else 1,
             num_workers=recipe.data.workers,
-            collate_fn=collate(recipe.data),
+            collate_fn=collate(recipe.data, train=False),
         ),
         classes=images.classes,
         paths=[path for path, _ in images.samples + val_images.samples],
@@ -176,6 +182,7 @@ def build_trainer(
     *,
     device: str = "auto",
     devices: int = 1,
+    nodes: int = 1,
     checkpoint: Path | None = None,
 ) -> pl.Trainer:
     """Return Lightning's trainer with loggers in the run's folder.
@@ -185,26 +192,26 @@ def build_trainer(
         length: Its length.
         callbacks: All that watch or change the run.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        devices: Processes.
+        devices: Processes a machine.
+        nodes: Machines.
         checkpoint: Where the run goes on, for TensorBoard to forget the steps after it.
     """
     folder = recipe.run.out
     place = pick_device(device)
-    purge = checkpoint_step(checkpoint) if checkpoint is not None else None
-    loggers = [
-        CSVLogger(folder, name="csv", flush_logs_every_n_steps=length.log_every),
-        TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False, purge_step=purge),
-    ]
+    resumed_at = checkpoint_step(checkpoint) if checkpoint is not None else None
     return pl.Trainer(
         default_root_dir=folder,
         accelerator=place.type,
         devices=devices if place.index is None else [place.index],
+        num_nodes=nodes,
+        # each process of a dense model sees too few images for statistics of its own; PyTorch synchronises on GPUs only
+        sync_batchnorm=place.type == "cuda" and devices * nodes > 1,
         precision=LIGHTNING_PRECISION[recipe.run.precision],
         max_epochs=length.epochs,
         accumulate_grad_batches=recipe.run.accumulate,
         gradient_clip_val=recipe.optim.clip,
         callbacks=callbacks,
-        logger=loggers,
+        logger=build_loggers(recipe.run, log_every=length.log_every, resumed_at=resumed_at),
         log_every_n_steps=length.log_every,
         num_sanity_val_steps=1,
         use_distributed_sampler=False,
@@ -242,15 +249,22 @@ def export_model(
     save_model(model, directory, metadata)
 
 
-def _train_loader(recipe: Recipe, images: Images, devices: int, *, pin_memory: bool) -> ResumableLoader:
-    order = EpochSampler(len(images), seed=recipe.run.seed, num_replicas=devices)
+def _order(recipe: Recipe, images: Images, replicas: int) -> EpochSampler:
+    data, seed = recipe.data, recipe.run.seed
+    if not data.group_by_aspect or isinstance(images, ImageFolder):
+        return EpochSampler(len(images), seed=seed, num_replicas=replicas)
+    groups = [int(width > height) for height, width in images.shapes]
+    return GroupedSampler(groups, batch_size=data.batch_size, seed=seed, num_replicas=replicas)
+
+
+def _train_loader(recipe: Recipe, images: Images, replicas: int, *, pin_memory: bool) -> ResumableLoader:
     return ResumableLoader(
         images,
-        order,
+        _order(recipe, images, replicas),
         batch_size=recipe.data.batch_size,
         workers=recipe.data.workers,
         pin_memory=pin_memory,
-        collate=collate(recipe.data),
+        collate=collate(recipe.data, train=True),
     )
 
 
@@ -267,9 +281,12 @@ def _callbacks(
     """Return what changes or saves the run; the best model is exported before the averaged weights are swapped back."""
     recipe = parts.recipe
     folder = Path(recipe.run.out)
+    watched = parts.task.watched
+    patience = [EarlyStopping(watched, mode="max", patience=recipe.run.patience)] if recipe.run.patience else []
     return [
+        *patience,
         StepSeed(recipe.run.seed),
-        BestModel(functools.partial(export, directory=folder / BEST), monitor=parts.task.watched),
+        BestModel(functools.partial(export, directory=folder / BEST), monitor=watched),
         *averaging,
         SavedRecipe(recipe, folder / CHECKPOINTS),
         StopAtStep(parts.length.total_steps),

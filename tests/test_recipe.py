@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from piip.fields import CommandText
 from piip.preparation import build_recipe_model, recipe_model_config, resolve
 from piip.recipe import NamedModel, Recipe, load_recipe, save_recipe
 from piip.zoo import model_config
+from piip.zoo.published import published_results
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -62,6 +64,48 @@ def test_official_recipes_hold_the_official_settings() -> None:
     assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs) == (20, 5)
     assert (recipe.regularize.mixup, recipe.regularize.cutmix, recipe.regularize.label_smoothing) == (0.8, 1.0, 0.1)
     assert recipe.run.ema_decay == 0.99996
+
+
+RELEASED = json.loads((ROOT / "tests" / "data" / "released_training.json").read_text())
+
+
+@pytest.mark.parametrize("record", RELEASED)
+def test_recipes_of_the_released_detectors_and_segmentors(record: str) -> None:
+    """Rates, lengths, sizes and augmentation equal those read from the authors' configurations."""
+    facts, published = RELEASED[record], published_results(record)
+    path = ROOT / "recipes" / published.task / f"{published.name}.yaml"
+    recipe = load_recipe(path)
+    assert all(
+        f"{column.replace('mAP', 'AP')} {value}" in path.read_text() for column, value in published.results.items()
+    )
+    config = recipe_model_config(recipe, num_classes=80)
+    optim, schedule, dense = recipe.optim, recipe.schedule, recipe.data.dense
+    assert (optim.lr, optim.weight_decay, optim.layer_decay) == (
+        facts["lr"],
+        facts["weight_decay"],
+        facts["layer_decay"],
+    )
+    assert (optim.layer_decay_rule == "official") != optim.decay_all
+    assert optim.clip == (facts["grad_clip"] or {"max_norm": None})["max_norm"]
+    assert (schedule.max_steps or schedule.epochs) == facts["length"]
+    assert (schedule.warmup_steps, schedule.warmup_lr / optim.lr) == pytest.approx(facts["warmup"])
+    if facts["drops"]:
+        assert [round(drop * schedule.epochs, 3) for drop in schedule.drops] == facts["drops"]
+    assert recipe.data.batch_size == facts["images_per_gpu"]
+    assert config.mean == pytest.approx(facts["mean"], abs=1e-3)
+    assert dense.resize == "official"
+    if published.task == "detection":
+        assert [dense.long_side, dense.short_side] == facts["scale"]
+        assert dense.pad_divisor == facts["pad_divisor"]
+        augmentation = [list(dense.train_short_sides), list(dense.cut_short_sides), list(dense.cut_range), dense.crop]
+        assert (augmentation if dense.train_short_sides else None) == facts["multi_scale"]
+    drops = [branch.drop_path_rate for branch in config.branches]
+    expected = facts["drop_path"]
+    if expected["interactions"] is not None:
+        assert drops == list(expected["branches"].values())
+        assert config.interaction.drop_path_rate == expected["interactions"]
+    else:
+        assert drops == [expected["single"] or 0.0]
 
 
 def test_written_recipes_read_back_equal(tmp_path: Path) -> None:

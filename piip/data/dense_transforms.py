@@ -24,6 +24,7 @@ class DenseTransformConfig:
             is cut out of it before the resizing above (as DETR does); empty cuts none.
         cut_range: Training: range of the rectangle's sides in pixels.
         crop: Training: side of a random square cut out after resizing; None takes the whole picture.
+        pad_to_crop: Training: pad smaller pictures to that square.
         crop_max_share: Training on index maps: draw up to ten squares until no class covers a larger share of one.
         hflip: Training: probability of a left-right flip.
         vflip: Training: probability of an upside-down flip.
@@ -49,6 +50,7 @@ class DenseTransformConfig:
     cut_short_sides: tuple[int, ...] = ()
     cut_range: tuple[int, int] = (384, 600)
     crop: int | None = None
+    pad_to_crop: bool = False
     crop_max_share: float = 1.0
     hflip: float = 0.5
     vflip: float = 0.0

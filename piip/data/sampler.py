@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,7 @@ class EpochSampler(Sampler[int]):
         if num_replicas != self.num_replicas or not 0 <= rank < num_replicas:
             raise ValueError(
                 f"This is process {rank} of {num_replicas}, expected one of {self.num_replicas}: do --devices and the "
-                "launcher's number of processes agree? Several machines are not supported."
+                "launcher's number of processes agree, and --nodes?"
             )
         self.rank = rank
 
@@ -98,3 +98,39 @@ class EpochSampler(Sampler[int]):
                 f"start_index is {self.start_index}, expected 0 to {self.epoch_length}, the samples of this replica's "
                 f"epoch: did the data set or the number of replicas change since the checkpoint?"
             )
+
+
+class GroupedSampler(EpochSampler):
+    """Indices of one epoch whose batches hold samples of one group each.
+
+    Groups are filled up to whole batches, and processes to as many batches, by repeating samples.
+
+    Args:
+        groups: The group of every sample.
+        batch_size: Samples a batch.
+        seed: Seed of the run.
+        num_replicas: Number of processes that share the data set.
+
+    Source:
+        mmdetection's `GroupSampler`, with groups of images wider than high and others.
+    """
+
+    def __init__(self, groups: Sequence[int], *, batch_size: int, seed: int, num_replicas: int = 1) -> None:
+        super().__init__(len(groups), seed=seed, num_replicas=num_replicas)
+        self.groups = np.asarray(groups)
+        self.batch_size = batch_size
+        batches = sum(-(-count // batch_size) for count in np.unique(self.groups, return_counts=True)[1].tolist())
+        self.epoch_length = -(-batches // num_replicas) * batch_size
+
+    def indices(self) -> NDArray[np.int64]:
+        """Return this replica's indices of the whole epoch, (epoch_length,), batch after batch."""
+        generator = np.random.default_rng([self.seed, self.epoch])
+        batches: list[NDArray[np.int64]] = []
+        for group in np.unique(self.groups):
+            members = generator.permutation(np.flatnonzero(self.groups == group))
+            whole = np.resize(members, -(-len(members) // self.batch_size) * self.batch_size)
+            batches += list(whole.reshape(-1, self.batch_size))
+        order = generator.permutation(len(batches))
+        total = self.epoch_length // self.batch_size * self.num_replicas
+        mine = np.resize(order, total)[self.rank :: self.num_replicas]
+        return np.concatenate([batches[place] for place in mine])

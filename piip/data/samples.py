@@ -125,15 +125,18 @@ class PadTogether:
 
     Args:
         divisor: Height and width become multiples of this.
+        least: Least height and width.
     """
 
-    def __init__(self, divisor: int) -> None:
+    def __init__(self, divisor: int, *, least: int = 1) -> None:
         self.divisor = divisor
+        self.least = least
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch; images are padded with zeros, index maps with 255."""
         height, width = (
-            -(-max(sample.image.shape[axis] for sample in samples) // self.divisor) * self.divisor for axis in (1, 2)
+            -(-max(self.least, *(sample.image.shape[axis] for sample in samples)) // self.divisor) * self.divisor
+            for axis in (1, 2)
         )
         frames = [sample.frame._replace(padded=(height, width), batch=(height, width)) for sample in samples]
         images = torch.stack([_padded(sample.image, (height, width), 0.0) for sample in samples])

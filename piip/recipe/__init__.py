@@ -61,7 +61,7 @@ class Recipe:
                 f"data.batch_size is {self.data.batch_size}, expected an even number: mixup and cutmix pair images."
             )
         ends = {"min_lr": self.schedule.min_lr}
-        if self.schedule.warmup_epochs:
+        if self.schedule.warmup_epochs or self.schedule.warmup_steps:
             ends["warmup_lr"] = self.schedule.warmup_lr
         peak = self.optim.lr * min(1.0, self.optim.rate_outside_branches)
         for name, rate in ends.items():

@@ -11,6 +11,7 @@ from piip.fields import at_least, at_most, one_of
 PRECISIONS = ("32", "bf16")
 ON_ERROR = ("stop", "skip")
 DATA_KINDS = ("folder", "coco", "index_maps")
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 CURVES = ("cosine", "step", "poly")
 LAYER_DECAY_RULES = ("depth", "official")
 
@@ -28,6 +29,7 @@ class DataConfig:
         train_images: Folder of the training split's images (coco, index_maps).
         val_images: Folder of the validation split's images.
         batch_size: Images a process and forward pass, at least 1 (even with mixup or cutmix).
+        group_by_aspect: Make batches of wide or of tall images only, which need less padding (coco, index_maps).
         workers: Reading processes; 0 reads in the training process.
         on_error: "stop" at an unreadable image, or "skip" to the next one with a warning.
         transform: Resizing and augmentation of folders; `input_size` None takes the side of the finest branch.
@@ -42,6 +44,7 @@ class DataConfig:
     train_images: str = "images"
     val_images: str = "images"
     batch_size: int = 128
+    group_by_aspect: bool = False
     workers: int = 2
     on_error: str = "stop"
     transform: TransformConfig = field(default_factory=TransformConfig)
@@ -53,6 +56,8 @@ class DataConfig:
         at_least("data.batch_size", self.batch_size, 1)
         at_least("data.workers", self.workers, 0)
         one_of("data.on_error", self.on_error, ON_ERROR)
+        if self.group_by_aspect and self.kind == "folder":
+            raise ValueError("data.group_by_aspect is for coco and index_maps: images in folders become squares.")
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ class OptimConfig:
         betas: AdamW's two averaging rates.
         layer_decay: Factor on the rate from each block to the one before it; None or 1 leaves all equal.
         layer_decay_rule: "depth" counts blocks from each branch's own end; "official" stretches shallower branches to
-            the depth of branch 0 and spares ConvNeXt branches and final norms, as the released detectors were trained.
+            the depth of branch 0 and spares ConvNeXt branches and final norms, as the released detectors were trained;
+            it also decays all weights but 1-d tensors.
         rate_outside_branches: Factor on the rate of interactions, merge and head (10 in the official runs).
         decay_all: Also decay 1-d tensors, biases and the names in `no_weight_decay()` (as the official runs did).
         clip: Largest gradient norm; None does not clip.
@@ -137,6 +143,7 @@ class ScheduleConfig:
         drops: Rising shares of the run at which "step" drops, in (0, 1); 8/12 and 11/12 in the official detectors.
         power: Exponent of "poly".
         warmup_epochs: Length of the warm-up, may be a fraction.
+        warmup_steps: Length of the warm-up in optimiser steps, instead of `warmup_epochs`.
         warmup_lr: Rate at step 0.
         min_lr: Rate at the end of "cosine" and "poly"; the same number for all parameter groups.
     """
@@ -147,6 +154,7 @@ class ScheduleConfig:
     drops: tuple[float, ...] = (8 / 12, 11 / 12)
     power: float = 1.0
     warmup_epochs: float = 0.0
+    warmup_steps: int | None = None
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
 
@@ -157,6 +165,10 @@ class ScheduleConfig:
         one_of("schedule.curve", self.curve, CURVES)
         if list(self.drops) != sorted(self.drops) or not all(0 < drop < 1 for drop in self.drops):
             raise ValueError(f"schedule.drops is {self.drops}, expected rising shares of the run in (0, 1).")
+        if self.warmup_steps is not None:
+            at_least("schedule.warmup_steps", self.warmup_steps, 0)
+            if self.warmup_epochs:
+                raise ValueError("schedule.warmup_steps and warmup_epochs both give a length: leave one of them out.")
         if self.power <= 0:
             raise ValueError(f"schedule.power is {self.power}, expected a value above 0.")
         for name in ("warmup_epochs", "warmup_lr", "min_lr"):
@@ -174,6 +186,8 @@ class RunConfig:
 
     Args:
         out: Folder for checkpoints, logs and the exported model.
+        start: Model directory, or owner/name on the Hugging Face hub, whose weights the run starts from; a head for
+            other classes, or of another kind, starts new.
         seed: Initial weights, data order, augmentation, mixing and dropout follow from it.
         precision: "32", or "bf16" (bfloat16 mixed precision).
         accumulate: Batches whose gradients are added before one optimiser step.
@@ -181,10 +195,14 @@ class RunConfig:
         ema_warmup: Lower the decay to (1 + step) / (10 + step) while that is smaller.
         checkpoint_every: Optimiser steps between checkpoints; one more is written after every epoch.
         log_every: Optimiser steps between logged losses.
+        loggers: Where losses and metrics go: "csv" and "tensorboard" in the run's folder, "wandb" and "mlflow" where
+            those are configured to write (`pip install wandb`, `pip install mlflow`).
+        patience: Stop after so many validations without a better metric; None trains to the end.
         grad_checkpointing: Recompute the branches' blocks in the backward pass: less memory, a third more time.
     """
 
     out: str = "runs/piip"
+    start: str | None = None
     seed: int = 0
     precision: str = "32"
     accumulate: int = 1
@@ -192,6 +210,8 @@ class RunConfig:
     ema_warmup: bool = True
     checkpoint_every: int = 1000
     log_every: int = 50
+    loggers: tuple[str, ...] = ("csv", "tensorboard")
+    patience: int | None = None
     grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -199,5 +219,9 @@ class RunConfig:
         for name in ("accumulate", "checkpoint_every", "log_every"):
             at_least(f"run.{name}", getattr(self, name), 1)
         at_least("run.seed", self.seed, 0)
+        for logger in self.loggers:
+            one_of("run.loggers", logger, LOGGERS)
+        if self.patience is not None:
+            at_least("run.patience", self.patience, 1)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"run.ema_decay is {self.ema_decay}, expected a value between 0 and 1.")
