@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from piip.data.loader import ResumableLoader
 from piip.recipe import Recipe, save_recipe
 from piip.run_folder import CHECKPOINT_PATTERN, RECIPE_NAME, checkpoint_name
+from piip.tasks.sharding import full_state
 
 KEPT_CHECKPOINTS = 2
+Export = Callable[[nn.Module, dict[str, Tensor], dict[str, float], int], None]
 
 
 class StepSeed(pl.Callback):
@@ -176,11 +178,11 @@ class BestModel(pl.Callback):
     Stands before `AveragedWeights` in the list of callbacks, so that the validated (averaged) weights are exported.
 
     Args:
-        export: Called with the model, the metrics and the optimiser steps.
+        export: Called with model, weights, metrics and optimiser steps, on process 0.
         monitor: Name of the metric.
     """
 
-    def __init__(self, export: Callable[[nn.Module, dict[str, float], int], None], *, monitor: str) -> None:
+    def __init__(self, export: Export, *, monitor: str) -> None:
         self.export = export
         self.monitor = monitor
         self.best = float("-inf")
@@ -192,8 +194,7 @@ class BestModel(pl.Callback):
         metrics = validation_metrics(trainer)
         if metrics[self.monitor] > self.best:
             self.best = metrics[self.monitor]
-            if trainer.is_global_zero:
-                self.export(pl_module.get_submodule("model"), metrics, trainer.global_step)
+            export_from_all(trainer, pl_module.get_submodule("model"), self.export, metrics)
 
     def state_dict(self) -> dict[str, float]:
         """Return the best value so far."""
@@ -227,6 +228,13 @@ class StopAtStep(pl.Callback):
         """Ask the trainer to stop."""
         if trainer.global_step >= self.max_steps:
             trainer.should_stop = True
+
+
+def export_from_all(trainer: pl.Trainer, model: nn.Module, export: Export, metrics: dict[str, float]) -> None:
+    """Gather a model's weights, which all processes must do together, and export them on process 0."""
+    state = full_state(model)
+    if trainer.is_global_zero:
+        export(model, state, metrics, trainer.global_step)
 
 
 def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:

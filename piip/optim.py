@@ -39,14 +39,15 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     """
     pyramid: Any = model
     exempt: set[str] = pyramid.no_weight_decay()
-    groups: dict[tuple[float, float, float], dict[str, Any]] = {}
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         peak = config.lr if name.startswith(BRANCH_PREFIX) else config.lr * config.rate_outside_branches
         scale = _depth_scale(model, name, config)
         decays = config.decay_all or not _exempt_from_decay(name, parameter, exempt, config)
-        key = (peak, scale, config.weight_decay if decays else 0.0)
+        # AdamW cannot step tensors that are spread over processes together with others
+        key = (peak, scale, config.weight_decay if decays else 0.0, type(parameter.data))
         if key not in groups:
             groups[key] = {
                 "params": [],

@@ -40,6 +40,7 @@ def save_model(
     *,
     dtype: str = "f32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write weights and description so that `load_model` rebuilds the model without the zoo or the network's weights.
 
@@ -49,6 +50,7 @@ def save_model(
         metadata: Further JSON values of config.json: "classes", "transform", "recipe", "metrics", "steps".
         dtype: "f32" or "bf16" for floating-point weights.
         max_shard_bytes: Above this the weights go into several files with an index.
+        state: The weights, where the model holds only a part of them; None takes the model's.
 
     Raises:
         ValueError: An unknown dtype, or a file where the directory should be.
@@ -59,7 +61,7 @@ def save_model(
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file, expected a directory to write the model into: choose another name.")
     directory.mkdir(parents=True, exist_ok=True)
-    state = model.state_dict()
+    state = model.state_dict() if state is None else state
     facts = {name: TensorFacts(tuple(value.shape), stored_dtype(value.dtype, dtype)) for name, value in state.items()}
     tensors = ((name, value.detach().to(facts[name].dtype)) for name, value in state.items())
     write_weights(directory, facts, tensors, max_shard_bytes=max_shard_bytes)

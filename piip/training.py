@@ -12,8 +12,9 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ProgressBar
+from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from pytorch_lightning.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from piip.callbacks import (
@@ -24,6 +25,7 @@ from piip.callbacks import (
     StepCheckpoint,
     StepSeed,
     StopAtStep,
+    export_from_all,
     validation_metrics,
 )
 from piip.data.checking import check_images
@@ -119,8 +121,7 @@ def train(
     for average in averaging:
         average.copy_to(parts.task)  # Lightning does not where a finished run is resumed
     metrics = validation_metrics(trainer) or dict(trainer.validate(parts.task, parts.val_loader, verbose=False)[0])
-    if trainer.is_global_zero:
-        export(parts.task.model, metrics, trainer.global_step, directory=folder / MODEL)
+    export_from_all(trainer, parts.task.model, functools.partial(export, directory=folder / MODEL), metrics)
     return TrainingResult(folder / MODEL, metrics, trainer.global_step)
 
 
@@ -204,6 +205,7 @@ def build_trainer(
         accelerator=place.type,
         devices=devices if place.index is None else [place.index],
         num_nodes=nodes,
+        strategy=_strategy(recipe, devices * nodes),
         # each process of a dense model sees too few images for statistics of its own; PyTorch synchronises on GPUs only
         sync_batchnorm=place.type == "cuda" and devices * nodes > 1,
         precision=LIGHTNING_PRECISION[recipe.run.precision],
@@ -220,8 +222,17 @@ def build_trainer(
     )
 
 
+def _strategy(recipe: Recipe, processes: int) -> Strategy | str:
+    if recipe.run.strategy == "fsdp2":
+        return ModelParallelStrategy(
+            data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return "auto"
+
+
 def export_model(
     model: nn.Module,
+    state: dict[str, Tensor],
     metrics: dict[str, float],
     steps: int,
     *,
@@ -233,6 +244,7 @@ def export_model(
 
     Args:
         model: The trained model.
+        state: Its weights, whole.
         metrics: Its validation metrics.
         steps: Optimiser steps behind it.
         directory: Where to write.
@@ -246,7 +258,7 @@ def export_model(
         "steps": steps,
         "recipe": recipe.to_dict(),
     }
-    save_model(model, directory, metadata)
+    save_model(model, directory, metadata, state=state)
 
 
 def _order(recipe: Recipe, images: Images, replicas: int) -> EpochSampler:

@@ -11,6 +11,7 @@ from piip.fields import at_least, at_most, one_of
 PRECISIONS = ("32", "bf16")
 ON_ERROR = ("stop", "skip")
 DATA_KINDS = ("folder", "coco", "index_maps")
+STRATEGIES = ("ddp", "fsdp2")
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 CURVES = ("cosine", "step", "poly")
 LAYER_DECAY_RULES = ("depth", "official")
@@ -190,6 +191,8 @@ class RunConfig:
             other classes, or of another kind, starts new.
         seed: Initial weights, data order, augmentation, mixing and dropout follow from it.
         precision: "32", or "bf16" (bfloat16 mixed precision).
+        strategy: With several processes: "ddp" (each holds the whole model) or "fsdp2" (each holds a part of weights,
+            gradients and optimiser states; without `ema_decay`).
         accumulate: Batches whose gradients are added before one optimiser step.
         ema_decay: Decay of the averaged weights, which are then validated and exported; None does not average.
         ema_warmup: Lower the decay to (1 + step) / (10 + step) while that is smaller.
@@ -205,6 +208,7 @@ class RunConfig:
     start: str | None = None
     seed: int = 0
     precision: str = "32"
+    strategy: str = "ddp"
     accumulate: int = 1
     ema_decay: float | None = None
     ema_warmup: bool = True
@@ -216,6 +220,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         one_of("run.precision", self.precision, PRECISIONS)
+        one_of("run.strategy", self.strategy, STRATEGIES)
+        if self.strategy == "fsdp2" and self.ema_decay is not None:
+            raise ValueError("run.strategy 'fsdp2' cannot average weights that are spread: set run.ema_decay to null.")
         for name in ("accumulate", "checkpoint_every", "log_every"):
             at_least(f"run.{name}", getattr(self, name), 1)
         at_least("run.seed", self.seed, 0)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from piip.tasks.sharding import clip_gradients, gradient_norm, is_sharded, shard
+
 ADVICE = (
     "The last checkpoints are kept. Resume with run.precision 32, or start again with a lower optim.lr or with "
     "optim.clip."
@@ -38,6 +40,11 @@ class TrainingTask(pl.LightningModule):
         self.model = model
         self.configure = configure
         self._losses: list[Tensor] = []  # of the batches of this optimiser step
+
+    def configure_model(self) -> None:
+        """Spread the model over the processes where the strategy asks for it."""
+        if self.device_mesh is not None and not is_sharded(self.model):
+            shard(self.model, self.device_mesh["data_parallel"])
 
     @property
     @abstractmethod
@@ -73,12 +80,22 @@ class TrainingTask(pl.LightningModule):
         Raises:
             NonFiniteLoss: A gradient is NaN or infinite.
         """
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = gradient_norm(self.model)
         if not norm.isfinite():
             raise NonFiniteLoss(
                 f"The gradient norm is {norm.item()} at step {self.global_step} (epoch {self.current_epoch}), the loss "
                 f"was finite. {ADVICE}"
             )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of all gradients, those that processes share included."""
+        if gradient_clip_val is not None:
+            clip_gradients(self.model, gradient_clip_val)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimiser and its step-wise schedule."""
