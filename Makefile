@@ -6,8 +6,9 @@ PYTEST_ARGS ?= -m "not slow"
 
 .PHONY: demo test check bench format clean
 
-demo: $(STAMP) ## classify held-out pictures with the shipped model, write out/demo.png
+demo: $(STAMP) ## find nuclei, and the land cover of every pixel, with the shipped models; write out/*.png
 	$(BIN)/piip demo --out out/demo.png
+	$(BIN)/piip demo --task segmentation --out out/landcover.png
 
 test: $(STAMP) ## PYTEST_ARGS= runs the slow ones too
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -124,21 +124,36 @@ def train(
 
 def demo(
     *,
+    task: Literal["instances", "segmentation", "classification"] = "instances",
     out: Path = Path("out/demo.png"),
     image: list[str] | None = None,
     device: str = "auto",
     json: bool = False,
 ) -> None:
-    """Classify held-out satellite pictures with the shipped model and compare cost and accuracy.
+    """Find nuclei in microscope pictures with a shipped model, draw and count them, and compare cost and time.
+
+    The other tasks: the land cover of every pixel of satellite tiles (segmentation), or of whole pictures
+    (classification).
 
     Args:
+        task: What to show.
         out: Picture to write, PNG.
         image: Your own pictures instead: files, folders, or patterns.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        json: Print JSON, with "top1", "cost", "models" and "pictures".
+        json: Print JSON: "findings" and "models", of the classifier "top1", "cost", "models" and "pictures".
     """
     from rich.console import Console
 
+    if task != "classification":
+        from piip.demo.dense import run_dense_demo
+        from piip.demo.terminal import print_dense_demo
+
+        found = run_dense_demo(task, out, images=image or (), device=device)
+        if json:
+            print(json_module.dumps(found.to_dict()))
+        else:
+            print_dense_demo(found, Console())
+        return
     from piip.demo import run_demo
     from piip.demo.terminal import print_demo
 

@@ -16,9 +16,8 @@ PROJECT = "piip"
 def build_loggers(run: RunConfig, *, log_every: int, resumed_at: int | None = None) -> list[Logger]:
     """Return the loggers that a run asks for, in its order.
 
-    Weights & Biases and MLflow write where their own settings say (WANDB_MODE, MLFLOW_TRACKING_URI, ...), MLflow into
-    the run's folder by default. The run has the name of its folder, and a resumed run goes on in the same record of
-    Weights & Biases.
+    Weights & Biases and MLflow write where their own settings say (WANDB_MODE, MLFLOW_TRACKING_URI, ...). The run has
+    the name of its folder, and a resumed run goes on in the same record of Weights & Biases.
 
     Args:
         run: The recipe's section.
@@ -35,7 +34,9 @@ def build_loggers(run: RunConfig, *, log_every: int, resumed_at: int | None = No
         return WandbLogger(name=folder.name, save_dir=folder, project=PROJECT, id=identity, resume="allow")
 
     def mlflow() -> Logger:
-        return MLFlowLogger(experiment_name=PROJECT, run_name=folder.name, save_dir=str(folder / "mlflow"))
+        from mlflow import get_tracking_uri  # Lightning's default is a kind of store that MLflow has given up
+
+        return MLFlowLogger(experiment_name=PROJECT, run_name=folder.name, tracking_uri=get_tracking_uri())
 
     makers: dict[str, Callable[[], Logger]] = {
         "csv": lambda: CSVLogger(folder, name="csv", flush_logs_every_n_steps=log_every),

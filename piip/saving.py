@@ -138,6 +138,7 @@ def start_from(model: nn.Module, directory: str | Path) -> list[str]:
     Raises:
         ValueError: The directory is no saved model, or its backbone is another one.
     """
+    read_description(directory)
     stored = open_weights(Path(directory))
     if not any(name.startswith(BACKBONE) for name in stored):  # a backbone saved alone
         stored = {BACKBONE + name: tensor for name, tensor in stored.items()}

@@ -9,6 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from piip.demo import DemoReport
+    from piip.demo.dense import DenseDemoReport, Finding
 
 MOST_MISTAKES = 8
 
@@ -77,4 +78,48 @@ def _predictions_table(report: DemoReport) -> Table:
     table = Table("picture", "classes and probabilities", title="Your pictures")
     for picture in report.pictures:
         table.add_row(picture.path, ", ".join(f"{name} {score:.0%}" for name, score in picture.prediction.top))
+    return table
+
+
+def print_dense_demo(report: DenseDemoReport, console: Console) -> None:
+    """Print what was found in every picture, and cost and time beside the other model.
+
+    Args:
+        report: From `run_dense_demo`.
+        console: Where to print.
+    """
+    table = Table("picture", "size", title="Pictures")
+    for column in ("found", "in truth", "seconds"):
+        table.add_column(column, justify="right")
+    for finding in report.findings:
+        height, width = finding.size
+        name = finding.path.rsplit("/", 1)[-1]
+        table.add_row(name, f"{width}x{height}", _found(finding), _truth(finding), f"{finding.seconds:.2f}")
+    console.print(table)
+    console.print(_compared_table(report))
+    console.print(f"The picture is in {report.figure}", highlight=False)
+
+
+def _found(finding: Finding) -> str:
+    if isinstance(finding.found, int):
+        return f"{finding.found} nuclei"
+    return ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in finding.found.items())
+
+
+def _truth(finding: Finding) -> str:
+    if finding.truth is None:
+        return "-"
+    return f"{finding.truth:.0f} nuclei" if isinstance(finding.found, int) else f"{finding.truth:.0%} of pixels right"
+
+
+def _compared_table(report: DenseDemoReport) -> Table:
+    """Return cost, time and recorded scores; what a model was not trained for stays empty."""
+    table = Table("model", title="Backbone and neck at 512x512, measured in turn; scores recorded on the test split")
+    scores = list(report.models[0].scores)
+    for column in ("GMACs", "ms", "M parameters", *scores):
+        table.add_column(column, justify="right")
+    for index, model in enumerate(report.models):
+        shown = [f"{model.scores[name]:.1%}" if name in model.scores else "-" for name in scores]
+        numbers = [f"{model.macs / 1e9:.2f}", f"{model.seconds * 1000:.0f}", f"{model.params / 1e6:.2f}"]
+        table.add_row(model.name, *numbers, *shown, style="bold" if index == 0 else None)
     return table
