@@ -22,10 +22,11 @@ from piip.device import pick_device
 from piip.fields import read_fields
 from piip.heads.dense import PIIPDenseModel
 from piip.heads.detection.frames import ImageFrame
-from piip.heads.sliding import flip_image, sliding_probabilities
+from piip.heads.sliding import sliding_probabilities
 from piip.hub import find_model
 from piip.saving import DTYPES, load_model, read_description
 from piip.scores.coco import to_results
+from piip.views import ViewTransform, mean_probabilities, with_flips, with_views
 
 RESULTS_NAME = "predictions.json"
 DRAWN_SCORE = 0.5  # instances below are written but not drawn
@@ -52,20 +53,33 @@ class DensePredictor:
         model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: "f32" or "bf16".
+        scales: Factors on the size that pictures are looked at with; None takes the model's, which are 1 alone unless
+            `data.dense.test_scales` said otherwise.
+        flip: Also look at every picture flipped left to right; None takes the model's (`data.dense.flip_test`).
 
     Attributes:
         model: The model, in evaluation mode.
         kind: Its head: "mask_rcnn", "dino" or "upernet".
         classes: Names of its classes.
         detections: Limits on instances a picture; the last one is used.
+        transform: Prepares a picture for `run`.
+        views: Prepares a picture at all scales for `run_views`.
 
     Raises:
-        ValueError: The directory is no exported detector or segmentor.
+        ValueError: The directory is no exported detector or segmentor, or scales are not above 0.
     """
 
     model: PIIPDenseModel
 
-    def __init__(self, model_dir: str | Path, *, device: str = "auto", dtype: str = "f32") -> None:
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "f32",
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+    ) -> None:
         model_dir = find_model(model_dir)
         description = read_description(model_dir)
         if "dense" not in description or "classes" not in description:
@@ -77,7 +91,9 @@ class DensePredictor:
         self.classes: list[str] = description["classes"]
         self.detections: list[int] = description.get("detections", [1, 10, 100])
         config = read_fields(DenseTransformConfig, description["dense"], f"{model_dir}/config.json dense")
+        config = with_views(config, scales, flip)
         self.transform = DenseTransform(config, train=False)
+        self.views = ViewTransform(config)
         self.collate = PadTogether(config.pad_divisor)
 
     def predict(self, pictures: Sequence[Image.Image]) -> list[DensePrediction]:
@@ -97,25 +113,36 @@ class DensePredictor:
             yield DensePrediction(str(path), self._predict(read_rgb(path)))
 
     def _predict(self, picture: Image.Image) -> dict[str, Tensor]:
-        return self.run(self.collate([self.transform(picture, {}, 0)]))
+        return self.run_views(self.views(picture, {}, 0))
 
-    @torch.no_grad()
     def run(self, batch: Batch, *, most: int | None = None) -> dict[str, Tensor]:
-        """Return what the model says about a batch of one prepared picture, on the CPU.
+        """Return what the model says about a batch of one prepared picture, and of its flip if asked for, on the CPU.
 
         Args:
             batch: From `transform` and `collate`.
             most: Instances kept; None takes the last of `detections`.
         """
-        image, frame = batch.image.to(device=self.device, dtype=self.dtype), batch.frames[0]
-        config = self.transform.config
-        if self.kind != "upernet" or (config.slide_crop is None and not config.flip_test):
-            values = self.model.predict(image, batch.frames, most=most or self.detections[-1])[0]
-            return {name: value.cpu() for name, value in values.items()}
-        answer = self._probabilities(image, frame)
-        if config.flip_test:
-            answer = (answer + self._probabilities(flip_image(image, frame), frame).flip(-1)) / 2
-        return {"labels": answer[0].argmax(0).cpu()}
+        return self.run_views([batch], most=most)
+
+    @torch.no_grad()
+    def run_views(self, batches: Sequence[Batch], *, most: int | None = None) -> dict[str, Tensor]:
+        """Return what the model says about one picture, on the CPU.
+
+        Args:
+            batches: The picture at every scale, from `views`.
+            most: Instances kept; None takes the last of `detections`.
+        """
+        config, most = self.transform.config, most or self.detections[-1]
+        moved = [batch._replace(image=batch.image.to(device=self.device, dtype=self.dtype)) for batch in batches]
+        views = with_flips(moved, flip=config.flip_test)
+        if self.kind == "upernet" and (config.slide_crop is not None or len(views) > 1):
+            values = {"labels": mean_probabilities(self._probabilities, views)[0].argmax(0)}
+        elif len(views) > 1:
+            images, frames, flipped = zip(*views, strict=True)
+            values = self.model.predict_views(images, frames, flipped, most=most)
+        else:
+            values = self.model.predict(moved[0].image, moved[0].frames, most=most)[0]
+        return {name: value.cpu() for name, value in values.items()}
 
     def _probabilities(self, image: Tensor, frame: ImageFrame) -> Tensor:
         config = self.transform.config

@@ -20,7 +20,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 # Every room may import those to its left. A new room gets its place here and in docs/architecture.md.
 ROOMS = """
 features fields meta config described pyramid ops attention branches interaction merge necks backbone heads counting
-build zoo shards checkpoints cost scores saving model_card hub device data conversion recipe optim run_folder
+build zoo shards checkpoints cost scores saving model_card hub device data views conversion recipe optim run_folder
 preparation tasks callbacks progress training prediction evaluation dense_prediction dense_evaluation demo cli_parser
 cli_help cli_convert cli_data cli_results cli __main__
 """.split()

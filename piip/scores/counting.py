@@ -138,7 +138,9 @@ def _found(truth: Any, coco_class: Any, results: Sequence[Row], kind: str) -> An
     """Return the results as the counting program wants them."""
     if results:
         # masks have areas of their own: pycocotools takes the box's where it finds one
-        return truth.loadRes([{k: v for k, v in row.items() if not (kind == "segm" and k == "bbox")} for row in results])
+        return truth.loadRes(
+            [{k: v for k, v in row.items() if not (kind == "segm" and k == "bbox")} for row in results]
+        )
     nothing = coco_class()
     nothing.dataset = {**truth.dataset, "annotations": []}
     nothing.createIndex()
