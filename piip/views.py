@@ -99,6 +99,9 @@ def mean_probabilities(probabilities: Probabilities, views: Sequence[tuple[Tenso
     Args:
         probabilities: Image and frame -> (1, K, H, W) at the size of the picture.
         views: See `with_flips`.
+
+    Raises:
+        ValueError: There are no views.
     """
     total: Tensor | None = None
     for image, frame, flipped in views:

@@ -137,6 +137,11 @@ class PIIPDenseModel(DescribedModel):
         return ("box", "mask") if isinstance(self.head, MaskRCNNHead) else ("box",)
 
     @property
+    def detections(self) -> int:
+        """Instances that the head keeps of an image unless told otherwise; 0 for classes of pixels."""
+        return 0 if isinstance(self.head, UperNetHead) else self.head.detections
+
+    @property
     def num_classes(self) -> int:
         """Number of classes K."""
         return self.head.num_classes

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from piip.scores.counting import KINDS, count_results
+from piip.scores.counting import COUNTERS, KINDS, count_results
 
 DETECTIONS = (1, 10, 100)  # COCO's own; the last one is the limit of the headline
-OFFICIAL_DETECTIONS = (100, 300, 1000)  # the authors' evaluation: the first one is the limit of the headline
+
+
+class CountingRule(NamedTuple):
+    """How average precision is counted.
+
+    Attributes:
+        detections: Three rising limits on detections an image.
+        headline: Place of the limit that "ap" is counted at; all other precisions are at the last one.
+        counter: "faster-coco-eval" or "pycocotools".
+    """
+
+    detections: tuple[int, ...] = DETECTIONS
+    headline: int = -1
+    counter: str = COUNTERS[0]
+
+
+# Source: the authors' evaluation, MMDetection 2 with its limits and pycocotools.
+OFFICIAL_RULE = CountingRule((100, 300, 1000), 0, "pycocotools")
 
 
 def to_results(prediction: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
