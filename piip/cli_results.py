@@ -47,8 +47,8 @@ def evaluate(
         official: Measure detectors as the authors did: limits 100, 300 and 1000 with AP at 100 and everything else
             at 1000, as many instances as the head keeps, one view of each picture, counted by pycocotools.
         counter: Program that counts average precision; both give the same. Default: faster-coco-eval.
-        scales: Also look at pictures in other sizes, and merge: factors such as 0.75 1 1.25. Default: the model's.
-        flip: Also look at pictures flipped left to right, and merge. Default: the model's.
+        scales: Look at pictures in several sizes, and merge: factors such as 0.75 1 1.25. Default: the model's.
+        flip: Also look at pictures flipped left to right, and merge, or not. Default: the model's.
         out: Folder for the report, and for the instances found as COCO writes them (results.json).
         json: Print JSON, with shares in [0, 1].
     """
