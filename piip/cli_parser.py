@@ -136,7 +136,10 @@ def _function(function: Command, program: str, epilog: str) -> tuple[ArgumentPar
 
 
 def _argument(parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, text: str) -> None:
-    """Add one parameter: keyword-only ones are options, the others positional; a bool is a flag, and has its opposite if it may be None."""
+    """Add one parameter: keyword-only ones are options, the others positional.
+
+    A bool is a flag, and one that may be None has its opposite too.
+    """
     is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
     required = parameter.default is inspect.Parameter.empty
     name = "--" + parameter.name.replace("_", "-") if is_option else parameter.name

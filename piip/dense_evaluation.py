@@ -30,7 +30,7 @@ from piip.scores.semantic import ClassOverlap
 __all__ = ["DenseReport", "evaluate_dense", "format_dense_report"]
 
 RESULTS_NAME = "results.json"
-WORST_HEADS = ("truth", "prediction")
+WORST_HEADS = ("picture", "truth", "prediction")
 
 
 def evaluate_dense(
@@ -154,7 +154,7 @@ def _rank_instances(worst: Worst, data: CocoInstances, index: int, values: dict[
         picture = read_rgb(data.samples[index][0])
         true = data.read_truth(index, data.shapes[index])
         certain = {**true, "scores": torch.ones(len(true["labels"]))}
-        return SheetRow(caption, [draw_prediction(picture, certain), draw_prediction(picture, found)])
+        return SheetRow(caption, [picture, *(draw_prediction(picture, v, by_class=True) for v in (certain, found))])
 
     worst.add(score, index, draw)
 
@@ -171,6 +171,9 @@ def _evaluate_maps(
         overlap.add(guess, truth)
         if out is not None:
             _rank_map(worst, maps.samples[index][0], index, guess, truth, len(predictor.classes))
+    if not overlap.counts.any():
+        reduced = "on" if predictor.transform.config.reduce_zero_label else "off"
+        raise ValueError(f"{maps.root} has no pixel of a class (the model's reduce_zero_label is {reduced}).")
     report = DenseReport(
         images=len(maps),
         scores=overlap.scores(),
@@ -192,9 +195,8 @@ def _rank_map(worst: Worst, path: Path, index: int, guess: Tensor, truth: Tensor
 
     def draw() -> SheetRow:
         picture = read_rgb(path)
-        return SheetRow(
-            f"{path.name}: mIoU {score:.2f}", [_tinted(picture, labels, truth) for labels in (truth, guess)]
-        )
+        tinted = [_tinted(picture, labels, truth) for labels in (truth, guess)]
+        return SheetRow(f"{path.name}: mIoU {score:.2f}", [picture, *tinted])
 
     worst.add(score, index, draw)
 

@@ -197,13 +197,16 @@ def _write_index_map(prediction: DensePrediction, classes: Sequence[str], path: 
     return {"path": str(prediction.path), "index": str(path), "classes": shares}
 
 
-def draw_prediction(picture: Image.Image, values: dict[str, Tensor], *, score: float = DRAWN_SCORE) -> Image.Image:
+def draw_prediction(
+    picture: Image.Image, values: dict[str, Tensor], *, score: float = DRAWN_SCORE, by_class: bool = False
+) -> Image.Image:
     """Return a picture with instances of at least a score outlined and tinted, or with every class tinted.
 
     Args:
         picture: RGB.
         values: See `DensePrediction`.
         score: Least score of a drawn instance.
+        by_class: Give instances of one class one colour.
     """
     pixels = np.asarray(picture).astype(np.float32)
     if "scores" not in values:
@@ -211,6 +214,9 @@ def draw_prediction(picture: Image.Image, values: dict[str, Tensor], *, score: f
         return Image.fromarray((pixels * 0.5 + tints * 0.5).astype(np.uint8))
     shown = (values["scores"] >= score).nonzero().squeeze(1).tolist()
     colours = _colours(len(shown))
+    if by_class and shown:
+        labels = values["labels"][shown].numpy()
+        colours = _colours(int(labels.max()) + 1)[labels]
     if "masks" in values:
         for colour, index in zip(colours, shown, strict=True):
             mask = values["masks"][index].numpy()

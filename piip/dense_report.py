@@ -132,11 +132,11 @@ def dense_page(report: DenseReport, *, worst: Callable[[Path], None] | None = No
         pictures["worst.png"] = worst
     facts: dict[str, Value] = {"images": report.images, **{name: _fact(value) for name, value in report.setup.items()}}
     if report.detections:
-        facts |= {"detections": _fact(report.detections), "detections for ap": report.headline}
+        facts["limits on detections an image"] = _fact(report.detections)
     return Page(
         title="Evaluation",
         facts=facts,
-        scores={_score_name(name, report): None if value < 0 else value for name, value in report.scores.items()},
+        scores=_score_rows(report),
         classes=[{"class": name, **row} for name, row in report.per_class.items()],
         numbers={**report.to_dict(), "curves": report.curves, "confusion": report.confusion},
         pictures=pictures,
@@ -147,8 +147,15 @@ def _fact(value: Any) -> Value:
     return " ".join(str(part) for part in value) if isinstance(value, (list, tuple)) else value
 
 
-def _score_name(name: str, report: DenseReport) -> str:
-    """Return a score's name, recalls with the limit on detections that they are at."""
-    limits = dict(zip(RECALLS, report.detections, strict=False))
-    kind, _, part = name.partition("_")
-    return f"{kind}_ar at {limits[part]} detections" if part in limits else name
+def _score_rows(report: DenseReport) -> list[dict[str, Value]]:
+    """Return the table of scores: boxes and masks beside each other, recalls with the limit that they are at."""
+    if not report.detections:
+        return [{"score": name, "value": value} for name, value in report.scores.items()]
+    limits = {name: f"ar at {limit}" for name, limit in zip(RECALLS, report.detections, strict=False)}
+    limits["ap"] = f"ap at {report.headline}"
+    rows: list[dict[str, Value]] = []
+    for part in (*NAMES, *RECALLS):
+        values = {kind: report.scores[f"{kind}_{part}"] for kind in report.curves}
+        known = {kind: None if value < 0 else value for kind, value in values.items()}
+        rows.append({"score": limits.get(part, part), **known})
+    return rows

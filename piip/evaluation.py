@@ -172,7 +172,11 @@ def classifier_page(report: EvaluationReport, setup: Mapping[str, str], worst: S
     return Page(
         title="Evaluation",
         facts={**setup, "images": report.images, "skipped": report.skipped},
-        scores={"top1": report.top1, "top5": report.top5, "mean class": report.mean_class},
+        scores=[
+            {"score": "top-1", "value": report.top1},
+            {"score": "top-5", "value": report.top5},
+            {"score": "mean class", "value": report.mean_class},
+        ],
         classes=classes,
         numbers={**report.to_dict(), **setup},
         pictures=pictures,

@@ -166,7 +166,7 @@ def test_a_report_of_instances_equals_a_count_of_its_own_results(truth, tmp_path
     assert float(rows[0]["mask_ap"]) == numbers["per_class"]["box"]["mask_ap"]
     assert rows[0]["mask_ap_large"] == ""  # no object is that large
     assert (numbers["scales"], numbers["flip"], numbers["counter"]) == ([1.0], False, "faster-coco-eval")
-    assert "box_ar at 10 detections" in page
+    assert f"| ap at 100 | {numbers['box_ap']:.4f} | {numbers['mask_ap']:.4f} |" in page
     assert {path.name for path in (tmp_path / "report").glob("*.png")} == {
         "precision_recall_box.png",
         "precision_recall_mask.png",
@@ -227,6 +227,14 @@ def test_a_report_of_classes_of_pixels(tmp_path: Path, capsys) -> None:
         assert float(row["accuracy"]) == pytest.approx(table[place, place] / table[place].sum())
     assert "miou" in page
     assert {path.name for path in out.glob("*.png")} == {"per_class_iou.png", "confusion.png", "worst.png"}
+
+
+def test_a_split_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
+    shapes.write_index_maps(tmp_path, "val", 1)
+    Image.new("L", (64, 64)).save(tmp_path / "annotations" / "val" / "1.png")
+    model = write_model(tmp_path / "model", "upernet", reduce_zero_label=True)
+    with pytest.raises(ValueError, match=r"no pixel of a class .* reduce_zero_label is on"):
+        evaluate_dense(model, tmp_path, split="annotations/val", images="images/val", workers=0, device="cpu")
 
 
 def test_a_report_of_a_classifier(tmp_path: Path, capsys) -> None:
@@ -293,7 +301,13 @@ def test_agreement_of_boxes() -> None:
 
 
 def test_pages_escape_names_and_show_gaps(tmp_path: Path) -> None:
-    page = Page("Title", {"model": "a|b"}, {"ap": None}, [{"class": "x", "ap": 0.25}, {"class": "y", "ap": None}], {})
+    page = Page(
+        "Title",
+        {"model": "a|b"},
+        [{"score": "ap", "value": None}],
+        [{"class": "x", "ap": 0.25}, {"class": "y", "ap": None}],
+        {},
+    )
     text = write_page(page, tmp_path / "new" / "folder").read_text()
     assert "| model | a\\|b |" in text
     assert "| ap | - |" in text

@@ -20,7 +20,7 @@ class Page:
     Args:
         title: Its headline.
         facts: What was measured, and how: lines of the page's head.
-        scores: The headline figures by name; None where there is nothing to count.
+        scores: Rows of the table of headline figures, all with the same columns; None where there is nothing to count.
         classes: One row a class, all with the same columns, the first of which is "class".
         numbers: Content of report.json.
         pictures: What draws a picture into a file, by the file's name, in the order of the page.
@@ -28,7 +28,7 @@ class Page:
 
     title: str
     facts: Mapping[str, Value]
-    scores: Mapping[str, float | None]
+    scores: Sequence[Mapping[str, Value]]
     classes: Sequence[Mapping[str, Value]]
     numbers: Mapping[str, Any]
     pictures: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
@@ -60,22 +60,23 @@ def write_page(page: Page, out: str | Path) -> Path:
 
 def page_text(page: Page) -> str:
     """Return a page as Markdown."""
-    columns = list(page.classes[0])
     parts = [
         f"# {page.title}",
-        _table(["what", "value"], page.facts.items()),
-        _table(["score", "value"], page.scores.items()),
+        _table([{"what": name, "value": value} for name, value in page.facts.items()]),
+        "## Scores",
+        _table(page.scores),
         *(f"![{name}]({name})" for name in page.pictures),
         "## Classes",
-        _table(columns, (row.values() for row in page.classes)),
+        _table(page.classes),
         f"The same numbers for programs: [{NUMBERS_NAME}]({NUMBERS_NAME}), [{CLASSES_NAME}]({CLASSES_NAME}).",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(columns: Sequence[str], rows: Any) -> str:
+def _table(rows: Sequence[Mapping[str, Value]]) -> str:
+    columns = list(rows[0])
     lines = [_line(columns), _line(["---"] + ["---:"] * (len(columns) - 1))]
-    return "\n".join([*lines, *(_line([shown(value) for value in row]) for row in rows)])
+    return "\n".join([*lines, *(_line([shown(value) for value in row.values()]) for row in rows)])
 
 
 def _line(cells: Sequence[str]) -> str:
