@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from typing import Literal
+from typing import Any, Literal
 
 
 def evaluate(
@@ -52,47 +52,31 @@ def evaluate(
         out: Folder for the report, and for the instances found as COCO writes them (results.json).
         json: Print JSON, with shares in [0, 1].
     """
+    options: dict[str, Any] = {"split": split, "workers": workers, "device": device, "dtype": dtype, "out": out}
+    of_dense: dict[str, Any] = {
+        "official": official,
+        "flip": flip,
+        "scales": scales,
+        "detections": detections,
+        "counter": counter,
+    }
     if images is not None:
         from piip.dense_evaluation import evaluate_dense, format_dense_report
 
-        dense = evaluate_dense(
-            model_dir,
-            data,
-            split=split,
-            images=images,
-            workers=workers,
-            device=device,
-            dtype=dtype,
-            detections=detections,
-            official=official,
-            counter=counter,
-            scales=scales,
-            flip=flip,
-            out=out,
-        )
+        dense = evaluate_dense(model_dir, data, images=images, **options, **of_dense)
         print(json_module.dumps(dense.to_dict()) if json else format_dense_report(dense))
         return
-    _only_dense({"--official": official, "--flip": flip, "--scales": scales, "--detections": detections})
+    _only_dense(of_dense)
     from piip.evaluation import evaluate as run
     from piip.evaluation import format_report
 
-    report = run(
-        model_dir,
-        data,
-        split=split,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        dtype=dtype,
-        on_error=on_error,
-        out=out,
-    )
+    report = run(model_dir, data, batch_size=batch_size, on_error=on_error, **options)
     print(json_module.dumps(report.to_dict()) if json else format_report(report))
 
 
-def _only_dense(options: dict[str, object]) -> None:
+def _only_dense(options: dict[str, Any]) -> None:
     """Raise ValueError where a classifier gets options of detectors and segmentors."""
-    given = [name for name, value in options.items() if value]
+    given = [f"--{name}" for name, value in options.items() if value]
     if given:
         raise ValueError(f"{', '.join(given)} are for detectors and segmentors, which need --images FOLDER as well.")
 

@@ -17,6 +17,7 @@ from piip.config import ModelConfig
 from piip.data.dense_transforms import DenseTransformConfig
 from piip.data.samples import Batch
 from piip.dense_prediction import DensePredictor
+from piip.heads.detection import augmented
 from piip.heads.detection.augmented import View, mirror
 from piip.heads.detection.frames import ImageFrame
 from piip.saving import save_model
@@ -150,6 +151,24 @@ def test_a_picture_without_instances_has_none_in_any_view(tmp_path: Path) -> Non
         "labels": (0,),
         "masks": (0, 64, 96),
     }
+
+
+@torch.no_grad()
+def test_one_view_is_refined_and_masked_as_without_views(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the second suppression of proposals, which is left out here, views go through the same rules."""
+    monkeypatch.setattr(augmented, "OVERLAP", 1.0)
+    predictor = DensePredictor(models["mask_rcnn"], device="cpu", scales=[1.5], flip=False)
+    image = picture(5)
+    [batch] = predictor.views(image, {}, 0)
+    alone = predictor.run_views([batch])
+    seen = predictor.model.predict_views([batch.image], batch.frames, [False], most=100)
+    assert len(alone["scores"]) == 100
+    assert_same(seen, alone)
+    [mirrored_batch] = predictor.views(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), {}, 0)
+    turned = predictor.model.predict_views([mirrored_batch.image], mirrored_batch.frames, [True], most=100)
+    assert_same(mirrored(predictor.run_views([mirrored_batch]), image.width), turned)
 
 
 @pytest.mark.parametrize("flipped", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -66,7 +67,8 @@ def write_sheet(path: Path, rows: Sequence[SheetRow], *, heads: Sequence[str]) -
     small = [[_fitted(picture) for picture in row.pictures] for row in rows]
     heights = [CAPTION + max(picture.height for picture in pictures) + GAP for pictures in small]
     step = WIDTH + GAP
-    sheet = Image.new("RGB", (GAP + len(heads) * step, GAP + CAPTION + sum(heights)), "white")
+    widths = [len(heads) * step, *(math.ceil(font.getlength(row.caption)) + GAP for row in rows)]
+    sheet = Image.new("RGB", (GAP + max(widths), GAP + CAPTION + sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
         draw.text((GAP + column * step, GAP), head, fill=INK, font=font)
