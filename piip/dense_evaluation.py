@@ -8,7 +8,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,8 +17,9 @@ from piip.data.coco import CocoInstances, read_coco
 from piip.data.image_folder import read_rgb
 from piip.data.index_maps import IndexMaps
 from piip.data.samples import IGNORED, Batch, reduce_zero_label
-from piip.dense_prediction import DRAWN_SCORE, DensePredictor, draw_prediction
+from piip.dense_prediction import DensePredictor
 from piip.dense_report import DenseReport, class_rows, curves_of, dense_page, format_dense_report
+from piip.report.drawing import draw_map, draw_objects
 from piip.report.page import write_page
 from piip.report.sheet import SheetRow, Worst, write_sheet
 from piip.scores.coco import OFFICIAL_RULE, CountingRule, to_results
@@ -30,6 +30,7 @@ from piip.scores.semantic import ClassOverlap
 __all__ = ["DenseReport", "evaluate_dense", "format_dense_report"]
 
 RESULTS_NAME = "results.json"
+SURE = 0.5  # instances of a lower score do not count where pictures are ranked and drawn
 WORST_HEADS = ("picture", "truth", "prediction")
 
 
@@ -76,7 +77,7 @@ def evaluate_dense(
         scales, flip = (1.0,), False
     predictor = DensePredictor(model_dir, device=device, dtype=dtype, scales=scales, flip=flip)
     root = Path(data)
-    config = predictor.transform.config
+    config = predictor.views.config
     setup = {"model": str(model_dir), "split": split, "scales": list(config.test_scales), "flip": config.flip_test}
     if predictor.kind == "upernet":
         maps = IndexMaps(
@@ -114,7 +115,7 @@ def _evaluate_instances(
     results: list[dict[str, Any]] = []
     worst = Worst()
     for index, batches in _batches(predictor, truth, workers):
-        values = predictor.run_views(batches, most=most)
+        values = predictor.run(batches, most=most)
         results += to_results(values, truth.image_ids[index], truth.category_ids)
         if out is not None:
             _rank_instances(worst, truth, index, values)
@@ -144,19 +145,24 @@ def _evaluate_instances(
 
 
 def _rank_instances(worst: Worst, data: CocoInstances, index: int, values: dict[str, Tensor]) -> None:
-    kept = values["scores"] >= DRAWN_SCORE
+    kept = values["scores"] >= SURE
     found = {name: value[kept] for name, value in values.items()}
     truth = data.read_truth(index, data.shapes[index])
     score = box_agreement(found, truth)
     caption = f"{data.samples[index][0].name}: {score:.2f}, {len(truth['labels'])} objects, {int(kept.sum())} found"
 
     def draw() -> SheetRow:
-        picture = read_rgb(data.samples[index][0])
-        true = data.read_truth(index, data.shapes[index])
-        certain = {**true, "scores": torch.ones(len(true["labels"]))}
-        return SheetRow(caption, [picture, *(draw_prediction(picture, v, by_class=True) for v in (certain, found))])
+        picture, true = read_rgb(data.samples[index][0]), data.read_truth(index, data.shapes[index])
+        if "masks" not in found:
+            del true["masks"]
+        return SheetRow(caption, [picture, *(_with_objects(picture, objects) for objects in (true, found))])
 
     worst.add(score, index, draw)
+
+
+def _with_objects(picture: Image.Image, objects: dict[str, Tensor]) -> Image.Image:
+    masks = objects["masks"].numpy() if "masks" in objects else None
+    return draw_objects(picture, objects["boxes"].tolist(), objects["labels"].tolist(), masks)
 
 
 def _evaluate_maps(
@@ -165,14 +171,14 @@ def _evaluate_maps(
     overlap = ClassOverlap(len(predictor.classes))
     worst = Worst()
     for index, batches in _batches(predictor, maps, workers):
-        guess = predictor.run_views(batches)["labels"]
+        guess = predictor.run(batches)["labels"]
         truth = maps.read_truth(index, batches[0].frames[0].original)["labels"]
-        truth = reduce_zero_label(truth) if predictor.transform.config.reduce_zero_label else truth
+        truth = reduce_zero_label(truth) if predictor.views.config.reduce_zero_label else truth
         overlap.add(guess, truth)
         if out is not None:
             _rank_map(worst, maps.samples[index][0], index, guess, truth, len(predictor.classes))
     if not overlap.counts.any():
-        reduced = "on" if predictor.transform.config.reduce_zero_label else "off"
+        reduced = "on" if predictor.views.config.reduce_zero_label else "off"
         raise ValueError(f"{maps.root} has no pixel of a class (the model's reduce_zero_label is {reduced}).")
     report = DenseReport(
         images=len(maps),
@@ -195,16 +201,10 @@ def _rank_map(worst: Worst, path: Path, index: int, guess: Tensor, truth: Tensor
 
     def draw() -> SheetRow:
         picture = read_rgb(path)
-        tinted = [_tinted(picture, labels, truth) for labels in (truth, guess)]
-        return SheetRow(f"{path.name}: mIoU {score:.2f}", [picture, *tinted])
+        drawn = [draw_map(picture, labels.numpy(), (truth == IGNORED).numpy()) for labels in (truth, guess)]
+        return SheetRow(f"{path.name}: mIoU {score:.2f}", [picture, *drawn])
 
     worst.add(score, index, draw)
-
-
-def _tinted(picture: Image.Image, labels: Tensor, truth: Tensor) -> Image.Image:
-    """Tint the classes of a picture, and leave ignored pixels as they are."""
-    drawn = draw_prediction(picture, {"labels": labels.long()})
-    return Image.fromarray(np.where((truth == IGNORED).numpy()[..., None], np.asarray(picture), np.asarray(drawn)))
 
 
 def _write(report: DenseReport, worst: Worst, out: str | Path | None) -> None:

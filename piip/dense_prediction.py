@@ -17,7 +17,7 @@ from torch import Tensor
 from piip.data.dense_transforms import DenseTransformConfig
 from piip.data.image_folder import read_rgb, to_rgb
 from piip.data.reading import find_images
-from piip.data.samples import Batch, DenseTransform, PadTogether
+from piip.data.samples import Batch
 from piip.device import pick_device
 from piip.fields import read_fields
 from piip.heads.dense import PIIPDenseModel
@@ -62,8 +62,7 @@ class DensePredictor:
         kind: Its head: "mask_rcnn", "dino" or "upernet".
         classes: Names of its classes.
         detections: Limits on instances a picture; the last one is used.
-        transform: Prepares a picture for `run`.
-        views: Prepares a picture at all scales for `run_views`.
+        views: Prepares a picture for `run`, once for every scale.
 
     Raises:
         ValueError: The directory is no exported detector or segmentor, or scales are not above 0.
@@ -92,9 +91,7 @@ class DensePredictor:
         self.detections: list[int] = description.get("detections", [1, 10, 100])
         config = read_fields(DenseTransformConfig, description["dense"], f"{model_dir}/config.json dense")
         config = with_views(config, scales, flip)
-        self.transform = DenseTransform(config, train=False)
         self.views = ViewTransform(config)
-        self.collate = PadTogether(config.pad_divisor)
 
     def predict(self, pictures: Sequence[Image.Image]) -> list[DensePrediction]:
         """Return what the model says about pictures in memory, of any size and mode, one after the other."""
@@ -113,39 +110,45 @@ class DensePredictor:
             yield DensePrediction(str(path), self._predict(read_rgb(path)))
 
     def _predict(self, picture: Image.Image) -> dict[str, Tensor]:
-        return self.run_views(self.views(picture, {}, 0))
+        return self.run(self._prepare(picture))
 
-    def run(self, batch: Batch, *, most: int | None = None) -> dict[str, Tensor]:
-        """Return what the model says about a batch of one prepared picture, and of its flip if asked for, on the CPU.
-
-        Args:
-            batch: From `transform` and `collate`.
-            most: Instances kept; None takes the last of `detections`.
-        """
-        return self.run_views([batch], most=most)
+    def _prepare(self, picture: Image.Image) -> list[Batch]:
+        return self.views(picture, {}, 0)
 
     @torch.no_grad()
-    def run_views(self, batches: Sequence[Batch], *, most: int | None = None) -> dict[str, Tensor]:
-        """Return what the model says about one picture, on the CPU.
+    def run(self, batches: Sequence[Batch], *, most: int | None = None) -> dict[str, Tensor]:
+        """Return what the model says about one prepared picture, on the CPU.
 
         Args:
             batches: The picture at every scale, from `views`.
             most: Instances kept; None takes the last of `detections`.
         """
-        config, most = self.transform.config, most or self.detections[-1]
-        moved = [batch._replace(image=batch.image.to(device=self.device, dtype=self.dtype)) for batch in batches]
-        views = with_flips(moved, flip=config.flip_test)
-        if self.kind == "upernet" and (config.slide_crop is not None or len(views) > 1):
-            values = {"labels": mean_probabilities(self._probabilities, views)[0].argmax(0)}
-        elif len(views) > 1:
-            images, frames, flipped = zip(*views, strict=True)
+        config = self.views.config
+        if self.kind == "upernet" and (config.slide_crop is not None or config.flip_test or len(batches) > 1):
+            return {"labels": self.probabilities(batches).argmax(0)}
+        images, frames, flipped = zip(*self._all_views(batches), strict=True)
+        most = most or self.detections[-1]
+        if len(images) > 1:
             values = self.model.predict_views(images, frames, flipped, most=most)
         else:
-            values = self.model.predict(moved[0].image, moved[0].frames, most=most)[0]
+            values = self.model.predict(images[0], frames, most=most)[0]
         return {name: value.cpu() for name, value in values.items()}
 
+    @torch.no_grad()
+    def probabilities(self, batches: Sequence[Batch]) -> Tensor:
+        """Return the probabilities of classes of one prepared picture, mean of its views, (K, H, W) on the CPU.
+
+        Args:
+            batches: The picture at every scale, from `views`.
+        """
+        return mean_probabilities(self._probabilities, self._all_views(batches))[0].cpu()
+
+    def _all_views(self, batches: Sequence[Batch]) -> list[tuple[Tensor, ImageFrame, bool]]:
+        moved = [batch._replace(image=batch.image.to(device=self.device, dtype=self.dtype)) for batch in batches]
+        return with_flips(moved, flip=self.views.config.flip_test)
+
     def _probabilities(self, image: Tensor, frame: ImageFrame) -> Tensor:
-        config = self.transform.config
+        config = self.views.config
         crop = config.slide_crop or max(image.shape[-2:])
         return sliding_probabilities(self.model.segment, image, frame, crop=crop, stride=config.slide_stride or crop)
 
@@ -197,16 +200,13 @@ def _write_index_map(prediction: DensePrediction, classes: Sequence[str], path: 
     return {"path": str(prediction.path), "index": str(path), "classes": shares}
 
 
-def draw_prediction(
-    picture: Image.Image, values: dict[str, Tensor], *, score: float = DRAWN_SCORE, by_class: bool = False
-) -> Image.Image:
+def draw_prediction(picture: Image.Image, values: dict[str, Tensor], *, score: float = DRAWN_SCORE) -> Image.Image:
     """Return a picture with instances of at least a score outlined and tinted, or with every class tinted.
 
     Args:
         picture: RGB.
         values: See `DensePrediction`.
         score: Least score of a drawn instance.
-        by_class: Give instances of one class one colour.
     """
     pixels = np.asarray(picture).astype(np.float32)
     if "scores" not in values:
@@ -214,9 +214,6 @@ def draw_prediction(
         return Image.fromarray((pixels * 0.5 + tints * 0.5).astype(np.uint8))
     shown = (values["scores"] >= score).nonzero().squeeze(1).tolist()
     colours = _colours(len(shown))
-    if by_class and shown:
-        labels = values["labels"][shown].numpy()
-        colours = _colours(int(labels.max()) + 1)[labels]
     if "masks" in values:
         for colour, index in zip(colours, shown, strict=True):
             mask = values["masks"][index].numpy()

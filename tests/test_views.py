@@ -162,13 +162,13 @@ def test_one_view_is_refined_and_masked_as_without_views(
     predictor = DensePredictor(models["mask_rcnn"], device="cpu", scales=[1.5], flip=False)
     image = picture(5)
     [batch] = predictor.views(image, {}, 0)
-    alone = predictor.run_views([batch])
+    alone = predictor.run([batch])
     seen = predictor.model.predict_views([batch.image], batch.frames, [False], most=100)
     assert len(alone["scores"]) == 100
     assert_same(seen, alone)
     [mirrored_batch] = predictor.views(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), {}, 0)
     turned = predictor.model.predict_views([mirrored_batch.image], mirrored_batch.frames, [True], most=100)
-    assert_same(mirrored(predictor.run_views([mirrored_batch]), image.width), turned)
+    assert_same(mirrored(predictor.run([mirrored_batch]), image.width), turned)
 
 
 @pytest.mark.parametrize("flipped", [False, True])
