@@ -24,6 +24,7 @@ from piip.data.coco import CocoInstances
 from piip.dense_evaluation import evaluate_dense
 from piip.evaluation import evaluate
 from piip.report import plots
+from piip.report.drawing import class_colour, draw_map, draw_objects
 from piip.report.page import Page, write_page
 from piip.report.sheet import SheetRow, Worst, write_sheet
 from piip.scores.coco import score_results, to_results
@@ -298,6 +299,21 @@ def test_the_worst_images_are_kept(tmp_path: Path) -> None:
     write_sheet(tmp_path / "sheet.png", rows, heads=("picture",))
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width < 500
+
+
+def test_classes_have_one_colour_each_and_ignored_pixels_none() -> None:
+    picture = Image.new("RGB", (8, 6), (100, 100, 100))
+    labels, ignored = np.zeros((6, 8), np.uint8), np.zeros((6, 8), bool)
+    labels[:3], ignored[:, 6:] = 1, True
+    drawn = np.asarray(draw_map(picture, labels, ignored))
+    assert len(np.unique(drawn[:3, :6].reshape(-1, 3), axis=0)) == 1
+    assert (drawn[0, 0] != drawn[5, 0]).any()
+    assert (drawn[:, 6:] == 100).all()
+    boxes = [[0.0, 0.0, 2.0, 2.0], [4.0, 3.0, 6.0, 5.0]]
+    outlined = np.asarray(draw_objects(picture, boxes, [1, 1], np.zeros((2, 6, 8), bool)))
+    assert tuple(outlined[0, 0]) == tuple(outlined[3, 4]) == class_colour(1)
+    assert tuple(outlined[5, 0]) == (100, 100, 100)
+    assert draw_objects(picture, [], [], None).tobytes() == picture.tobytes()
 
 
 def test_agreement_of_boxes() -> None:
