@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from piip.recipe import Recipe, save_recipe
 from piip.run_folder import CHECKPOINT_PATTERN, RECIPE_NAME, checkpoint_name
 
 KEPT_CHECKPOINTS = 2
+
+logger = logging.getLogger(__name__)
 
 
 class StepSeed(pl.Callback):
@@ -202,6 +205,31 @@ class BestModel(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Take the best value of the interrupted run."""
         self.best = state_dict["best"]
+
+
+class KeptWeights(pl.Callback):
+    """Export the model when validation fails, so that what training cost is not lost.
+
+    The weights are those that were validated (averaged ones where the run averages).
+
+    Args:
+        export: Called with the model, no metrics and the optimiser steps.
+        directory: Where it writes, for the message.
+    """
+
+    def __init__(self, export: Callable[[nn.Module, dict[str, float], int], None], directory: Path) -> None:
+        self.export = export
+        self.directory = directory
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Export, and say where; an interrupted run goes on from its checkpoint instead."""
+        if trainer.validating and isinstance(exception, Exception) and trainer.is_global_zero:
+            self.export(pl_module.get_submodule("model"), {}, trainer.global_step)
+            logger.warning(
+                "Validation failed after step %d. The trained weights are in %s: `piip evaluate` measures them.",
+                trainer.global_step,
+                self.directory,
+            )
 
 
 class StopAtStep(pl.Callback):
