@@ -11,7 +11,7 @@ import torch
 
 from piip.data.image_folder import ImageFolder
 from piip.data.reading import read_batches
-from piip.prediction import Predictor
+from piip.prediction import ClassPredictor
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def evaluate(
     Raises:
         ValueError: No model, no data, other classes than the model's, or an unreadable image.
     """
-    predictor = Predictor(model_dir, device=device, dtype=dtype)
+    predictor = ClassPredictor(model_dir, device=device, dtype=dtype)
     folder = ImageFolder(Path(data) / split, expected_classes=predictor.classes)
     labels = torch.tensor([label for _, label in folder.samples])
     num_classes = len(predictor.classes)
