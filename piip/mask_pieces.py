@@ -110,7 +110,8 @@ class MaskPiece(NamedTuple):
         edges = np.diff(np.pad(self.pixels.astype(np.int8), ((1, 1), (0, 0))), axis=0)  # columns begin and end empty
         columns, rows = edges.T.nonzero()
         places, times = np.unique((self.left + columns) * height + self.top + rows, return_counts=True)
-        changes = places[times == 1]  # a run may go on from the bottom of a column at the top of the next
+        # a run may go on from the bottom of a column at the top of the next, and the last one ends by itself
+        changes = places[(times == 1) & (places < height * width)]
         counts = np.diff(changes, prepend=0, append=height * width)
         coded = coder.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
         return {"size": [height, width], "counts": coded["counts"].decode()}

@@ -99,7 +99,8 @@ def read_pictures(
             with _huge_pictures(allow_huge):
                 picture = read_rgb(path, upright=True)
         except ValueError as error:
-            _complain(str(error), on_error)
+            is_huge = isinstance(error.__cause__, PIL.Image.DecompressionBombError)
+            _complain(f"{error}{' So many pixels need --tile.' if is_huge else ''}", on_error)
             continue
         yield path, picture
 
