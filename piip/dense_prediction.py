@@ -97,7 +97,7 @@ class DensePredictor:
         found: list[Found] = []
         for tile in tiles:
             found += objects_of(self.run(self._prepare(picture.crop(tile))), tile, shape)
-        objects = merge_objects(found)
+        objects = merge_objects(found, tiles, shape)
         return InstancePrediction(
             path,
             shape,

@@ -6,7 +6,8 @@ of sliced prediction (SAHI, arXiv 2202.06934), here counted where both tiles loo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from piip.heads.sliding import window_corners
 from piip.mask_pieces import MaskPiece, Region
 
 SAME = 0.5  # from this overlap on, two findings are one object
-BORDER = 0.01  # share of a tile's side: a box this near to an inner border is cut
+BORDER = 0.02  # share of a tile's side: a box this near to an inner border may be cut
+LEAST_BORDER = 4  # pixels; boxes are not more exact
 LEAST_SCORE = 0.05  # findings below would only join others into wrong objects
 
 
@@ -66,7 +68,7 @@ class Found:
         score: In [0, 1].
         label: Index of its class.
         mask: Its mask, None where the model finds boxes only.
-        is_cut: Its box touches a side of the tile that is no side of the picture.
+        is_cut: Its box comes near a side of the tile that is no side of the picture.
     """
 
     tile: Region
@@ -114,8 +116,7 @@ def objects_of(values: Mapping[str, Tensor], tile: Region, shape: tuple[int, int
         tile: Where it lies.
         shape: (H, W) of the picture.
     """
-    inner = [tile.left > 0, tile.top > 0, tile.right < shape[1], tile.bottom < shape[0]]
-    near = max(2.0, BORDER * max(tile.right - tile.left, tile.bottom - tile.top))
+    middle = whole_within(tile, shape)
     found = []
     rows = zip(values["boxes"].tolist(), values["scores"].tolist(), values["labels"].tolist(), strict=True)
     for index, (box, score, label) in enumerate(rows):
@@ -125,22 +126,42 @@ def objects_of(values: Mapping[str, Tensor], tile: Region, shape: tuple[int, int
         if "masks" in values:
             mask = MaskPiece.cut(values["masks"][index].numpy(), left=tile.left, top=tile.top)
         moved = (box[0] + tile.left, box[1] + tile.top, box[2] + tile.left, box[3] + tile.top)
-        touched = [abs(number - side) <= near for number, side in zip(moved, tile, strict=True)]
-        is_cut = any(touches and is_inner for touches, is_inner in zip(touched, inner, strict=True))
-        found.append(Found(tile, moved, score, label, mask, is_cut))
+        is_whole = moved[0] >= middle[0] and moved[1] >= middle[1] and moved[2] <= middle[2] and moved[3] <= middle[3]
+        found.append(Found(tile, moved, score, label, mask, not is_whole))
     return found
 
 
-def merge_objects(found: list[Found]) -> list[Found]:
+def whole_within(tile: Region, shape: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return where (x1, y1, x2, y2) a tile of a picture (H, W) sees boxes whole: not near a side inside the picture."""
+    near = max(LEAST_BORDER, round(BORDER * max(tile.right - tile.left, tile.bottom - tile.top)))
+    return (
+        tile.left + near if tile.left > 0 else -math.inf,
+        tile.top + near if tile.top > 0 else -math.inf,
+        tile.right - near if tile.right < shape[1] else math.inf,
+        tile.bottom - near if tile.bottom < shape[0] else math.inf,
+    )
+
+
+def merge_objects(found: list[Found], tiles: Sequence[Region], shape: tuple[int, int]) -> list[Found]:
     """Return every object once, best first.
 
-    Objects of one class in different tiles are the same from an overlap of `SAME` on (`Found.overlap`). What a tile
-    sees whole goes before what its border cuts, then the higher score. An object that no tile sees whole is put
-    together from its parts.
+    1. What a tile's border cuts is left to another tile that sees that place whole, whether that finds it or not.
+    2. Of the others, objects of one class in different tiles are the same from an overlap of `SAME` on
+       (`Found.overlap`). The highest score stays, one seen whole before one that is cut.
+    3. An object that no tile sees whole is put together from its parts.
 
     Args:
         found: Objects of all tiles.
+        tiles: All tiles, those without objects too.
+        shape: (H, W) of the picture.
     """
+    middles = np.array([whole_within(tile, shape) for tile in tiles]).reshape(-1, 4)
+
+    def is_seen_whole(box: tuple[float, float, float, float]) -> bool:
+        corners = np.array(box)
+        return bool(((middles[:, :2] <= corners[:2]) & (corners[2:] <= middles[:, 2:])).all(1).any())
+
+    found = [each for each in found if not (each.is_cut and is_seen_whole(each.box))]
     partners = _partners(found)
     order = sorted(range(len(found)), key=lambda index: (found[index].is_cut, -found[index].score))
     kept, gone = [], set()
