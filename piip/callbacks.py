@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from piip.data.loader import ResumableLoader
 from piip.recipe import Recipe, save_recipe
 from piip.run_folder import CHECKPOINT_PATTERN, RECIPE_NAME, checkpoint_name
-from piip.tasks.sharding import full_state
+from piip.tasks.sharding import full_state, is_sharded
 
 KEPT_CHECKPOINTS = 2
 Export = Callable[[nn.Module, dict[str, Tensor], dict[str, float], int], None]
+
+logger = logging.getLogger(__name__)
 
 
 class StepSeed(pl.Callback):
@@ -203,6 +206,34 @@ class BestModel(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Take the best value of the interrupted run."""
         self.best = state_dict["best"]
+
+
+class KeptWeights(pl.Callback):
+    """Export the model when validation fails, so that what training cost is not lost.
+
+    The weights are those that were validated (averaged ones where the run averages). Weights that are spread over
+    processes cannot be gathered when one of them fails: there the newest checkpoint is what is kept.
+
+    Args:
+        export: Called with model, weights, no metrics and optimiser steps.
+        directory: Where it writes, for the message.
+    """
+
+    def __init__(self, export: Export, directory: Path) -> None:
+        self.export = export
+        self.directory = directory
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Export, and say where; an interrupted run goes on from its checkpoint instead."""
+        model = pl_module.get_submodule("model")
+        failed = trainer.validating and isinstance(exception, Exception)
+        if failed and trainer.is_global_zero and not is_sharded(model):
+            self.export(model, model.state_dict(), {}, trainer.global_step)
+            logger.warning(
+                "Validation failed after step %d. The trained weights are in %s: `piip evaluate` measures them.",
+                trainer.global_step,
+                self.directory,
+            )
 
 
 class StopAtStep(pl.Callback):

@@ -87,6 +87,8 @@ def predict(
     *,
     top: int = 5,
     out: str | None = None,
+    tile: int | None = None,
+    tile_overlap: float = 0.25,
     batch_size: int = 32,
     workers: int = 0,
     device: str = "auto",
@@ -96,29 +98,30 @@ def predict(
 ) -> None:
     """Classify image files, find instances in them, or map their pixels, with a trained model.
 
+    Prints a line a picture. With --out DIR also writes DIR/predictions.json (instances as COCO writes them), classes
+    of pixels as DIR/index/NAME.png, and what was found as DIR/drawn/NAME.png.
+
     Args:
         model_dir: The exported model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
         paths: Image files, folders, or patterns such as "in/**/*.png".
         top: Classes to show for each image, at least 1 (classifiers).
-        out: Folder for results and drawn pictures; needed for instances and classes of pixels.
+        out: Folder for results and drawn pictures.
+        tile: Side in pixels of the overlapping tiles that larger pictures are cut into (detectors and segmentors);
+            each is prepared like a picture of its own, so take about the size of the training pictures.
+        tile_overlap: Share of a tile's side that neighbours have in common; best wider than an object.
         batch_size: Images at a time (classifiers).
         workers: Reading processes; 0 reads in this process (classifiers).
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: Number format of weights and activations.
-        on_error: Stop at an unreadable file, or skip it with a warning that names it (classifiers).
+        on_error: Stop at an unreadable file, or skip it with a warning that names it.
         json: Print one JSON object a line.
     """
-    if out is not None:
-        from piip.dense_prediction import DensePredictor, write_predictions
-
-        dense = DensePredictor(model_dir, device=device, dtype=dtype)
-        for found in write_predictions(dense, paths, out):
-            text = f"{found['path']}  {found.get('instances', found.get('classes'))}"
-            print(json_module.dumps(found) if json else text)
-        return
     from piip.prediction import Predictor
+    from piip.writing import write_predictions
 
-    predictor = Predictor(model_dir, device=device, dtype=dtype)
-    for row in predictor.predict_paths(paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error):
-        scores = "  ".join(f"{name} {score:.4f}" for name, score in row.top)
-        print(json_module.dumps(row.to_dict()) if json else f"{row.path}  {scores}")
+    predictor = Predictor(model_dir, device=device, dtype=dtype, tile=tile, tile_overlap=tile_overlap)
+    rows = predictor.predict_paths(paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error)
+    if out is not None:
+        rows = write_predictions(rows, out, classes=predictor.classes)
+    for row in rows:
+        print(json_module.dumps(row.to_dict()) if json else f"{row.path}  {row.summary()}")

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from piip.data.coco import CocoInstances, read_coco
+from piip.data.geometry import IGNORED
 from piip.data.image_folder import read_rgb
 from piip.data.index_maps import IndexMaps
-from piip.data.samples import IGNORED, Batch, reduce_zero_label
+from piip.data.samples import Batch, reduce_zero_label
 from piip.dense_prediction import DensePredictor
 from piip.dense_report import DenseReport, class_rows, curves_of, dense_page, format_dense_report
 from piip.report.drawing import draw_map, draw_objects

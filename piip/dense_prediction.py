@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from piip.data.dense_transforms import DenseTransformConfig
-from piip.data.image_folder import read_rgb, to_rgb
-from piip.data.reading import find_images
+from piip.data.image_folder import to_rgb
+from piip.data.orientation import turn_upright
+from piip.data.reading import read_pictures
 from piip.data.samples import Batch
 from piip.device import pick_device
 from piip.fields import read_fields
@@ -24,26 +20,11 @@ from piip.heads.dense import PIIPDenseModel
 from piip.heads.detection.frames import ImageFrame
 from piip.heads.sliding import sliding_probabilities
 from piip.hub import find_model
+from piip.mask_pieces import MaskPiece, Region
+from piip.predicted import InstancePrediction, MapPrediction, Prediction
 from piip.saving import DTYPES, load_model, read_description
-from piip.scores.coco import to_results
+from piip.tiles import Found, Tiling, merge_objects, objects_of, tiled_labels
 from piip.views import ViewTransform, mean_probabilities, with_flips, with_views
-
-RESULTS_NAME = "predictions.json"
-DRAWN_SCORE = 0.5  # instances below are written but not drawn
-
-
-@dataclass(frozen=True)
-class DensePrediction:
-    """What a model says about one picture.
-
-    Args:
-        path: The file, None for a picture in memory.
-        values: "boxes", "scores", "labels" and, where the model finds them, "masks" of instances, or "labels" (H, W);
-            in pixels of the picture.
-    """
-
-    path: str | None
-    values: dict[str, Tensor]
 
 
 class DensePredictor:
@@ -53,6 +34,7 @@ class DensePredictor:
         model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: "f32" or "bf16".
+        tiling: How pictures larger than a tile are cut; None takes them whole.
         scales: Factors on the size that pictures are looked at with; None takes the model's, which are 1 alone unless
             `data.dense.test_scales` said otherwise.
         flip: Also look at every picture flipped left to right; None takes the model's (`data.dense.flip_test`).
@@ -76,6 +58,7 @@ class DensePredictor:
         *,
         device: str = "auto",
         dtype: str = "f32",
+        tiling: Tiling | None = None,
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
     ) -> None:
@@ -83,6 +66,7 @@ class DensePredictor:
         description = read_description(model_dir)
         if "dense" not in description or "classes" not in description:
             raise ValueError(f"{model_dir}/config.json has no 'dense' and 'classes', expected a trained dense model.")
+        self.tiling = tiling
         self.device = pick_device(device)
         self.dtype = DTYPES.get(dtype, torch.float32)
         self.model = load_model(model_dir, device=str(self.device), dtype=dtype)  # type: ignore[assignment]
@@ -93,24 +77,67 @@ class DensePredictor:
         config = with_views(config, scales, flip)
         self.views = ViewTransform(config)
 
-    def predict(self, pictures: Sequence[Image.Image]) -> list[DensePrediction]:
-        """Return what the model says about pictures in memory, of any size and mode, one after the other."""
-        return [DensePrediction(None, self._predict(to_rgb(picture))) for picture in pictures]
+    def predict(self, pictures: Sequence[Image.Image]) -> list[Prediction]:
+        """Return what the model says about pictures in memory, of any size and mode, one after the other.
 
-    def predict_paths(self, paths: Iterable[str | Path]) -> Iterator[DensePrediction]:
+        Args:
+            pictures: Those with an EXIF orientation are turned upright first.
+        """
+        return [self._predict(to_rgb(turn_upright(picture)), None) for picture in pictures]
+
+    def predict_paths(self, paths: Iterable[str | Path], *, on_error: str = "stop") -> Iterator[Prediction]:
         """Yield what the model says about files, in order.
 
         Args:
             paths: Files, folders or shell patterns.
+            on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
 
         Raises:
             ValueError: Nothing is there, or a file is unreadable.
         """
-        for path in find_images(paths):
-            yield DensePrediction(str(path), self._predict(read_rgb(path)))
+        for path, picture in read_pictures(paths, on_error=on_error, allow_huge=self.tiling is not None):
+            yield self._predict(picture, str(path))
 
-    def _predict(self, picture: Image.Image) -> dict[str, Tensor]:
-        return self.run(self._prepare(picture))
+    def _predict(self, picture: Image.Image, path: str | None) -> Prediction:
+        shape = (picture.height, picture.width)
+        tiles = self.tiling.tiles(shape) if self.tiling is not None else []
+        if self.model.finds == ("class",):
+            labels = self._labels(picture) if len(tiles) < 2 else self._tiled_labels(picture, shape)
+            return MapPrediction(path, self.classes, labels)
+        if len(tiles) < 2:
+            return self._instances(self.run(self._prepare(picture)), path, shape)
+        found: list[Found] = []
+        for tile in tiles:
+            found += objects_of(self.run(self._prepare(picture.crop(tile))), tile, shape)
+        objects = merge_objects(found, tiles, shape)
+        return InstancePrediction(
+            path,
+            shape,
+            self.classes,
+            boxes=torch.tensor([each.box for each in objects], dtype=torch.float32).view(-1, 4),
+            scores=torch.tensor([each.score for each in objects], dtype=torch.float32),
+            labels=torch.tensor([each.label for each in objects], dtype=torch.int64),
+            masks=tuple(each.mask for each in objects if each.mask is not None) if self.has_masks else None,
+        )
+
+    def _instances(self, values: dict[str, Tensor], path: str | None, shape: tuple[int, int]) -> InstancePrediction:
+        masks = tuple(MaskPiece.cut(mask.numpy()) for mask in values["masks"]) if self.has_masks else None
+        return InstancePrediction(path, shape, self.classes, values["boxes"], values["scores"], values["labels"], masks)
+
+    def _labels(self, picture: Image.Image) -> Tensor:
+        return self.run(self._prepare(picture))["labels"].to(torch.uint8)
+
+    def _tiled_labels(self, picture: Image.Image, shape: tuple[int, int]) -> Tensor:
+        def probabilities(tile: Region) -> Tensor:
+            return self.probabilities(self._prepare(picture.crop(tile)))
+
+        assert self.tiling is not None  # there are several tiles
+        return tiled_labels(probabilities, shape, self.tiling)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether instances have masks."""
+        return "mask" in self.model.finds
 
     def _prepare(self, picture: Image.Image) -> list[Batch]:
         return self.views(picture, {}, 0)
@@ -151,88 +178,3 @@ class DensePredictor:
         config = self.views.config
         crop = config.slide_crop or max(image.shape[-2:])
         return sliding_probabilities(self.model.segment, image, frame, crop=crop, stride=config.slide_stride or crop)
-
-
-def write_predictions(
-    predictor: DensePredictor, paths: Iterable[str | Path], out: str | Path, *, draw: bool = True
-) -> list[dict[str, Any]]:
-    """Predict files and write the results: COCO JSON of instances or index PNGs, and drawn pictures.
-
-    Args:
-        predictor: The model.
-        paths: Files, folders or shell patterns.
-        out: Directory for `predictions.json` (instances), `index/NAME.png` (classes) and `drawn/NAME.png`.
-        draw: Also draw pictures.
-
-    Returns:
-        For every file its path and the number of instances, or the classes found.
-
-    Raises:
-        ValueError: Nothing is there, or a file is unreadable.
-    """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    report: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for number, prediction in enumerate(predictor.predict_paths(paths), start=1):
-        path = Path(str(prediction.path))
-        name = f"{number:04d}_{path.stem}.png"  # files of one name may come from several folders
-        if predictor.kind == "upernet":
-            report.append(_write_index_map(prediction, predictor.classes, out / "index" / name))
-        else:
-            results += to_results(prediction.values, number, list(range(len(predictor.classes))))
-            report.append({"id": number, "path": str(path), "instances": len(prediction.values["scores"])})
-        if draw:
-            (out / "drawn").mkdir(exist_ok=True)
-            draw_prediction(read_rgb(path), prediction.values).save(out / "drawn" / name)
-    if predictor.kind != "upernet":
-        content = {"images": report, "classes": predictor.classes, "annotations": results}
-        (out / RESULTS_NAME).write_text(json.dumps(content) + "\n", encoding="utf-8")
-    return report
-
-
-def _write_index_map(prediction: DensePrediction, classes: Sequence[str], path: Path) -> dict[str, Any]:
-    path.parent.mkdir(exist_ok=True)
-    labels = prediction.values["labels"].to(torch.uint8).numpy()
-    Image.fromarray(labels).save(path)
-    present, counts = np.unique(labels, return_counts=True)
-    shares = {classes[index]: float(count / labels.size) for index, count in zip(present, counts, strict=True)}
-    return {"path": str(prediction.path), "index": str(path), "classes": shares}
-
-
-def draw_prediction(picture: Image.Image, values: dict[str, Tensor], *, score: float = DRAWN_SCORE) -> Image.Image:
-    """Return a picture with instances of at least a score outlined and tinted, or with every class tinted.
-
-    Args:
-        picture: RGB.
-        values: See `DensePrediction`.
-        score: Least score of a drawn instance.
-    """
-    pixels = np.asarray(picture).astype(np.float32)
-    if "scores" not in values:
-        tints = _colours(int(values["labels"].max()) + 1)[values["labels"].numpy()]
-        return Image.fromarray((pixels * 0.5 + tints * 0.5).astype(np.uint8))
-    shown = (values["scores"] >= score).nonzero().squeeze(1).tolist()
-    colours = _colours(len(shown))
-    if "masks" in values:
-        for colour, index in zip(colours, shown, strict=True):
-            mask = values["masks"][index].numpy()
-            pixels[mask] = pixels[mask] * 0.5 + colour * 0.5
-    drawn = Image.fromarray(pixels.astype(np.uint8))
-    pen = ImageDraw.Draw(drawn)
-    for colour, index in zip(colours, shown, strict=True):
-        pen.rectangle(values["boxes"][index].tolist(), outline=tuple(int(part) for part in colour))
-    return drawn
-
-
-def _colours(count: int) -> np.ndarray:
-    """Return well-separated RGB colours (count, 3), the same ones every time."""
-    hues = (np.arange(count) * 0.618034) % 1.0
-    channels = [np.abs(((hues * 6 + offset) % 6) - 3) - 1 for offset in (0, 4, 2)]
-    return (np.stack(channels, 1).clip(0, 1) * 200 + 55).astype(np.float32)
-
-
-def prediction_to_dict(prediction: DensePrediction) -> dict[str, Any]:
-    """Return boxes, scores and labels as JSON values, without masks."""
-    values = {name: value.tolist() for name, value in prediction.values.items() if name != "masks"}
-    return {**dataclasses.asdict(dataclasses.replace(prediction, values={})), **values}

@@ -13,7 +13,7 @@ import torch
 
 from piip.data.image_folder import ImageFolder, read_rgb
 from piip.data.reading import read_batches
-from piip.prediction import Predictor
+from piip.prediction import ClassPredictor
 from piip.report.page import Page, Value, write_page
 from piip.report.sheet import SheetRow, Worst, write_sheet
 
@@ -75,7 +75,7 @@ def evaluate(
     Raises:
         ValueError: No model, no data, other classes than the model's, or an unreadable image.
     """
-    predictor = Predictor(model_dir, device=device, dtype=dtype)
+    predictor = ClassPredictor(model_dir, device=device, dtype=dtype)
     folder = ImageFolder(Path(data) / split, expected_classes=predictor.classes)
     labels = torch.tensor([label for _, label in folder.samples])
     num_classes = len(predictor.classes)

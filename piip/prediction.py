@@ -1,48 +1,27 @@
-"""Prediction with an exported model: images in, classes and scores out."""
+"""Prediction with an exported model of any task: pictures in, classes, instances or classes of pixels out."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from piip.data.image_folder import to_rgb
 from piip.data.reading import find_images, read_batches
 from piip.data.transforms import TransformConfig, build_transform
+from piip.dense_prediction import DensePredictor
 from piip.device import pick_device
 from piip.fields import at_least, read_fields
 from piip.hub import find_model
+from piip.predicted import ClassPrediction, Prediction
 from piip.saving import DTYPES, load_model, read_description
+from piip.tiles import Tiling
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says about one image.
-
-    Args:
-        path: The file, None for a picture in memory.
-        label: Name of the most probable class.
-        score: Its probability, in [0, 1].
-        top: The most probable classes and their probabilities, best first.
-    """
-
-    path: str | None
-    label: str
-    score: float
-    top: tuple[tuple[str, float], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the prediction as JSON values."""
-        return dataclasses.asdict(self)
-
-
-class Predictor:
+class ClassPredictor:
     """An exported classifier, ready for pictures and files.
 
     Args:
@@ -66,7 +45,7 @@ class Predictor:
         if missing:
             raise ValueError(
                 f"{model_dir}/config.json has no {' and no '.join(missing)}, expected the directory of a trained "
-                "classifier such as RUN/model."
+                "model such as RUN/model."
             )
         self.device = pick_device(device)
         self.dtype = DTYPES.get(dtype, torch.float32)
@@ -87,7 +66,7 @@ class Predictor:
         result: Tensor = self.model(images.to(device=self.device, dtype=self.dtype))
         return result.float().cpu()
 
-    def predict(self, pictures: Sequence[Image], *, top: int = 5) -> list[Prediction]:
+    def predict(self, pictures: Sequence[Image], *, top: int = 5) -> list[ClassPrediction]:
         """Return what the model says about pictures in memory, of any size and mode.
 
         Args:
@@ -111,7 +90,7 @@ class Predictor:
         batch_size: int = 32,
         workers: int = 0,
         on_error: str = "stop",
-    ) -> Iterator[Prediction]:
+    ) -> Iterator[ClassPrediction]:
         """Yield what the model says about files, in order.
 
         Args:
@@ -132,9 +111,94 @@ class Predictor:
             for index, logits in zip(indices, self.logits(images), strict=True):
                 yield self._prediction(str(files[index]), logits, top)
 
-    def _prediction(self, path: str | None, logits: Tensor, top: int) -> Prediction:
+    def _prediction(self, path: str | None, logits: Tensor, top: int) -> ClassPrediction:
         scores, indices = logits.softmax(0).topk(min(top, len(self.classes)))
         pairs = tuple(
             (self.classes[index], score) for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
         )
-        return Prediction(path, pairs[0][0], pairs[0][1], pairs)
+        return ClassPrediction(path, pairs[0][0], pairs[0][1], pairs)
+
+
+class Predictor:
+    """An exported classifier, detector or segmentor, ready for pictures and files.
+
+    Args:
+        model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        dtype: "f32" or "bf16".
+        tile: Detectors and segmentors: side in pixels of the overlapping tiles that larger pictures are cut into; None
+            takes them whole.
+        tile_overlap: Share of a tile's side that neighbours have in common, in [0, 1).
+
+    Attributes:
+        model: The model, in evaluation mode.
+        classes: Names of its classes, in the order of their indices.
+
+    Raises:
+        ValueError: The directory is no exported model, or tiles for a classifier.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "f32",
+        tile: int | None = None,
+        tile_overlap: float = 0.25,
+    ) -> None:
+        tiling = Tiling(tile, tile_overlap) if tile is not None else None
+        folder = find_model(model_dir)
+        is_dense = "dense" in read_description(folder)
+        self._dense = DensePredictor(folder, device=device, dtype=dtype, tiling=tiling) if is_dense else None
+        self._classifier = None if is_dense else ClassPredictor(folder, device=device, dtype=dtype)
+        made = self._dense or self._classifier
+        assert made is not None  # one of the two
+        self.model: nn.Module = made.model
+        self.classes = made.classes
+        if self._classifier is not None and tiling is not None:
+            raise ValueError(f"tile is {tile}, but {folder} is a classifier: it takes pictures whole; leave tile out.")
+
+    def predict(self, pictures: Sequence[Image], *, top: int = 5) -> Sequence[Prediction]:
+        """Return what the model says about pictures in memory, of any size and mode.
+
+        Args:
+            pictures: None of them gives an empty list.
+            top: Classes to return for each, at least 1 (classifiers).
+
+        Returns:
+            For each a `ClassPrediction`, `InstancePrediction` or `MapPrediction` (`piip.predicted`).
+
+        Raises:
+            ValueError: `top` is below 1.
+        """
+        if self._dense is not None:
+            return self._dense.predict(pictures)
+        assert self._classifier is not None  # one of the two
+        return self._classifier.predict(pictures, top=top)
+
+    def predict_paths(
+        self,
+        paths: Iterable[str | Path],
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        workers: int = 0,
+        on_error: str = "stop",
+    ) -> Iterator[Prediction]:
+        """Return an iterator over what the model says about files, in order; see `predict`.
+
+        Args:
+            paths: Files, folders or shell patterns.
+            top: Classes to return for each, at least 1 (classifiers).
+            batch_size: Files at a time (classifiers).
+            workers: Reading processes; 0 reads in this process (classifiers).
+            on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
+
+        Raises:
+            ValueError: Nothing is there, a file is unreadable, or `top` is below 1.
+        """
+        if self._dense is not None:
+            return self._dense.predict_paths(paths, on_error=on_error)
+        assert self._classifier is not None  # one of the two
+        return self._classifier.predict_paths(paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from piip.callbacks import (
     AveragedWeights,
     BestModel,
+    KeptWeights,
     SameData,
     SavedRecipe,
     StepCheckpoint,
@@ -299,6 +300,7 @@ def _callbacks(
         *patience,
         StepSeed(recipe.run.seed),
         BestModel(functools.partial(export, directory=folder / BEST), monitor=watched),
+        KeptWeights(functools.partial(export, directory=folder / MODEL), folder / MODEL),
         *averaging,
         SavedRecipe(recipe, folder / CHECKPOINTS),
         StopAtStep(parts.length.total_steps),

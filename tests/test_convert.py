@@ -169,12 +169,12 @@ def test_whole_detectors_and_segmentors_predict_with_the_published_settings(
     assert len(predictor.classes) == classes
     assert predictor.views.config.resize == "official"
     assert predictor.views.config.reduce_zero_label == (head == "upernet")
-    values = predictor.predict([Image.new("RGB", (70, 50), "red")])[0].values
+    (found,) = predictor.predict([Image.new("RGB", (70, 50), "red")])
     if head == "upernet":
-        assert values["labels"].shape == (50, 70)
+        assert found.labels.shape == (50, 70)
     else:
-        assert values["boxes"].shape[1] == 4
-        assert len(values["boxes"]) <= 100
+        assert found.boxes.shape[1] == 4
+        assert len(found.boxes) <= 100
 
 
 def test_the_description_says_where_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_pictures_of_another_size_than_the_file_says_are_named(coco) -> None:
     Image.new("RGB", (64, 96)).save(root / "train" / "1.png")
     data = opened(root)
     data.transform = DenseTransform(DenseTransformConfig(**PLAIN), train=False)
-    with pytest.raises(ValueError, match=r"1.png is 96x64 .* says 64x96. It may be stored turned"):
+    with pytest.raises(ValueError, match=r"1.png is 96x64 .* says 64x96. It was annotated as stored"):
         data[0]
     skipping = opened(root, on_error="skip")
     skipping.transform = data.transform

@@ -21,8 +21,8 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 ROOMS = """
 features fields meta config described pyramid ops attention branches interaction merge necks backbone heads counting
 build zoo shards checkpoints cost scores report saving model_card hub device data views conversion recipe optim
-run_folder preparation tasks callbacks progress loggers training prediction evaluation dense_prediction dense_report
-dense_evaluation demo cli_parser cli_help cli_convert cli_data cli_results cli __main__
+run_folder preparation mask_pieces predicted tiles tasks callbacks progress loggers training dense_prediction prediction
+writing evaluation dense_report dense_evaluation demo cli_parser cli_help cli_convert cli_data cli_results cli __main__
 """.split()
 
 # What a model's own methods reach for only when they are called: saving and sharing know every room in between.

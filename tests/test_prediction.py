@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_run import write_images, write_model
 
 from piip.data.reading import find_images
-from piip.prediction import Predictor
+from piip.prediction import ClassPredictor, Predictor
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def predictor(model_dir: Path) -> Predictor:
-    return Predictor(model_dir, device="cpu")
+def predictor(model_dir: Path) -> ClassPredictor:
+    return ClassPredictor(model_dir, device="cpu")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def images(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images") / "val"
 
 
-def test_files_and_pictures_give_the_same(predictor: Predictor, images: Path) -> None:
+def test_files_and_pictures_give_the_same(predictor: ClassPredictor, images: Path) -> None:
     paths = find_images([images])
     from_files = list(predictor.predict_paths([images], batch_size=5))
     from_memory = predictor.predict([Image.open(path) for path in paths])
@@ -45,16 +45,16 @@ def test_files_and_pictures_give_the_same(predictor: Predictor, images: Path) ->
         assert (row.label, row.score) == row.top[0]
 
 
-def test_top_limits_the_classes(predictor: Predictor, images: Path) -> None:
+def test_top_limits_the_classes(predictor: ClassPredictor, images: Path) -> None:
     assert {len(row.top) for row in predictor.predict_paths([images], top=2)} == {2}
 
 
-def test_pictures_of_any_size_and_mode(predictor: Predictor) -> None:
+def test_pictures_of_any_size_and_mode(predictor: ClassPredictor) -> None:
     pictures = [Image.new("L", (7, 300), 90), Image.new("RGBA", (64, 64)), Image.new("P", (33, 20))]
     assert len(predictor.predict(pictures)) == 3
 
 
-def test_no_classes_and_no_pictures(predictor: Predictor, images: Path) -> None:
+def test_no_classes_and_no_pictures(predictor: ClassPredictor, images: Path) -> None:
     assert predictor.predict([]) == []
     with pytest.raises(ValueError, match="top is 0, expected at least 1"):
         predictor.predict([], top=0)
@@ -62,7 +62,7 @@ def test_no_classes_and_no_pictures(predictor: Predictor, images: Path) -> None:
         list(predictor.predict_paths([images], top=0))
 
 
-def test_16_bit_pictures_are_those_of_their_files(predictor: Predictor, tmp_path: Path) -> None:
+def test_16_bit_pictures_are_those_of_their_files(predictor: ClassPredictor, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 1 << 16, (40, 40), dtype=np.uint16)
     picture = Image.fromarray(pixels)
     picture.save(tmp_path / "deep.png")
@@ -71,13 +71,13 @@ def test_16_bit_pictures_are_those_of_their_files(predictor: Predictor, tmp_path
     assert from_memory.top == from_file.top
 
 
-def test_workers_read_the_same(predictor: Predictor, images: Path) -> None:
+def test_workers_read_the_same(predictor: ClassPredictor, images: Path) -> None:
     alone, helped = (list(predictor.predict_paths([images], batch_size=4, workers=n)) for n in (0, 2))
     assert alone == helped
 
 
-def test_bfloat16_agrees(model_dir: Path, predictor: Predictor, images: Path) -> None:
-    half = Predictor(model_dir, device="cpu", dtype="bf16")
+def test_bfloat16_agrees(model_dir: Path, predictor: ClassPredictor, images: Path) -> None:
+    half = ClassPredictor(model_dir, device="cpu", dtype="bf16")
     batch = torch.stack([half.transform(Image.open(path)) for path in find_images([images])])
     expected, actual = predictor.logits(batch), half.logits(batch)
     assert actual.dtype == torch.float32
@@ -94,7 +94,9 @@ def test_patterns_folders_and_files(images: Path) -> None:
         find_images([images / "nothing"])
 
 
-def test_broken_files_stop_or_are_skipped(predictor: Predictor, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_files_stop_or_are_skipped(
+    predictor: ClassPredictor, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (images / "blue" / "1.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"blue/1\.png cannot be read .*--on-error skip"):
         list(predictor.predict_paths([images]))

@@ -14,6 +14,7 @@ import torch
 
 from piip.data.dense_images import DenseImages
 from piip.data.image_folder import NAMES_SHOWN
+from piip.data.outlines import check_box, check_image, decode_mask, outline_problem
 from piip.heads.detection.frames import Target
 
 logger = logging.getLogger(__name__)
@@ -84,15 +85,23 @@ class CocoInstances(DenseImages):
         """
         path, image_id = self.samples[index]
         if shape != self._shapes[index]:
-            turned = " It may be stored turned (EXIF)." if shape == self._shapes[index][::-1] else ""
+            turned = shape == self._shapes[index][::-1]
+            hint = " It was annotated as stored: save it without its EXIF orientation." if turned else ""
             raise ValueError(
-                f"The image {path} is {shape[0]}x{shape[1]} (height x width), {self.file} says "
-                f"{self._shapes[index][0]}x{self._shapes[index][1]}.{turned}"
+                f"The image {path} is {shape[0]}x{shape[1]} (height x width, the right way up), {self.file} says "
+                f"{self._shapes[index][0]}x{self._shapes[index][1]}.{hint}"
             )
         objects = self._objects[image_id]
         boxes = torch.tensor([entry["clipped"] for entry in objects], dtype=torch.float32).view(-1, 4)
         labels = torch.tensor([self._class_of[entry["category_id"]] for entry in objects], dtype=torch.int64)
-        masks = np.stack([decode_mask(entry, shape) for entry in objects]) if objects else np.zeros((0, *shape), bool)
+        masks = np.zeros((len(objects), *shape), bool)
+        for mask, entry in zip(masks, objects, strict=True):
+            try:
+                mask[:] = decode_mask(entry.get("segmentation"), entry["clipped"], shape)
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.file}: the outline of annotation {entry['id']} is damaged: {error}."
+                ) from error
         return {"boxes": boxes, "labels": labels, "masks": torch.from_numpy(masks)}
 
 
@@ -100,7 +109,8 @@ def read_coco(path: Path) -> dict[str, Any]:
     """Read a COCO file and check what every reader relies on.
 
     Raises:
-        ValueError: The file is missing, is no JSON, lacks a section or field, or has doubled or unknown ids.
+        ValueError: The file is missing, is no JSON, lacks a section or field, has doubled or unknown ids, or sizes,
+            boxes or outlines that are none.
     """
     if not path.is_file():
         raise ValueError(f"There is no annotation file {str(path)!r}, expected a COCO JSON file.")
@@ -119,10 +129,15 @@ def read_coco(path: Path) -> dict[str, Any]:
             missing = [name for name in fields if not isinstance(entry, dict) or name not in entry]
             if missing:
                 raise ValueError(f"{path}: {section}[{place}] has no field {missing[0]!r}.")
+            if not isinstance(entry["id"], int):
+                raise ValueError(f"{path}: {section}[{place}] has the id {entry['id']!r}, expected a whole number.")
         doubled = [key for key, count in Counter(entry["id"] for entry in content[section]).items() if count > 1]
         if doubled:
             raise ValueError(f"{path}: the id {doubled[0]} stands more than once in {section}.")
+    for place, image in enumerate(content["images"]):
+        check_image(image, f"{path}: images[{place}] (id {image['id']}, {image['file_name']})")
     _check_references(content, path)
+    _check_annotations(content, path)
     return content
 
 
@@ -137,6 +152,17 @@ def _check_references(content: Mapping[str, Any], path: Path) -> None:
                 raise ValueError(
                     f"{path}: annotations[{place}] (id {entry['id']}) has the unknown {field} {entry[field]!r}."
                 )
+
+
+def _check_annotations(content: Mapping[str, Any], path: Path) -> None:
+    images = {image["id"]: image for image in content["images"]}
+    for place, entry in enumerate(content["annotations"]):
+        image = images[entry["image_id"]]
+        where = f"{path}: annotations[{place}] (id {entry['id']}, on {image['file_name']})"
+        check_box(entry["bbox"], where)
+        problem = outline_problem(entry.get("segmentation"), (int(image["height"]), int(image["width"])))
+        if problem:
+            raise ValueError(f"{where} has a segmentation that {problem}.")
 
 
 def _objects_by_image(content: Mapping[str, Any], path: Path) -> dict[int, list[dict[str, Any]]]:
@@ -172,29 +198,3 @@ def _check_present(samples: Sequence[tuple[Path, int]], path: Path) -> None:
             f"{path} names {len(missing)} of {len(samples)} images that are not there: "
             f"{', '.join(missing[:NAMES_SHOWN])}{more}."
         )
-
-
-def decode_mask(entry: Entry, shape: tuple[int, int]) -> np.ndarray:
-    """Return an annotation's mask, bool (H, W): polygons, RLE, or its box where it has no segmentation.
-
-    Args:
-        entry: The annotation.
-        shape: (H, W) of the image.
-    """
-    from faster_coco_eval.core import mask as coder
-
-    height, width = shape
-    segmentation = entry.get("segmentation")
-    if not segmentation:
-        left, top, right, bottom = (round(number) for number in entry["clipped"])
-        mask = np.zeros(shape, bool)
-        mask[top:bottom, left:right] = True
-        return mask
-    if isinstance(segmentation, list):
-        coded = coder.merge(coder.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        coded = coder.frPyObjects(segmentation, height, width)
-    else:
-        coded = segmentation
-    decoded: np.ndarray = coder.decode(coded).astype(bool)
-    return decoded

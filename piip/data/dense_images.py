@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from piip.data.image_folder import ADVICE, ON_ERROR, read_rgb, seeded
-from piip.data.samples import Sample
+from piip.data.samples import DenseTransform, Sample
 from piip.heads.detection.frames import Target
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class DenseImages(Dataset[Sample], ABC):
         self.classes = list(classes)
         self.seed = seed
         self.on_error = on_error
-        self.transform: Callable[[Image, Target, int], Sample] | None = None
+        self.transform: DenseTransform | None = None
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._unreadable = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
 
@@ -104,7 +104,7 @@ class DenseImages(Dataset[Sample], ABC):
             if self._unreadable[place]:
                 continue
             try:
-                picture = read_rgb(self.samples[place][0])
+                picture = read_rgb(self.samples[place][0], upright=True)
                 return place, picture, self.read_truth(place, (picture.height, picture.width))
             except ValueError as error:
                 if self.on_error == "stop":

@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from piip.data.orientation import turn_upright
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 ON_ERROR = ("stop", "skip")
 # What Pillow raises for broken files of the formats above, besides OSError.
@@ -126,24 +128,31 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         raise ValueError(f"None of the {len(self.samples)} images in {self.root} can be read: check the disk.")
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """Read an image file of any mode as `to_rgb` does; EXIF rotation is not applied.
+def read_rgb(path: Path, *, upright: bool = False) -> Image.Image:
+    """Read an image file of any mode as `to_rgb` does.
 
     Args:
         path: The file.
+        upright: Turn it as its EXIF orientation says; classifiers see pictures as stored, as timm's do.
 
     Raises:
-        ValueError: The file is missing, truncated, or no image.
+        ValueError: The file is missing, truncated, or no image of 8 or 16 bits a channel.
     """
     try:
         with Image.open(path) as image:
-            return to_rgb(image)
+            return to_rgb(turn_upright(image) if upright else image)
     except BROKEN_IMAGE as error:
         raise ValueError(f"The image {path} cannot be read ({type(error).__name__}: {error}).") from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Return a picture of any mode as 8-bit RGB; transparency is dropped."""
+    """Return a picture as 8-bit RGB; transparency is dropped.
+
+    Raises:
+        ValueError: Its numbers have 32 bits: nothing says which of them is white.
+    """
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its mode is {picture.mode}, 32 bits a pixel; save it with 8 or 16 bits a channel")
     if picture.mode.startswith("I;16"):
         # Pillow clips 16-bit grey to 255 instead of scaling it.
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from piip.data.dense_images import DenseImages
+from piip.data.geometry import IGNORED
 from piip.data.image_folder import BROKEN_IMAGE, NAMES_SHOWN, SUFFIXES
+from piip.data.orientation import turn_upright, upright_shape
 from piip.heads.detection.frames import Target
 
 CLASS_LIST = "classes.txt"
@@ -69,26 +71,42 @@ class IndexMaps(DenseImages):
         shapes = []
         for path, _ in self.samples:
             with Image.open(path) as picture:
-                shapes.append((picture.height, picture.width))
+                shapes.append(upright_shape(picture))
         return shapes
 
     def read_truth(self, index: int, shape: tuple[int, int]) -> Target:
         """Return "labels" (H, W), int64, as stored.
 
         Raises:
-            ValueError: The map cannot be read, is no index map or has another size than its image.
+            ValueError: The map cannot be read, is no index map, has another size than its image or classes that there
+                are not.
         """
         path = self._files[index]
         try:
             with Image.open(path) as picture:
-                mode, labels = picture.mode, np.array(picture)
+                mode, labels = picture.mode, np.array(turn_upright(picture))
         except BROKEN_IMAGE as error:
             raise ValueError(f"The index map {path} cannot be read ({type(error).__name__}: {error}).") from error
         if mode not in ("P", "L", "1"):
-            raise ValueError(f"The index map {path} has the mode {mode}, expected 8-bit indices (P or L).")
+            raise ValueError(
+                f"The index map {path} has the mode {mode}, expected 8-bit indices (P or L): the class of a pixel, not "
+                "its colour."
+            )
         if labels.shape != shape:
             raise ValueError(f"The index map {path} is {labels.shape}, its image {shape} (height, width).")
+        if self.transform is not None:  # it tells how classes are counted
+            self._check_values(labels, path, self.transform.config.reduce_zero_label)
         return {"labels": torch.from_numpy(labels.astype(np.int64))}
+
+    def _check_values(self, labels: np.ndarray, path: Path, reduce_zero_label: bool) -> None:
+        last = len(self.classes) - (not reduce_zero_label)
+        wrong = np.unique(labels[(labels > last) & (labels != IGNORED)])
+        if len(wrong):
+            hint = "" if reduce_zero_label else " Where 0 is unknown and classes count from 1, set reduce_zero_label."
+            raise ValueError(
+                f"The index map {path} has the value {wrong[0]} ({int((labels == wrong[0]).sum())} pixels), expected 0 "
+                f"to {last} or {IGNORED} (unknown) for {len(self.classes)} classes.{hint}"
+            )
 
 
 def find_classes(maps: Path, unlisted: Sequence[object] | None) -> list[str]:
@@ -99,14 +117,23 @@ def find_classes(maps: Path, unlisted: Sequence[object] | None) -> list[str]:
         unlisted: Names where there is no list; None asks for one.
 
     Raises:
-        ValueError: There is no list and no other names.
+        ValueError: There is no list and no other names, or the list has empty lines or doubled names.
     """
     for folder in (maps, *list(maps.resolve().parents)[:2]):
         if (folder / CLASS_LIST).is_file():
-            return (folder / CLASS_LIST).read_text(encoding="utf-8").split("\n")[:-1]
+            return _read_names(folder / CLASS_LIST)
     if unlisted is None:
         raise ValueError(
             f"Nothing names the classes of {maps}: write them into {CLASS_LIST}, one a line, in that folder or above "
             "it, or set model.head.num_classes."
         )
     return [str(name) for name in unlisted]
+
+
+def _read_names(path: Path) -> list[str]:
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
+    for number, name in enumerate(names, start=1):
+        if not name or name in names[: number - 1]:
+            problem = f"doubles the class {name!r}" if name else "is empty"
+            raise ValueError(f"{path} line {number} {problem}, expected one class name a line.")
+    return names

@@ -5,14 +5,17 @@ from __future__ import annotations
 import glob
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import PIL.Image
 import torch
 from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from piip.data.image_folder import ON_ERROR, SUFFIXES, read_rgb
+from piip.fields import one_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,18 +69,56 @@ def read_batches(
     Raises:
         ValueError: An unknown `on_error`, or an unreadable file with "stop".
     """
-    if on_error not in ON_ERROR:
-        raise ValueError(f"on_error is {on_error!r}, expected one of {', '.join(ON_ERROR)}.")
+    one_of("on_error", on_error, ON_ERROR)
     loader = DataLoader(ImagePaths(paths, transform), batch_size=batch_size, num_workers=workers, collate_fn=list)
     for items in loader:
         for _, image, problem in items:
-            if image is None and on_error == "stop":
-                raise ValueError(f"{problem} Replace or remove it, or use --on-error skip.")
             if image is None:
-                logger.warning("%s It is skipped.", problem)
+                _complain(problem, on_error)
         readable = [(index, image) for index, image, _ in items if image is not None]
         if readable:
             yield [index for index, _ in readable], torch.stack([image for _, image in readable])
+
+
+def read_pictures(
+    paths: Iterable[str | Path], *, on_error: str = "stop", allow_huge: bool = False
+) -> Iterator[tuple[Path, Image]]:
+    """Yield files with their pictures, RGB and the right way up, in order.
+
+    Args:
+        paths: Files, folders or shell patterns.
+        on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
+        allow_huge: Read pictures of more pixels than Pillow takes for an attack (179 million) as well.
+
+    Raises:
+        ValueError: An unknown `on_error`, nothing is there, or a file is unreadable.
+    """
+    one_of("on_error", on_error, ON_ERROR)
+    for path in find_images(paths):
+        try:
+            with _huge_pictures(allow_huge):
+                picture = read_rgb(path, upright=True)
+        except ValueError as error:
+            is_huge = isinstance(error.__cause__, PIL.Image.DecompressionBombError)
+            _complain(f"{error}{' So many pixels need --tile.' if is_huge else ''}", on_error)
+            continue
+        yield path, picture
+
+
+@contextmanager
+def _huge_pictures(allowed: bool) -> Iterator[None]:
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    PIL.Image.MAX_IMAGE_PIXELS = None if allowed else limit
+    try:
+        yield
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = limit
+
+
+def _complain(problem: str, on_error: str) -> None:
+    if on_error == "stop":
+        raise ValueError(f"{problem} Replace or remove it, or use --on-error skip.")
+    logger.warning("%s It is skipped.", problem)
 
 
 def find_images(patterns: Iterable[str | Path]) -> list[Path]:

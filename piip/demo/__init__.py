@@ -21,7 +21,8 @@ from piip.data.image_folder import read_rgb
 from piip.data.reading import find_images
 from piip.demo.figure import draw_demo
 from piip.demo.results import DemoPicture, RecordedModel, read_recorded
-from piip.prediction import Prediction, Predictor
+from piip.predicted import ClassPrediction
+from piip.prediction import ClassPredictor
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "landcover"
 BATCH = 16  # pictures at a time
@@ -105,7 +106,7 @@ def run_demo(
     models = read_recorded(assets / "results.json")
     labelled = [(path, None) for path in find_images(images)] if images else _shipped_pictures(assets / "images")
     pictures = [read_rgb(path) for path, _ in labelled]
-    predictor = Predictor(assets / "model", device=device)
+    predictor = ClassPredictor(assets / "model", device=device)
     predictions, seconds = _timed_predictions(predictor, pictures)
     shown = tuple(
         DemoPicture(str(path), truth, prediction)
@@ -123,11 +124,13 @@ def _shipped_pictures(folder: Path) -> list[tuple[Path, str | None]]:
     return [(folder / row["file"], row["class"]) for row in rows]
 
 
-def _timed_predictions(predictor: Predictor, pictures: Sequence[Image.Image]) -> tuple[list[Prediction], float]:
+def _timed_predictions(
+    predictor: ClassPredictor, pictures: Sequence[Image.Image]
+) -> tuple[list[ClassPrediction], float]:
     """Return the predictions and the seconds for one image; the first, slower pass is not timed."""
     predictor.predict(pictures[:BATCH])
     start = time.perf_counter()
-    predictions: list[Prediction] = []
+    predictions: list[ClassPrediction] = []
     for first in range(0, len(pictures), BATCH):
         predictions += predictor.predict(pictures[first : first + BATCH], top=SHOWN_CLASSES)
     return predictions, (time.perf_counter() - start) / len(pictures)

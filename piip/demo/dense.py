@@ -141,7 +141,8 @@ def run_dense_demo(
     predictor = Predictor(folder / "model", device=device)
     known = {} if images else json.loads((folder / "truth.json").read_text(encoding="utf-8"))
     paths = find_images(images) if images else [folder / "pictures" / name for name in known]
-    rows, findings = [], []
+    rows: list[Row] = []
+    findings: list[Finding] = []
     for path in paths:
         picture = read_rgb(path)
         if not findings:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from piip.prediction import Prediction
+from piip.predicted import ClassPrediction
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class DemoPicture:
 
     path: str
     truth: str | None
-    prediction: Prediction
+    prediction: ClassPrediction
 
     @property
     def is_correct(self) -> bool | None:

@@ -15,6 +15,7 @@ from torchvision.ops import nms
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
 MAX_OFFSET_CANDIDATES = 10_000
+LEAST_SIDE = 1e-6  # pixels
 
 
 def areas(boxes: Tensor) -> Tensor:
@@ -49,8 +50,8 @@ class BoxCoder:
         self.stds = tuple(stds)
 
     def encode(self, sources: Tensor, targets: Tensor) -> Tensor:
-        """Return the deltas (N, 4) from boxes to other boxes, both (N, 4)."""
-        size, wanted = sources[:, 2:] - sources[:, :2], targets[:, 2:] - targets[:, :2]
+        """Return the deltas (N, 4) from boxes to other boxes, both (N, 4); finite for boxes without area too."""
+        size, wanted = ((boxes[:, 2:] - boxes[:, :2]).clamp(min=LEAST_SIDE) for boxes in (sources, targets))
         shift = ((targets[:, :2] + targets[:, 2:]) - (sources[:, :2] + sources[:, 2:])) * 0.5 / size
         return torch.cat((shift, (wanted / size).log()), 1) / sources.new_tensor(self.stds)
 
@@ -87,7 +88,7 @@ def class_offset_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: 
         threshold: Overlap above which the lower-scored box goes.
 
     Returns:
-        Indices of the boxes that stay, highest score first.
+        Indices of the boxes that stay, highest score first, equal scores in the order given.
     """
     if not len(boxes):
         return torch.empty(0, dtype=torch.long, device=boxes.device)
@@ -98,5 +99,5 @@ def class_offset_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: 
     for value in classes.unique():
         indices = (classes == value).nonzero().squeeze(1)
         kept.append(indices[nms(shifted[indices], scores[indices], threshold)])
-    every = torch.cat(kept)
+    every = torch.cat(kept).sort().values
     return every[scores[every].argsort(descending=True, stable=True)]
