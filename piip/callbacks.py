@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ class AveragedWeights(WeightAveraging):
 
         # Buffers are copied, not averaged: an averaged integer table would no longer be one.
         super().__init__(use_buffers=False, multi_avg_fn=average)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Copy the weights, without the warning that they are not spread: recipes do not ask for both."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
+            super().setup(trainer, pl_module, stage)
 
     def copy_to(self, pl_module: pl.LightningModule) -> None:
         """Give a module the averaged weights."""
