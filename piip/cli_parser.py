@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
+from argparse import BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -135,7 +136,10 @@ def _function(function: Command, program: str, epilog: str) -> tuple[ArgumentPar
 
 
 def _argument(parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, text: str) -> None:
-    """Add one parameter: keyword-only ones are options, the others positional; a bool is a flag."""
+    """Add one parameter: keyword-only ones are options, the others positional.
+
+    A bool is a flag, and one that may be None has its opposite too.
+    """
     is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
     required = parameter.default is inspect.Parameter.empty
     name = "--" + parameter.name.replace("_", "-") if is_option else parameter.name
@@ -147,7 +151,9 @@ def _argument(parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, t
     if type(None) in typing.get_args(kind):
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     inner, origin = typing.get_args(kind), typing.get_origin(kind)
-    if kind is bool:
+    if kind is bool and parameter.default is None:
+        parser.add_argument(name, action=BooleanOptionalAction, default=None, help=text)
+    elif kind is bool:
         parser.add_argument(name, action="store_true", help=text)
     elif origin is tuple:
         options["metavar"] = tuple("HW"[: len(inner)])

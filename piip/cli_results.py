@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
-from typing import Literal
+from typing import Any, Literal
 
 
 def evaluate(
@@ -18,7 +18,10 @@ def evaluate(
     dtype: Literal["f32", "bf16"] = "f32",
     on_error: Literal["stop", "skip"] = "stop",
     detections: list[int] | None = None,
-    counter: Literal["faster-coco-eval", "pycocotools"] = "faster-coco-eval",
+    official: bool = False,
+    counter: Literal["faster-coco-eval", "pycocotools"] | None = None,
+    scales: list[float] | None = None,
+    flip: bool | None = None,
     out: str | None = None,
     json: bool = False,
 ) -> None:
@@ -26,6 +29,9 @@ def evaluate(
 
     Classifiers: --data ROOT --split FOLDER. Instances: --data ROOT --split FILE.json --images FOLDER (COCO format).
     Classes of pixels: --data ROOT --split FOLDER_OF_INDEX_PNGS --images FOLDER (ADE20K layout).
+
+    With --out DIR a report is written: report.md to read, report.json and per_class.csv for programs, plots, and the
+    images that went worst. docs/evaluation.md says what each number is.
 
     Args:
         model_dir: The exported model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
@@ -38,41 +44,41 @@ def evaluate(
         dtype: Number format of weights and activations.
         on_error: Stop at an unreadable image, or skip it with a warning that names it (classifiers).
         detections: Three rising limits on instances an image; precision is at the last one. Default: the model's.
-        counter: Program that counts average precision.
-        out: Folder for the instances found, as COCO writes them.
+        official: Measure detectors as the authors did: limits 100, 300 and 1000 with AP at 100 and everything else
+            at 1000, as many instances as the head keeps, one view of each picture, counted by pycocotools.
+        counter: Program that counts average precision; both give the same. Default: faster-coco-eval.
+        scales: Look at pictures in several sizes, and merge: factors such as 0.75 1 1.25. Default: the model's.
+        flip: Also look at pictures flipped left to right, and merge, or not. Default: the model's.
+        out: Folder for the report, and for the instances found as COCO writes them (results.json).
         json: Print JSON, with shares in [0, 1].
     """
+    options: dict[str, Any] = {"split": split, "workers": workers, "device": device, "dtype": dtype, "out": out}
+    of_dense: dict[str, Any] = {
+        "official": official,
+        "flip": flip,
+        "scales": scales,
+        "detections": detections,
+        "counter": counter,
+    }
     if images is not None:
         from piip.dense_evaluation import evaluate_dense, format_dense_report
 
-        dense = evaluate_dense(
-            model_dir,
-            data,
-            split=split,
-            images=images,
-            workers=workers,
-            device=device,
-            dtype=dtype,
-            detections=detections,
-            counter=counter,
-            out=out,
-        )
+        dense = evaluate_dense(model_dir, data, images=images, **options, **of_dense)
         print(json_module.dumps(dense.to_dict()) if json else format_dense_report(dense))
         return
+    _only_dense(of_dense)
     from piip.evaluation import evaluate as run
     from piip.evaluation import format_report
 
-    report = run(
-        model_dir,
-        data,
-        split=split,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        dtype=dtype,
-        on_error=on_error,
-    )
+    report = run(model_dir, data, batch_size=batch_size, on_error=on_error, **options)
     print(json_module.dumps(report.to_dict()) if json else format_report(report))
+
+
+def _only_dense(options: dict[str, Any]) -> None:
+    """Raise ValueError where a classifier gets options of detectors and segmentors."""
+    given = [f"--{name}" for name, value in options.items() if value]
+    if given:
+        raise ValueError(f"{', '.join(given)} are for detectors and segmentors, which need --images FOLDER as well.")
 
 
 def predict(

@@ -13,17 +13,18 @@ from piip.data.dense_transforms import DenseTransformConfig
 from piip.data.image_folder import to_rgb
 from piip.data.orientation import turn_upright
 from piip.data.reading import read_pictures
-from piip.data.samples import Batch, DenseTransform, PadTogether
+from piip.data.samples import Batch
 from piip.device import pick_device
 from piip.fields import read_fields
 from piip.heads.dense import PIIPDenseModel
 from piip.heads.detection.frames import ImageFrame
-from piip.heads.sliding import flip_image, sliding_probabilities
+from piip.heads.sliding import sliding_probabilities
 from piip.hub import find_model
 from piip.mask_pieces import MaskPiece, Region
 from piip.predicted import InstancePrediction, MapPrediction, Prediction
 from piip.saving import DTYPES, load_model, read_description
 from piip.tiles import Found, Tiling, merge_objects, objects_of, tiled_labels
+from piip.views import ViewTransform, mean_probabilities, with_flips, with_views
 
 
 class DensePredictor:
@@ -33,6 +34,9 @@ class DensePredictor:
         model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: "f32" or "bf16".
+        scales: Factors on the size that pictures are looked at with; None takes the model's, which are 1 alone unless
+            `data.dense.test_scales` said otherwise.
+        flip: Also look at every picture flipped left to right; None takes the model's (`data.dense.flip_test`).
         tiling: How pictures larger than a tile are cut; None takes them whole.
 
     Attributes:
@@ -40,15 +44,23 @@ class DensePredictor:
         kind: Its head: "mask_rcnn", "dino" or "upernet".
         classes: Names of its classes.
         detections: Limits on instances a picture; the last one is used.
+        views: Prepares a picture for `run`, once for every scale.
 
     Raises:
-        ValueError: The directory is no exported detector or segmentor.
+        ValueError: The directory is no exported detector or segmentor, or scales are not above 0.
     """
 
     model: PIIPDenseModel
 
     def __init__(
-        self, model_dir: str | Path, *, device: str = "auto", dtype: str = "f32", tiling: Tiling | None = None
+        self,
+        model_dir: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "f32",
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        tiling: Tiling | None = None,
     ) -> None:
         model_dir = find_model(model_dir)
         description = read_description(model_dir)
@@ -62,8 +74,8 @@ class DensePredictor:
         self.classes: list[str] = description["classes"]
         self.detections: list[int] = description.get("detections", [1, 10, 100])
         config = read_fields(DenseTransformConfig, description["dense"], f"{model_dir}/config.json dense")
-        self.transform = DenseTransform(config, train=False)
-        self.collate = PadTogether(config.pad_divisor)
+        config = with_views(config, scales, flip)
+        self.views = ViewTransform(config)
 
     def predict(self, pictures: Sequence[Image.Image]) -> list[Prediction]:
         """Return what the model says about pictures in memory, of any size and mode, one after the other.
@@ -127,38 +139,42 @@ class DensePredictor:
         """Whether instances have masks."""
         return "mask" in self.model.finds
 
-    def _prepare(self, picture: Image.Image) -> Batch:
-        return self.collate([self.transform(picture, {}, 0)])
+    def _prepare(self, picture: Image.Image) -> list[Batch]:
+        return self.views(picture, {}, 0)
 
     @torch.no_grad()
-    def run(self, batch: Batch, *, most: int | None = None) -> dict[str, Tensor]:
-        """Return what the model says about a batch of one prepared picture, on the CPU.
+    def run(self, batches: Sequence[Batch], *, most: int | None = None) -> dict[str, Tensor]:
+        """Return what the model says about one prepared picture, on the CPU.
 
         Args:
-            batch: From `transform` and `collate`.
+            batches: The picture at every scale, from `views`.
             most: Instances kept; None takes the last of `detections`.
         """
-        config = self.transform.config
-        if self.kind != "upernet" or (config.slide_crop is None and not config.flip_test):
-            image = batch.image.to(device=self.device, dtype=self.dtype)
-            values = self.model.predict(image, batch.frames, most=most or self.detections[-1])[0]
-            return {name: value.cpu() for name, value in values.items()}
-        return {"labels": self.probabilities(batch).argmax(0)}
+        config = self.views.config
+        if self.kind == "upernet" and (config.slide_crop is not None or config.flip_test or len(batches) > 1):
+            return {"labels": self.probabilities(batches).argmax(0)}
+        images, frames, flipped = zip(*self._all_views(batches), strict=True)
+        most = most or self.detections[-1]
+        if len(images) > 1:
+            values = self.model.predict_views(images, frames, flipped, most=most)
+        else:
+            values = self.model.predict(images[0], frames, most=most)[0]
+        return {name: value.cpu() for name, value in values.items()}
 
     @torch.no_grad()
-    def probabilities(self, batch: Batch) -> Tensor:
-        """Return the probabilities of classes of a batch of one prepared picture, float (K, H, W) on the CPU.
+    def probabilities(self, batches: Sequence[Batch]) -> Tensor:
+        """Return the probabilities of classes of one prepared picture, mean of its views, (K, H, W) on the CPU.
 
         Args:
-            batch: From `transform` and `collate`.
+            batches: The picture at every scale, from `views`.
         """
-        image, frame = batch.image.to(device=self.device, dtype=self.dtype), batch.frames[0]
-        answer = self._probabilities(image, frame)
-        if self.transform.config.flip_test:
-            answer = (answer + self._probabilities(flip_image(image, frame), frame).flip(-1)) / 2
-        return answer[0].cpu()
+        return mean_probabilities(self._probabilities, self._all_views(batches))[0].cpu()
+
+    def _all_views(self, batches: Sequence[Batch]) -> list[tuple[Tensor, ImageFrame, bool]]:
+        moved = [batch._replace(image=batch.image.to(device=self.device, dtype=self.dtype)) for batch in batches]
+        return with_flips(moved, flip=self.views.config.flip_test)
 
     def _probabilities(self, image: Tensor, frame: ImageFrame) -> Tensor:
-        config = self.transform.config
+        config = self.views.config
         crop = config.slide_crop or max(image.shape[-2:])
         return sliding_probabilities(self.model.segment, image, frame, crop=crop, stride=config.slide_stride or crop)

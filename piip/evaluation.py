@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from piip.data.image_folder import ImageFolder
+from piip.data.image_folder import ImageFolder, read_rgb
 from piip.data.reading import read_batches
 from piip.prediction import ClassPredictor
+from piip.report.page import Page, Value, write_page
+from piip.report.sheet import SheetRow, Worst, write_sheet
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class EvaluationReport:
         top5: Share of images whose class is among the first five, in [0, 1].
         mean_class: Mean of the classes' accuracies, in [0, 1].
         per_class: Accuracy of every class, in [0, 1]; None for a class without readable images.
+        per_class_top5: Share of its images that have it among the first five, likewise.
         confusion: Number of images of class i (row) taken for class j (column).
     """
 
@@ -34,6 +39,7 @@ class EvaluationReport:
     top5: float
     mean_class: float
     per_class: dict[str, float | None]
+    per_class_top5: dict[str, float | None]
     confusion: list[list[int]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,6 +57,7 @@ def evaluate(
     device: str = "auto",
     dtype: str = "f32",
     on_error: str = "stop",
+    out: str | Path | None = None,
 ) -> EvaluationReport:
     """Run an exported classifier over one split.
 
@@ -63,6 +70,7 @@ def evaluate(
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: "f32" or "bf16".
         on_error: "stop" at an unreadable image, or "skip" it with a warning that names it.
+        out: Folder for the report; None writes nothing.
 
     Raises:
         ValueError: No model, no data, other classes than the model's, or an unreadable image.
@@ -72,7 +80,8 @@ def evaluate(
     labels = torch.tensor([label for _, label in folder.samples])
     num_classes = len(predictor.classes)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    images = hits = 0
+    hits = torch.zeros(num_classes, dtype=torch.int64)
+    images, worst = 0, Worst()
     for indices, batch in read_batches(
         [path for path, _ in folder.samples],
         predictor.transform,
@@ -81,30 +90,96 @@ def evaluate(
         on_error=on_error,
     ):
         label = labels[indices]  # (B,)
-        best = predictor.logits(batch).topk(min(5, num_classes)).indices  # (B, 5)
-        hits += int((best == label[:, None]).sum())
+        logits = predictor.logits(batch)
+        best = logits.topk(min(5, num_classes)).indices  # (B, 5)
+        hits += torch.bincount(label[(best == label[:, None]).any(1)], minlength=num_classes)
+        if out is not None:
+            _rank(worst, folder, indices, logits.softmax(1))
         confusion += torch.bincount(label * num_classes + best[:, 0], minlength=num_classes**2).view_as(confusion)
         images += len(label)
     if images == 0:
         raise ValueError(f"None of the {len(labels)} images in {folder.root} can be read.")
-    return _report(predictor.classes, confusion, images=images, hits=hits, skipped=len(labels) - images)
+    report = _report(predictor.classes, confusion, hits, skipped=len(labels) - images)
+    if out is not None:
+        write_page(classifier_page(report, {"model": str(model_dir), "split": split}, worst.rows()), out)
+    return report
 
 
-def _report(classes: list[str], confusion: torch.Tensor, *, images: int, hits: int, skipped: int) -> EvaluationReport:
+def _rank(worst: Worst, folder: ImageFolder, indices: list[int], chances: torch.Tensor) -> None:
+    """Offer a batch's images, ranked by the probability (B, K) of their own class."""
+    for index, row in zip(indices, chances, strict=True):
+        path, label = folder.samples[index]
+        own, (first, guess) = float(row[label]), [part.item() for part in row.max(0)]
+        caption = f"{path.name}: {folder.classes[label]} {own:.0%}, taken for {folder.classes[int(guess)]} {first:.0%}"
+        if int(guess) != label:
+            worst.add(own, index, partial(_sheet_row, caption, path))
+
+
+def _sheet_row(caption: str, path: Path) -> SheetRow:
+    return SheetRow(caption, [read_rgb(path)])
+
+
+def _report(classes: list[str], confusion: torch.Tensor, hits: torch.Tensor, *, skipped: int) -> EvaluationReport:
     totals = confusion.sum(1)
+    images = int(totals.sum())
     present = totals > 0
     accuracy = confusion.diagonal() / totals.clamp(min=1)  # (K,)
+
+    def by_name(shares: torch.Tensor) -> dict[str, float | None]:
+        rows = zip(classes, shares.tolist(), present.tolist(), strict=True)
+        return {name: value if seen else None for name, value, seen in rows}
+
     return EvaluationReport(
         images=images,
         skipped=skipped,
         top1=int(confusion.diagonal().sum()) / images,
-        top5=hits / images,
+        top5=int(hits.sum()) / images,
         mean_class=float(accuracy[present].mean()),
-        per_class={
-            name: float(value) if seen else None
-            for name, value, seen in zip(classes, accuracy, present.tolist(), strict=True)
-        },
+        per_class=by_name(accuracy),
+        per_class_top5=by_name(hits / totals.clamp(min=1)),
         confusion=confusion.tolist(),
+    )
+
+
+def classifier_page(report: EvaluationReport, setup: Mapping[str, str], worst: Sequence[SheetRow] = ()) -> Page:
+    """Return the report's page.
+
+    Args:
+        report: The report.
+        setup: What was measured: "model" and "split".
+        worst: The images that went worst.
+    """
+    from piip.report.plots import class_bars, confusion
+
+    names = list(report.per_class)
+    pictures: dict[str, Callable[[Path], None]] = {
+        "per_class_top1.png": partial(class_bars, values=report.per_class, label="top-1"),
+        "confusion.png": partial(confusion, counts=report.confusion, names=names, unit="images"),
+    }
+    if worst:
+        pictures["worst.png"] = partial(write_sheet, rows=worst, heads=("lowest probability of the true class",))
+    columns = list(map(sum, zip(*report.confusion, strict=True)))
+    classes: list[dict[str, Value]] = [
+        {
+            "class": name,
+            "images": sum(row),
+            "top1": report.per_class[name],
+            "top5": report.per_class_top5[name],
+            "precision": row[place] / columns[place] if columns[place] else None,
+        }
+        for place, (name, row) in enumerate(zip(names, report.confusion, strict=True))
+    ]
+    return Page(
+        title="Evaluation",
+        facts={**setup, "images": report.images, "skipped": report.skipped},
+        scores=[
+            {"score": "top-1", "value": report.top1},
+            {"score": "top-5", "value": report.top5},
+            {"score": "mean class", "value": report.mean_class},
+        ],
+        classes=classes,
+        numbers={**report.to_dict(), **setup},
+        pictures=pictures,
     )
 
 

@@ -167,8 +167,8 @@ def test_whole_detectors_and_segmentors_predict_with_the_published_settings(
     assert f"of {classes} classes" in (tmp_path / "out" / "README.md").read_text()
     predictor = DensePredictor(tmp_path / "out")
     assert len(predictor.classes) == classes
-    assert predictor.transform.config.resize == "official"
-    assert predictor.transform.config.reduce_zero_label == (head == "upernet")
+    assert predictor.views.config.resize == "official"
+    assert predictor.views.config.reduce_zero_label == (head == "upernet")
     (found,) = predictor.predict([Image.new("RGB", (70, 50), "red")])
     if head == "upernet":
         assert found.labels.shape == (50, 70)

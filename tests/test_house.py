@@ -20,9 +20,9 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 # Every room may import those to its left. A new room gets its place here and in docs/architecture.md.
 ROOMS = """
 features fields meta config described pyramid ops attention branches interaction merge necks backbone heads counting
-build zoo shards checkpoints cost scores saving model_card hub device data conversion recipe optim run_folder
-preparation mask_pieces predicted tiles tasks callbacks progress training dense_prediction prediction writing evaluation
-dense_evaluation demo cli_parser cli_help cli_convert cli_data cli_results cli __main__
+build zoo shards checkpoints cost scores report saving model_card hub device data views conversion recipe optim
+run_folder preparation mask_pieces predicted tiles tasks callbacks progress training dense_prediction prediction
+writing evaluation dense_report dense_evaluation demo cli_parser cli_help cli_convert cli_data cli_results cli __main__
 """.split()
 
 # What a model's own methods reach for only when they are called: saving and sharing know every room in between.
@@ -113,7 +113,17 @@ def test_timm_internals_stay_in_branches(path: Path) -> None:
 
 
 def test_import_piip_loads_nothing_heavy() -> None:
-    heavy = ["torchvision", "timm", "pytorch_lightning", "lightning", "torchmetrics", "huggingface_hub", "PIL", "rich"]
+    heavy = [
+        "torchvision",
+        "timm",
+        "pytorch_lightning",
+        "lightning",
+        "torchmetrics",
+        "huggingface_hub",
+        "PIL",
+        "rich",
+        "matplotlib",
+    ]
     code = (
         "import sys, time, torch\n"
         "before = set(sys.modules)\n"

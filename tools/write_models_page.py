@@ -83,7 +83,7 @@ piip convert $record.pth out/detector --model $record
 ```
 
 ```sh
-piip evaluate out/detector --data coco --split annotations/instances_val2017.json --images val2017
+piip evaluate out/detector --data coco --split annotations/instances_val2017.json --images val2017 --official
 piip predict out/detector my/images --out out/found
 ```
 

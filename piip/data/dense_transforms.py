@@ -28,7 +28,8 @@ class DenseTransformConfig:
         resize: "plain" (bilinear with antialiasing) or "official" (8-bit fixed point without, as the released models).
         slide_crop: Evaluation of index maps: side of overlapping windows in pixels; None takes the whole picture.
         slide_stride: Pixels from one window to the next.
-        flip_test: Evaluation of index maps: average with the flipped picture.
+        flip_test: Evaluation and prediction: also look at the flipped picture, see `piip.views`.
+        test_scales: Evaluation and prediction: factors on the size that pictures are looked at with.
         reduce_zero_label: Index maps: class 0 is ignored and the others count from 0 (ADE20K).
         mean: Mean of each channel for images in [0, 1].
         std: Standard deviation of each channel for images in [0, 1].
@@ -50,6 +51,7 @@ class DenseTransformConfig:
     slide_crop: int | None = None
     slide_stride: int | None = None
     flip_test: bool = False
+    test_scales: tuple[float, ...] = (1.0,)
     reduce_zero_label: bool = False
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -73,6 +75,10 @@ class DenseTransformConfig:
         for name in ("hflip", "vflip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.dense.{name} is {getattr(self, name)}, expected a probability in [0, 1].")
+        if not self.test_scales or min(self.test_scales) <= 0:
+            raise ValueError(
+                f"data.dense.test_scales is {self.test_scales}, expected factors above 0 such as 0.75 1 1.25."
+            )
         if self.color_jitter < 0:
             raise ValueError(f"data.dense.color_jitter is {self.color_jitter}, expected 0 or more.")
         if self.resize not in RESIZE_RULES:

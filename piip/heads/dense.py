@@ -10,6 +10,7 @@ from torch import Tensor
 from piip.backbone import PIIPBackbone
 from piip.config import ModelConfig
 from piip.described import DescribedModel
+from piip.heads.detection.augmented import View, box_views, mask_rcnn_views
 from piip.heads.detection.frames import ImageFrame, Prediction, Target
 from piip.heads.dino import DINOHead
 from piip.heads.mask_rcnn import MaskRCNNHead
@@ -78,6 +79,32 @@ class PIIPDenseModel(DescribedModel):
                 return self.head.predict(maps, frames, rescale=rescale)
             return self.head.predict(maps, frames, rescale=rescale, most=most)
 
+    @torch.no_grad()
+    def predict_views(
+        self, images: Sequence[Tensor], frames: Sequence[ImageFrame], flipped: Sequence[bool], *, most: int
+    ) -> Prediction:
+        """Return the instances of one picture, found in several views of it; see `piip.heads.detection.augmented`.
+
+        Args:
+            images: Normalised RGB, each with a size of its own, (1, 3, H, W).
+            frames: What is image and what padding.
+            flipped: Which views are flipped left to right.
+            most: Instances kept.
+
+        Raises:
+            ValueError: The head classifies pixels.
+        """
+        if isinstance(self.head, UperNetHead):
+            raise ValueError("predict_views() needs a head that finds instances; average probabilities of segment().")
+        views = [
+            View(self._prepare(image, None)[1], frame, is_flipped)
+            for image, frame, is_flipped in zip(images, frames, flipped, strict=True)
+        ]
+        with torch.autocast(images[0].device.type, enabled=False):
+            if isinstance(self.head, MaskRCNNHead):
+                return mask_rcnn_views(self.head, views, most=most)
+            return box_views(self.head, views, most=most)
+
     def segment(self, image: Tensor) -> Tensor:
         """Return the class logits of a segmentor as its head made them, at the head's own resolution.
 
@@ -108,6 +135,11 @@ class PIIPDenseModel(DescribedModel):
         if isinstance(self.head, UperNetHead):
             return ("class",)
         return ("box", "mask") if isinstance(self.head, MaskRCNNHead) else ("box",)
+
+    @property
+    def detections(self) -> int:
+        """Instances that the head keeps of an image unless told otherwise; 0 for classes of pixels."""
+        return 0 if isinstance(self.head, UperNetHead) else self.head.detections
 
     @property
     def num_classes(self) -> int:

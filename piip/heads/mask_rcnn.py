@@ -36,7 +36,12 @@ class MaskRCNNHead(nn.Module):
         box_features: Hidden width of the box head.
         mask_channels: Hidden width of the mask head.
         anchor_scale: Side of a square anchor in cells of its map.
+
+    Attributes:
+        detections: Detections kept an image.
     """
+
+    detections = DETECTIONS
 
     def __init__(
         self,

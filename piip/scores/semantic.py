@@ -46,6 +46,19 @@ class ClassOverlap:
             "macc": float((right / truth).nanmean()),
         }
 
+    def class_scores(self) -> list[dict[str, float | int | None]]:
+        """Return for every class "iou", "accuracy" (recall), "precision" and "pixels" in the truth; None for 0 / 0."""
+        right = self.counts.diagonal().double()
+        columns = [self.class_overlap(), right / self.counts.sum(1), right / self.counts.sum(0)]
+        return [
+            {"iou": iou, "accuracy": accuracy, "precision": precision, "pixels": pixels}
+            for iou, accuracy, precision, pixels in zip(
+                *([None if value != value else value for value in column.tolist()] for column in columns),  # NaN
+                self.counts.sum(1).tolist(),
+                strict=True,
+            )
+        ]
+
     def class_overlap(self) -> Tensor:
         """Return the intersection over union of every class (K,), NaN where neither truth nor guess has it."""
         right = self.counts.diagonal().double()

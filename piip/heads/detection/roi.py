@@ -102,6 +102,17 @@ class BoxHead(nn.Module):
         refined = self.coder.decode(boxes, deltas.float(), frame.size)
         if rescale:
             refined = refined / refined.new_tensor(frame.scale * 2)
+        return self.select(refined, scores, most)
+
+    @staticmethod
+    def select(refined: Tensor, scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes (N, 4), scores (N,) and labels (N,) without duplicates, best first.
+
+        Args:
+            refined: Box of every region and class, (P, K, 4).
+            scores: Their probabilities (P, K).
+            most: Detections kept.
+        """
         chosen = (scores > LEAST_SCORE).nonzero()
         found, score, label = refined[chosen[:, 0], chosen[:, 1]], scores[chosen[:, 0], chosen[:, 1]], chosen[:, 1]
         kept = class_offset_nms(found, score, label, OVERLAP)[:most]
