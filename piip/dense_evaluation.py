@@ -153,7 +153,7 @@ def _rank_instances(worst: Worst, data: CocoInstances, index: int, values: dict[
     caption = f"{data.samples[index][0].name}: {score:.2f}, {len(truth['labels'])} objects, {int(kept.sum())} found"
 
     def draw() -> SheetRow:
-        picture, true = read_rgb(data.samples[index][0]), data.read_truth(index, data.shapes[index])
+        picture, true = read_rgb(data.samples[index][0], upright=True), data.read_truth(index, data.shapes[index])
         if "masks" not in found:
             del true["masks"]
         return SheetRow(caption, [picture, *(_with_objects(picture, objects) for objects in (true, found))])
@@ -201,7 +201,7 @@ def _rank_map(worst: Worst, path: Path, index: int, guess: Tensor, truth: Tensor
     guess, truth = guess.to(torch.uint8), truth.to(torch.uint8)
 
     def draw() -> SheetRow:
-        picture = read_rgb(path)
+        picture = read_rgb(path, upright=True)
         drawn = [draw_map(picture, labels.numpy(), (truth == IGNORED).numpy()) for labels in (truth, guess)]
         return SheetRow(f"{path.name}: mIoU {score:.2f}", [picture, *drawn])
 

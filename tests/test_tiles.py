@@ -377,7 +377,8 @@ def test_a_detector_with_known_answers_in_tiles(models: dict[str, Path], monkeyp
     for number, (label, mask) in enumerate(objects):
         pixels[mask] = (number + 1, label, 0)
 
-    def run(self: DensePredictor, batch: Any, *, most: int | None = None) -> dict[str, Tensor]:
+    def run(self: DensePredictor, batches: Any, *, most: int | None = None) -> dict[str, Tensor]:
+        (batch,) = batches
         size = batch.frames[0].size
         image = ((batch.image[0, :2, : size[0], : size[1]] * 0.3 + 0.4) * 255).round().numpy()
         numbers = [int(number) for number in np.unique(image[0]) if number]

@@ -54,7 +54,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def answer(model: Path, image: Image.Image, **views: Any) -> dict[str, torch.Tensor]:
-    return DensePredictor(model, device="cpu", **views).predict([image])[0].values
+    return values_of(DensePredictor(model, device="cpu", **views), image)
+
+
+def values_of(predictor: DensePredictor, image: Image.Image) -> dict[str, torch.Tensor]:
+    return predictor.run(predictor.views(image, {}, 0))
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -144,7 +148,7 @@ def test_a_picture_without_instances_has_none_in_any_view(tmp_path: Path) -> Non
     head: Any = predictor.model.head
     with torch.no_grad():
         head.boxes.scores.bias.copy_(torch.tensor([-100.0, -100.0, 100.0]))
-    values = predictor.predict([picture()])[0].values
+    values = values_of(predictor, picture())
     assert {name: tuple(value.shape) for name, value in values.items()} == {
         "boxes": (0, 4),
         "scores": (0,),
