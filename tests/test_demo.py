@@ -80,14 +80,14 @@ def test_demo_command_prints(
 ) -> None:
     monkeypatch.setattr("piip.demo.run_demo", partial(run_demo, assets=assets))
     out = str(tmp_path / "demo.png")
-    main(["demo", "--out", out])
+    main(["demo", "--task", "classification", "--out", out])
     printed = capsys.readouterr().out
     assert "Held-out top-1" in printed
     assert "single" in printed
-    main(["demo", "--out", out, "--json"])
+    main(["demo", "--task", "classification", "--out", out, "--json"])
     assert json.loads(capsys.readouterr().out)["labelled"] == 7
     own = [str(assets / "images" / name) for name in ("0.jpg", "1.jpg")]
-    main(["demo", "--out", out, "--image", *own])
+    main(["demo", "--task", "classification", "--out", out, "--image", *own])
     assert "Your pictures" in capsys.readouterr().out
 
 
