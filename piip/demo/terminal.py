@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from piip.demo.dense import DenseDemoReport, Finding
 
 MOST_MISTAKES = 8
+MOST_SCORES = 3
 
 
 def print_demo(report: DemoReport, console: Console) -> None:
@@ -115,8 +116,8 @@ def _truth(finding: Finding) -> str:
 def _compared_table(report: DenseDemoReport) -> Table:
     """Return cost, time and recorded scores; what a model was not trained for stays empty."""
     table = Table("model", title="Backbone and neck at 512x512, measured in turn; scores recorded on the test split")
-    scores = list(report.models[0].scores)
-    for column in ("GMACs", "ms", "M parameters", *scores):
+    scores = list(report.models[0].scores)[:MOST_SCORES]
+    for column in ("GMACs", "ms", "M params", *(name.replace("_", " ") for name in scores)):
         table.add_column(column, justify="right")
     for index, model in enumerate(report.models):
         shown = [f"{model.scores[name]:.1%}" if name in model.scores else "-" for name in scores]

@@ -1,0 +1,107 @@
+"""The demos of detectors and segmentors, as shipped."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import piip
+from piip.cli import main
+from piip.config import ModelConfig
+from piip.demo.dense import FOLDER, SIDE, TASKS, run_dense_demo
+from piip.preparation import recipe_model_config
+from piip.recipe import load_recipe
+from piip.saving import read_description
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def recorded(task: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((FOLDER / TASKS[task].assets / "results.json").read_text())
+    return rows
+
+
+def pictures(task: str) -> dict[str, dict[str, Any]]:
+    truth: dict[str, dict[str, Any]] = json.loads((FOLDER / TASKS[task].assets / "truth.json").read_text())
+    return truth
+
+
+def test_nuclei_are_found_counted_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["demo", "--out", str(tmp_path / "nuclei.png"), "--json", "--device", "cpu"])
+    report = json.loads(capsys.readouterr().out)
+    known = [finding for finding in report["findings"] if finding["truth"] is not None]
+    assert len(known) >= 4
+    for finding in known:  # a count, not a measure: that is in the model card
+        assert 0.4 * finding["truth"] < finding["found"] < 1.8 * finding["truth"], finding
+    assert any("ihc" in finding["path"] for finding in report["findings"])
+    piip_row, single = report["models"]
+    assert piip_row["macs"] < single["macs"]
+    assert min(piip_row["seconds"], single["seconds"]) > 0
+    with Image.open(tmp_path / "nuclei.png") as sheet:
+        assert sheet.width > 1000
+
+
+def test_every_pixel_has_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["demo", "--task", "segmentation", "--out", str(tmp_path / "cover.png"), "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "of pixels right" in printed
+    assert "single" in printed
+    report = run_dense_demo("segmentation", tmp_path / "again.png", device="cpu")
+    for finding in report.findings:
+        assert isinstance(finding.found, dict)
+        assert finding.truth is not None
+        assert finding.truth > 0.3
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_pictures_of_the_user(task: str, tmp_path: Path) -> None:
+    own = tmp_path / "holiday.png"
+    Image.new("L", (90, 70), 128).save(own)
+    report = run_dense_demo(task, tmp_path / "own.png", images=[str(own)], device="cpu")
+    assert [finding.truth for finding in report.findings] == [None]
+    assert (tmp_path / "own.png").is_file()
+    with pytest.raises(ValueError, match="no image file"):
+        run_dense_demo(task, tmp_path / "own.png", images=["nowhere.jpg"])
+    with pytest.raises(ValueError, match="no demo model"):
+        run_dense_demo(task, tmp_path / "own.png", assets=tmp_path)
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_shipped_models_are_those_of_their_recipes(task: str) -> None:
+    """Weights are small, and card and README repeat what was recorded."""
+    folder, (first, single) = FOLDER / TASKS[task].assets, recorded(task)
+    assert (folder / "model" / "model.safetensors").stat().st_size <= 15_000_000
+    about = read_description(folder / "model")
+    recipe = load_recipe(ROOT / first["recipe"])
+    assert ModelConfig.from_dict(about["model"]) == recipe_model_config(recipe, num_classes=len(about["classes"]))
+    for section in ("data", "optim", "schedule"):
+        assert about["recipe"][section] == json.loads(json.dumps(_resolved(recipe, about)[section])), section
+    card = (folder / "MODEL_CARD.md").read_text()
+    for score in first["scores"].values():
+        assert f"{score:.1%}" in card
+    for config in (about["model"], single["model"]):
+        macs = piip.estimate_cost(ModelConfig.from_dict(config), image_size=SIDE).macs
+        assert f"{macs / 1e9:.2f} G" in card
+    assert {*pictures(task)} <= {path.name for path in (folder / "pictures").iterdir()}
+
+
+def _resolved(recipe: Any, about: dict[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = recipe.to_dict()
+    for name in ("mean", "std"):
+        values["data"]["dense"][name] = about["recipe"]["data"]["dense"][name]
+        values["data"]["transform"][name] = about["recipe"]["data"]["transform"][name]
+    values["data"]["transform"]["input_size"] = about["recipe"]["data"]["transform"]["input_size"]
+    return values
+
+
+def test_the_readme_repeats_the_scores() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for task, names in (("instances", ("mask_ap", "mask_ap50", "box_ap")), ("segmentation", ("miou", "aacc"))):
+        scores = recorded(task)[0]["scores"]
+        for name in names:
+            assert re.search(rf"{100 * scores[name]:.1f}\b", readme), (task, name)
