@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shapes
 import torch
 from tiny_run import branch, recipe_values, tiny_recipe, write_images, write_recipe
 from training_run import EVERYTHING, losses, names, newest_step, run
@@ -47,38 +48,61 @@ def without_rates(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [row for row in kept if row.keys() - {"step", "epoch"}]
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    """kill -9 in mid-epoch; from the checkpoint on, every logged number is that of a run left alone."""
-    data = write_images(tmp_path / "data", train=56)  # 42 batches, 21 optimiser steps an epoch
-    run_fields = {"accumulate": 2, "ema_decay": 0.99, "checkpoint_every": 3}
-    values = recipe_values(data, tmp_path, **EVERYTHING, run=run_fields)
-    values["data"]["workers"] = 1
-    recipe = write_recipe(tmp_path / "recipe.yaml", values)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+def kill_and_resume(recipe: Path, folder: Path, *, epoch: int, steps: int) -> None:
+    """Kill -9 after the first epoch; from the checkpoint on, every logged number is that of a run left alone.
 
+    Args:
+        recipe: The recipe.
+        folder: For the runs.
+        epoch: Optimiser steps in an epoch.
+        steps: Optimiser steps of the run.
+    """
+    whole, killed = folder / "whole", folder / "killed"
     process = start(recipe, killed)
     deadline = time.monotonic() + 200
-    while newest_step(killed) < 24 and process.poll() is None and time.monotonic() < deadline:
+    while newest_step(killed) < epoch + 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     stopped_at = newest_step(killed)
-    assert 21 < stopped_at < 63
-    assert stopped_at % 21, "the kill should fall into an epoch"
+    assert epoch < stopped_at < steps
+    assert stopped_at % epoch, "the kill should fall into an epoch"
 
     finish(start(recipe, whole))
     finish(start(recipe, killed, "--resume", "auto"))
     resumed = [row for row in read_history(killed) if row["step"] >= stopped_at]
-    assert {row["step"] for row in resumed} >= set(range(stopped_at, 63))
+    assert {row["step"] for row in resumed} >= set(range(stopped_at, steps))
     rows = without_rates(read_history(killed))
     want = without_rates(read_history(whole))
     assert [row for row in rows if row["step"] >= stopped_at] == [row for row in want if row["step"] >= stopped_at]
     # Lightning logs a step after its checkpoint is written: a kill in between loses that one row, nothing else
     assert all(row in want for row in rows)
     assert len(want) - len(rows) <= 1
-    weights = [folder / "model" / "model.safetensors" for folder in (whole, killed)]
+    weights = [run_folder / "model" / "model.safetensors" for run_folder in (whole, killed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", train=56)  # 42 batches, 21 optimiser steps an epoch
+    run_fields = {"accumulate": 2, "ema_decay": 0.99, "checkpoint_every": 3}
+    values = recipe_values(data, tmp_path, **EVERYTHING, run=run_fields)
+    values["data"]["workers"] = 1
+    kill_and_resume(write_recipe(tmp_path / "recipe.yaml", values), tmp_path, epoch=21, steps=63)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["coco", "index_maps"])
+def test_a_killed_dense_run_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    for split, count in (("train", 24), ("val", 2)):
+        write = shapes.write_coco if kind == "coco" else shapes.write_index_maps
+        write(tmp_path, split, count, seed=count)
+    values = shapes.dense_recipe(tmp_path, tmp_path, kind)
+    values["data"] |= {"workers": 1, "group_by_aspect": True}
+    values["data"]["dense"] |= {"scale_jitter": [0.7, 1.5], "photometric": True}
+    values["schedule"]["epochs"] = 3
+    values["run"] |= {"ema_decay": 0.9}
+    kill_and_resume(write_recipe(tmp_path / "recipe.yaml", values), tmp_path, epoch=12, steps=36)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
