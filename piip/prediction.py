@@ -129,13 +129,15 @@ class Predictor:
         tile: Detectors and segmentors: side in pixels of the overlapping tiles that larger pictures are cut into; None
             takes them whole.
         tile_overlap: Share of a tile's side that neighbours have in common, in [0, 1).
+        scales: Detectors and segmentors: factors on the size that pictures are looked at with; None takes the model's.
+        flip: Detectors and segmentors: also look at every picture flipped left to right; None takes the model's.
 
     Attributes:
         model: The model, in evaluation mode.
         classes: Names of its classes, in the order of their indices.
 
     Raises:
-        ValueError: The directory is no exported model, or tiles for a classifier.
+        ValueError: The directory is no exported model, or tiles or views for a classifier.
     """
 
     def __init__(
@@ -146,18 +148,27 @@ class Predictor:
         dtype: str = "f32",
         tile: int | None = None,
         tile_overlap: float = 0.25,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
     ) -> None:
         tiling = Tiling(tile, tile_overlap) if tile is not None else None
         folder = find_model(model_dir)
-        is_dense = "dense" in read_description(folder)
-        self._dense = DensePredictor(folder, device=device, dtype=dtype, tiling=tiling) if is_dense else None
-        self._classifier = None if is_dense else ClassPredictor(folder, device=device, dtype=dtype)
-        made = self._dense or self._classifier
-        assert made is not None  # one of the two
+        self._dense: DensePredictor | None = None
+        self._classifier: ClassPredictor | None = None
+        made: DensePredictor | ClassPredictor
+        if "dense" in read_description(folder):
+            made = self._dense = DensePredictor(
+                folder, device=device, dtype=dtype, tiling=tiling, scales=scales, flip=flip
+            )
+        else:
+            for name, value in {"tile": tile, "scales": scales, "flip": flip}.items():
+                if value is not None:
+                    raise ValueError(
+                        f"{name} is {value}, but {folder} is a classifier: it takes pictures whole; leave {name} out."
+                    )
+            made = self._classifier = ClassPredictor(folder, device=device, dtype=dtype)
         self.model: nn.Module = made.model
         self.classes = made.classes
-        if self._classifier is not None and tiling is not None:
-            raise ValueError(f"tile is {tile}, but {folder} is a classifier: it takes pictures whole; leave tile out.")
 
     def predict(self, pictures: Sequence[Image], *, top: int = 5) -> Sequence[Prediction]:
         """Return what the model says about pictures in memory, of any size and mode.

@@ -121,3 +121,8 @@ def test_a_backbone_is_refused(model_dir: Path, tmp_path: Path) -> None:
         Predictor(tmp_path)
     with pytest.raises(ValueError, match="device is 'tpu', expected 'auto'"):
         Predictor(model_dir, device="tpu")
+
+
+def test_classifiers_refuse_views(model_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"flip is True, but .* is a classifier.*leave flip out"):
+        Predictor(model_dir, device="cpu", flip=True)

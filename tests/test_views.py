@@ -20,6 +20,8 @@ from piip.dense_prediction import DensePredictor
 from piip.heads.detection import augmented
 from piip.heads.detection.augmented import View, mirror
 from piip.heads.detection.frames import ImageFrame
+from piip.predicted import InstancePrediction
+from piip.prediction import Predictor
 from piip.saving import save_model
 from piip.views import mean_probabilities, scaled_config, with_flips
 
@@ -207,3 +209,14 @@ def test_wrong_scales_are_refused(models: dict[str, Path]) -> None:
         predictor.model.predict_views([], [], [], most=1)
     with pytest.raises(ValueError, match="views is empty"):
         mean_probabilities(predictor._probabilities, [])
+
+
+def test_the_public_predictor_takes_views(models: dict[str, Path]) -> None:
+    image = picture()
+    (seen,) = Predictor(models["mask_rcnn"], device="cpu", scales=[1.0, 1.5], flip=True).predict([image])
+    assert isinstance(seen, InstancePrediction)
+    wanted = answer(models["mask_rcnn"], image, scales=[1.0, 1.5], flip=True)
+    assert torch.equal(seen.boxes, wanted["boxes"])
+    assert len(seen.boxes) != len(answer(models["mask_rcnn"], image)["boxes"]) or not torch.equal(
+        seen.boxes, answer(models["mask_rcnn"], image)["boxes"]
+    )
