@@ -18,6 +18,7 @@ import json
 import platform
 import shutil
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,17 @@ CARD = """# Model card: {title}
 - **Made by** `piip train {recipe}` (seed {seed}, {steps} steps from scratch, weights averaged), then
   `python tools/ship_dense.py`. These are the weights that did best in validation, stored in bfloat16.
 - **Data**: {data}
-- **Measured** on the {images} pictures of the test split{limits}, on {machine}, {threads} thread(s), {date};
-  multiply-adds and time are those of backbone and neck at {side} x {side}, one image, the models taking turns:
+- **Measured** on the {images} pictures of the test split{limits}, on {machine},
+  {threads} thread(s), {date}; multiply-adds and time are those of backbone and neck at {side} x {side}, one image, the
+  models taking turns:
 
 | model | {metrics} | MACs | parameters | time |
 |---|{rules}---:|---:|---:|
 {rows}
 
-{comparison}
+{single}
+The pyramid takes {macs} times its multiply-adds and {time} times its time: at these widths time goes into many small
+operations. No claim of the papers is tested here.
 
 **For**: showing that the parts of this library work together. **Not for**: {warning}
 """
@@ -69,6 +73,13 @@ DATA = {
     "segmentation": "`piip data landcover`, NASA Blue Marble photograph with MODIS MCD12C1 land cover of 2019; "
     "held-out bands\n  of longitude. Both are free to use; see docs/data.md.",
 }
+TRAINED = (
+    "`single` is its larger network alone at full resolution with the same head, trained by the same schedule, once."
+)
+UNTRAINED = (
+    "`single`, its larger network alone at full resolution with the same head, was not trained: it is there for cost\n"
+    "and time."
+)
 WARNING = {"instances": "diagnosis or counting that matters.", "segmentation": "mapping."}
 
 
@@ -140,28 +151,33 @@ def ship(task: str, recipe: str, single: ModelConfig, args: argparse.Namespace) 
     shutil.rmtree(folder, ignore_errors=True)
     about = save_shipped(run, folder / "model", task)
     scores, images = measure(task, folder / "model", data)
-    recorded: list[dict[str, Any]] = [{"name": "piip", "recipe": recipe, "scores": scores}]
-    other = {"name": "single", "model": single.to_dict(), "scores": {}}
+    other: dict[str, Any] = {"name": "single", "model": single.to_dict(), "scores": {}}
     if task == "instances" and (args.runs / "nuclei_single" / "best").is_dir():
         other["scores"] = measure(task, args.runs / "nuclei_single" / "best", data)[0]
-    recorded.append(other)
+    recorded = [{"name": "piip", "recipe": recipe, "scores": scores}, other]
     (folder / "results.json").write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
     (folder / "pictures").mkdir()
     if task == "instances":
         write_nuclei(data, folder / "pictures", args.wheels)
     else:
         write_tiles(data, folder / "pictures")
-    models = compare(load_model(folder / "model"), recorded, "cpu")
-    trained = (
-        "Both were trained by the same schedule, once."
-        if other["scores"]
-        else (
-            "`single`, its larger network alone at full resolution with the same head, was not trained: it is there "
-            "for cost and time."
-        )
-    )
-    slower = models[0].seconds / models[1].seconds
-    card = CARD.format(
+    card = card_text(task, about, images, compare(load_model(folder / "model"), recorded, "cpu"))
+    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    print(card)
+
+
+def card_text(task: str, about: dict[str, Any], images: int, models: Sequence[ComparedModel]) -> str:
+    """Return the model card.
+
+    Args:
+        task: Of `TASKS`.
+        about: The description of the run's best model.
+        images: Number of images of the test split.
+        models: The shipped model, then the one beside it.
+    """
+    recipe = f"recipes/{'instances/nuclei' if task == 'instances' else 'segmentation/landcover'}_piip.yaml"
+    ratios = [models[0].macs / models[1].macs, models[0].seconds / models[1].seconds]
+    return CARD.format(
         title=TASKS[task].title.split(", by")[0].lower(),
         about=ABOUT[task],
         recipe=recipe,
@@ -177,13 +193,11 @@ def ship(task: str, recipe: str, single: ModelConfig, args: argparse.Namespace) 
         metrics=" | ".join(name.replace("_", " ") for name in SCORES[task]),
         rules="---:|" * len(SCORES[task]),
         rows="\n".join(row(model, SCORES[task]) for model in models),
-        comparison=f"{trained} The pyramid takes {models[0].macs / models[1].macs:.2f} times its multiply-adds and "
-        f"{slower:.2f} times its time:\nat these widths time goes into many small operations. No claim of the papers "
-        "is tested here.",
+        single=TRAINED if models[1].scores else UNTRAINED,
+        macs=f"{ratios[0]:.2f}",
+        time=f"{ratios[1]:.2f}",
         warning=WARNING[task],
     )
-    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    print(card)
 
 
 def main() -> None:
