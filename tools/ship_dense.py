@@ -76,8 +76,6 @@ DATA = {
 TRAINED = (
     "`single` is its larger network alone at full resolution with the same head, trained by the same schedule, once."
 )
-    "`single` is its larger network alone at full resolution with the same head, trained by the same schedule, once."
-)
 UNTRAINED = (
     "`single`, its larger network alone at full resolution with the same head, was not trained: it is there for cost\n"
     "and time."
