@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, WeightAveraging
 from torch import Tensor, nn
 
 from piip.data.loader import ResumableLoader
@@ -202,8 +202,10 @@ class BestModel(pl.Callback):
         if trainer.sanity_checking:
             return
         metrics = validation_metrics(trainer)
-        if metrics[self.monitor] > self.best:
-            self.best = metrics[self.monitor]
+        # process 0 decides for all: gathering spread weights needs every one of them
+        value = trainer.strategy.broadcast(metrics[self.monitor])
+        if value > self.best:
+            self.best = value
             export_from_all(trainer, pl_module.get_submodule("model"), self.export, metrics)
 
     def state_dict(self) -> dict[str, float]:
@@ -241,6 +243,15 @@ class KeptWeights(pl.Callback):
                 trainer.global_step,
                 self.directory,
             )
+
+
+class Patience(EarlyStopping):
+    """Stop after some validations without a better metric; a run that was stopped so takes no step when resumed."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop again."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class StopAtStep(pl.Callback):

@@ -115,6 +115,7 @@ def train(
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # about in-place operations on what it returns
     result = run(loaded, resume=resume, device=device, devices=devices, nodes=nodes, progress=progress)
     values: dict[str, Any] = {"model_dir": str(result.model_dir), "steps": result.steps, **result.metrics}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.4f}" for name, value in sorted(result.metrics.items()))

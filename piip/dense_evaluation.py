@@ -24,7 +24,7 @@ from piip.report.drawing import draw_map, draw_objects
 from piip.report.page import write_page
 from piip.report.sheet import SheetRow, Worst, write_sheet
 from piip.scores.coco import OFFICIAL_RULE, CountingRule, to_results
-from piip.scores.counting import count_objects, count_results
+from piip.scores.counting import check_counting, count_objects, count_results
 from piip.scores.matching import box_agreement
 from piip.scores.semantic import ClassOverlap
 
@@ -91,6 +91,7 @@ def evaluate_dense(
     truth = CocoInstances(root / split, root / images, expected_classes=predictor.classes)
     rule = OFFICIAL_RULE if official else CountingRule(tuple(detections or predictor.detections))
     rule = rule._replace(counter=counter or rule.counter)
+    check_counting(predictor.model.finds, rule.detections, rule.counter)
     setup |= {"counter": rule.counter, "official": official}
     return _evaluate_instances(predictor, truth, workers, rule, setup, out)
 

@@ -101,18 +101,19 @@ def recipe_model_config(recipe: Recipe, *, num_classes: int | None = None) -> Mo
     return ModelConfig.from_dict({**values, "head": head})
 
 
-def build_recipe_model(recipe: Recipe, *, num_classes: int | None = None) -> nn.Module:
+def build_recipe_model(recipe: Recipe, *, num_classes: int | None = None, resumed: bool = False) -> nn.Module:
     """Return the recipe's model, freshly initialised or with the pretrained weights it asks for.
 
     Args:
         recipe: Names or describes the model.
         num_classes: Classes K where the recipe leaves them open; None takes 1000.
+        resumed: A checkpoint will bring all weights; `run.start` may be gone.
 
     Raises:
         ValueError: The description is wrong, or pretrained weights are not to be had or do not fit.
     """
     model = build_model(recipe_model_config(recipe, num_classes=num_classes))
-    if recipe.run.start is not None:
+    if recipe.run.start is not None and not resumed:
         start_from(model, find_model(recipe.run.start))
     if recipe.run.grad_checkpointing:
         pyramid: Any = model

@@ -32,6 +32,7 @@ FREE_ON_RESUME = (
     "data.workers",
     "data.on_error",
     "run.out",
+    "run.start",
     "run.checkpoint_every",
     "run.log_every",
     "run.precision",

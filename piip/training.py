@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ProgressBar
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from piip.callbacks import (
     AveragedWeights,
     BestModel,
     KeptWeights,
+    Patience,
     SameData,
     SavedRecipe,
     StepCheckpoint,
@@ -152,7 +153,7 @@ class _Parts:
 def _prepare(recipe: Recipe, checkpoint: Path | None, *, replicas: int, on_gpu: bool) -> _Parts:
     images, val_images = open_images(recipe)
     torch.manual_seed(recipe.run.seed)
-    model = build_recipe_model(recipe, num_classes=len(images.classes))
+    model = build_recipe_model(recipe, num_classes=len(images.classes), resumed=checkpoint is not None)
     check_classes(model, images.classes)
     recipe = resolve(recipe, model)
     if checkpoint is not None:
@@ -295,7 +296,7 @@ def _callbacks(
     recipe = parts.recipe
     folder = Path(recipe.run.out)
     watched = parts.task.watched
-    patience = [EarlyStopping(watched, mode="max", patience=recipe.run.patience)] if recipe.run.patience else []
+    patience = [Patience(watched, mode="max", patience=recipe.run.patience)] if recipe.run.patience else []
     return [
         *patience,
         StepSeed(recipe.run.seed),

@@ -16,6 +16,7 @@ from piip.data.geometry import cropped
 from piip.data.photometric import distorted
 from piip.data.sampler import GroupedSampler
 from piip.data.samples import DenseTransform, PadTogether
+from piip.recipe import DataConfig
 
 NORMAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -145,3 +146,18 @@ def test_batches_hold_one_group(replicas: int) -> None:
 def test_wrong_numbers_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DenseTransformConfig(**fields)
+
+
+def test_instances_have_no_share() -> None:
+    with pytest.raises(ValueError, match="is for index_maps"):
+        DataConfig(kind="coco", dense=DenseTransformConfig(crop_max_share=0.75))
+
+
+def test_cuts_are_drawn_up_to_the_side_of_the_picture() -> None:
+    """A side between the ends of the range is cut evenly from the lower end to itself, not mostly kept whole."""
+    config = DenseTransformConfig(cut_short_sides=(40,), cut_range=(30, 60), hflip=0.0, **NORMAL)
+    transform = DenseTransform(config, train=True)
+    heights = [transform(picture(200, 40), {}, 0).frame.size[0] for _ in range(400)]
+    cut = [height for height in heights if height < 40]
+    assert len(cut) > 120
+    assert set(cut) == set(range(30, 40))

@@ -60,10 +60,11 @@ def test_every_pixel_has_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_pictures_of_the_user(task: str, tmp_path: Path) -> None:
-    own = tmp_path / "holiday.png"
-    Image.new("L", (90, 70), 128).save(own)
+    own, turned = tmp_path / "holiday.jpg", Image.Exif()
+    turned[274] = 6  # stored on its side
+    Image.new("L", (90, 70), 128).save(own, exif=turned)
     report = run_dense_demo(task, tmp_path / "own.png", images=[str(own)], device="cpu")
-    assert [finding.truth for finding in report.findings] == [None]
+    assert [(finding.truth, finding.size) for finding in report.findings] == [(None, (90, 70))]
     assert (tmp_path / "own.png").is_file()
     with pytest.raises(ValueError, match="no image file"):
         run_dense_demo(task, tmp_path / "own.png", images=["nowhere.jpg"])
@@ -101,6 +102,7 @@ def _resolved(recipe: Any, about: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_readme_repeats_the_scores() -> None:
     readme = (ROOT / "README.md").read_text()
+    assert not re.search(r"@\w+@", readme)
     for task, names in (("instances", ("mask_ap", "mask_ap50", "box_ap")), ("segmentation", ("miou", "aacc"))):
         scores = recorded(task)[0]["scores"]
         for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_a_run_without_progress_stops_early(tmp_path: Path) -> None:
     result = run(tiny_recipe(images, tmp_path / "run", **still, run={"patience": 2}))
     assert result.steps == 3 * 6  # the first validation is the best one
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+    again = run(tiny_recipe(images, tmp_path / "run", **still, run={"patience": 2}), resume="auto")
+    assert again.steps == result.steps
+
+
+def test_a_resumed_run_does_not_need_what_it_started_from(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    run(tiny_recipe(images, tmp_path / "first"))
+    fields = {"start": str(tmp_path / "first" / "model"), "checkpoint_every": 2}
+    run(tiny_recipe(images, tmp_path / "second", run=fields))
+    (tmp_path / "second" / "checkpoints" / "step00000012.ckpt").unlink()
+    shutil.rmtree(tmp_path / "first")
+    assert run(tiny_recipe(images, tmp_path / "second", run=fields), resume="auto").steps == 12
 
 
 def test_loggers_are_chosen(tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def _attend(attention: Attention, tokens: Tensor, grid: tuple[int, int], window:
     qkv_bias = None
     if attention.q_bias is not None:
         qkv_bias = torch.cat((attention.q_bias, torch.zeros_like(attention.v_bias), attention.v_bias))
-    qkv = F.linear(tokens, attention.qkv.weight, qkv_bias)
+    qkv = attention.qkv(tokens)  # called, not read: its weight may be spread over processes
+    if qkv_bias is not None:
+        qkv = qkv + qkv_bias
     num_patches = grid[0] * grid[1]
     bias = position_bias(attention, (window, window) if window else grid, has_class=tokens.shape[1] > num_patches)
 

@@ -22,7 +22,7 @@ class DenseTransformConfig:
         scale_jitter: Training: range of a further random factor on the sides (large-scale jitter is 0.1 to 2).
         cut_short_sides: Training: every other picture is first resized to one of these sides, and a random rectangle
             is cut out of it before the resizing above (as DETR does); empty cuts none.
-        cut_range: Training: range of the rectangle's sides in pixels.
+        cut_range: Training: range of the rectangle's sides in pixels, each end at most the picture's.
         crop: Training: side of a random square cut out after resizing; None takes the whole picture.
         pad_to_crop: Training: pad smaller pictures to that square.
         crop_max_share: Training on index maps: draw up to ten squares until no class covers a larger share of one.

@@ -67,11 +67,14 @@ class IndexMaps(DenseImages):
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Size (H, W) of every image."""
+        """Size (H, W) of every image; (1, 1) of an unreadable one, which is named when it is read."""
         shapes = []
         for path, _ in self.samples:
-            with Image.open(path) as picture:
-                shapes.append(upright_shape(picture))
+            try:
+                with Image.open(path) as picture:
+                    shapes.append(upright_shape(picture))
+            except BROKEN_IMAGE:
+                shapes.append((1, 1))
         return shapes
 
     def read_truth(self, index: int, shape: tuple[int, int]) -> Target:

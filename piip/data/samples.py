@@ -86,9 +86,9 @@ class DenseTransform:
         config = self.config
         if config.cut_short_sides and random.random() < 0.5:
             image, target = self._resized(image, target, random.choice(config.cut_short_sides))
-            image, target = cropped(
-                image, target, (random.randint(*config.cut_range), random.randint(*config.cut_range))
-            )
+            low, high = config.cut_range
+            height, width = (random.randint(min(side, low), min(side, high)) for side in image.shape[1:])
+            image, target = cropped(image, target, (height, width))
         short = random.choice(config.train_short_sides) if config.train_short_sides else None
         image, target = self._resized(image, target, short, jitter=random.uniform(*config.scale_jitter))
         if config.crop is not None:

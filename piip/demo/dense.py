@@ -144,7 +144,7 @@ def run_dense_demo(
     rows: list[Row] = []
     findings: list[Finding] = []
     for path in paths:
-        picture = read_rgb(path)
+        picture = read_rgb(path, upright=True)
         if not findings:
             predictor.predict([picture])  # the first pass is slower
         start = time.perf_counter()

@@ -57,6 +57,8 @@ class DataConfig:
         at_least("data.batch_size", self.batch_size, 1)
         at_least("data.workers", self.workers, 0)
         one_of("data.on_error", self.on_error, ON_ERROR)
+        if self.kind == "coco" and self.dense.crop_max_share < 1:
+            raise ValueError("data.dense.crop_max_share is for index_maps: instances have no share of a picture.")
         if self.group_by_aspect and self.kind == "folder":
             raise ValueError("data.group_by_aspect is for coco and index_maps: images in folders become squares.")
 

@@ -7,6 +7,7 @@ Axes: T IoU thresholds, R recall points, K classes, S sizes (all, small, medium,
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import warnings
 from collections import Counter
@@ -73,6 +74,28 @@ def _mean(values: Floats) -> float:
     return float(known.mean()) if known.size else -1.0
 
 
+def check_counting(kinds: Sequence[str], detections: Sequence[int], counter: str) -> None:
+    """Check what to count and with what, which costs less before predicting than after.
+
+    Args:
+        kinds: "box" or "mask" each.
+        detections: Three rising limits on detections an image.
+        counter: "faster-coco-eval" or "pycocotools".
+
+    Raises:
+        ValueError: An unknown kind or counter, one that is not installed, or limits that do not rise.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"kinds has {kind!r}, expected {' or '.join(KINDS)}.")
+    if counter not in COUNTERS:
+        raise ValueError(f"counter is {counter!r}, expected one of {', '.join(COUNTERS)}.")
+    if importlib.util.find_spec(counter.replace("-", "_")) is None:
+        raise ValueError(f"The counter {counter} is not installed. Use: pip install {counter}")
+    if len(detections) != 3 or sorted(detections) != list(detections) or detections[0] < 1:
+        raise ValueError(f"detections is {tuple(detections)}, expected three rising limits such as 1 10 100.")
+
+
 def count_results(
     content: Row,
     results: Sequence[Row],
@@ -100,12 +123,7 @@ def count_results(
     Raises:
         ValueError: An unknown kind or counter, or limits that do not rise.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kinds has {kind!r}, expected {' or '.join(KINDS)}.")
-    if counter not in COUNTERS:
-        raise ValueError(f"counter is {counter!r}, expected one of {', '.join(COUNTERS)}.")
-    if len(detections) != 3 or sorted(detections) != list(detections) or detections[0] < 1:
-        raise ValueError(f"detections is {tuple(detections)}, expected three rising limits such as 1 10 100.")
+    check_counting([kind], detections, counter)
     coco_class, counting_class = _classes(counter)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.10 with numpy 2

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 LEAST_PARAMETERS = 100_000  # of a layer that is gathered by itself; smaller ones are gathered together
 OTHER_FORWARDS = ("predict", "segment")  # of dense models, called instead of forward
@@ -20,14 +21,20 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Spread a model's parameters over the processes of a mesh, in place.
 
     Large linear layers and convolutions are units of their own, gathered when they run and let go afterwards; whole
-    blocks cannot be, because windows run parts of a block. The rest stays gathered for a forward and backward pass.
-    Scalars (gates, weights of the merge) cannot be spread: every process has them, and their gradients are averaged.
+    blocks cannot be, because windows run parts of a block. The rest stays gathered for a forward and backward pass:
+    small layers, and those whose weights are read from outside (output layers of `nn.MultiheadAttention`, joint
+    products whose bias pads windows). Scalars (gates, weights of the merge) cannot be spread: every process has them,
+    and their gradients are averaged. On GPUs BatchNorm is synchronised.
 
     Args:
         model: The model, the same on every process.
         mesh: One dimension of processes.
     """
-    for layer in [part for part in model.modules() if isinstance(part, nn.Linear | nn.Conv2d)]:
+    if mesh.device_type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or _is_read(name, layer):
+            continue
         if sum(parameter.numel() for parameter in layer.parameters()) >= LEAST_PARAMETERS:
             fully_shard(layer, mesh=mesh)
     scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
@@ -37,6 +44,12 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     for name in OTHER_FORWARDS:
         if callable(getattr(model, name, None)):
             register_fsdp_forward_method(model, name)
+
+
+def _is_read(name: str, layer: nn.Linear | nn.Conv2d) -> bool:
+    """Tell whether a layer's weights are read from outside instead of calling it."""
+    joint = name.rpartition(".")[2] == "qkv" and layer.bias is not None
+    return joint or isinstance(layer, NonDynamicallyQuantizableLinear)
 
 
 def _average_gradient(parameter: Tensor, *, group: dist.ProcessGroup) -> None:
