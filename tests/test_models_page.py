@@ -85,9 +85,10 @@ def test_settings_of_detectors_say_what_their_words_say(model: PublishedModel) -
     settings = benchmark_metadata(config, model.evaluation)["dense"]
     windows = f"windows of {settings['slide_crop']} px every {settings['slide_stride']} px"
     padding = f"padded to multiples of {settings['pad_divisor']}"
-    assert (
-        words == f"{settings['long_side']}x{settings['short_side']}, {windows if settings['slide_crop'] else padding}"
-    )
+    size = f"{settings['long_side']}x{settings['short_side']}"
+    if settings["long_side"] is None:
+        size = f"shorter side {settings['short_side']}"
+    assert words == f"{size}, {windows if settings['slide_crop'] else padding}"
 
 
 def test_names_of_classes() -> None:
