@@ -29,6 +29,7 @@ _HOMES = {
     "estimate_cost": "piip.cost",
     "checkpoints": "piip.checkpoints",
     "ops": "piip.ops",
+    "optimize_for_inference": "piip.inference",
 }
 
 __all__ = sorted(_HOMES)
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
     from piip.cost import estimate_cost
     from piip.hub import from_pretrained
+    from piip.inference import optimize_for_inference
     from piip.prediction import Predictor
     from piip.saving import load_model
     from piip.zoo import create_model, list_models

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from piip.ops import PROVIDERS, cell_centres, deformable_attention, grid_extent
+from piip.ops import PROVIDERS, cell_centres, deformable_attention, grid_extent, native
 
 GRID = (5, 7)
+DOUBLE = [provider for provider in PROVIDERS if provider != "native"]  # those that take float64
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2}
 
 
@@ -44,7 +45,7 @@ def one_by_one(value, locations, weights):
     return out.flatten(2)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", DOUBLE)
 def test_provider_follows_the_definition(provider: str) -> None:
     value, locations, weights = inputs(torch.float64, 6, 3, queries=4)
     got = deformable_attention(value, GRID, locations, weights, provider=provider)
@@ -57,13 +58,13 @@ def test_provider_follows_the_definition(provider: str) -> None:
 def test_providers_agree_forward_and_backward(dtype: torch.dtype, dim: int, points: int) -> None:
     tensors = inputs(dtype, dim, points)
     reference = run("portable", *(tensor.double() for tensor in tensors))
-    for provider in PROVIDERS:
+    for provider in DOUBLE if dtype == torch.float64 else PROVIDERS:
         for got, want in zip(run(provider, *tensors), reference, strict=True):
             error = (got.double() - want).norm() / want.norm()
             assert error < max(TOLERANCE[dtype], TOLERANCE[got.dtype])  # locations are float32
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", DOUBLE)
 def test_gradients_equal_finite_differences(provider: str) -> None:
     value, locations, weights = inputs(torch.float64, 2, 2, heads=2, queries=2)
     leaves = [tensor.double().requires_grad_() for tensor in (value, locations, weights)]
@@ -126,8 +127,64 @@ def test_wrong_shapes_are_explained() -> None:
         deformable_attention(value, GRID, locations[..., :1], weights)
     with pytest.raises(ValueError, match="weights is for 1 images"):
         deformable_attention(value, GRID, locations[:1], weights[:1])
-    with pytest.raises(ValueError, match="expected one of portable, gather, index"):
+    with pytest.raises(ValueError, match="expected one of native, portable, gather, index"):
         deformable_attention(value, GRID, locations, weights, provider="cuda")
+
+
+def test_native_kernel_says_what_it_takes() -> None:
+    for tensors in (inputs(torch.float64, 6, 4), inputs(torch.float32, 200, 4)):
+        with pytest.raises(ValueError, match="float32 or bfloat16 values on CPU of at most 128 channels"):
+            deformable_attention(tensors[0], GRID, *tensors[1:], provider="native")
+
+
+def test_native_kernel_reads_nothing_beyond_the_values() -> None:
+    """The last rows of a map are shorter than a vector register: what lies behind them must not matter."""
+    value, locations, weights = inputs(torch.float32, 6, 4)
+    room = torch.full((value.numel() + 64,), torch.nan)
+    room[: value.numel()] = value.flatten()
+    tight = room[: value.numel()].view_as(value).requires_grad_()
+    got = deformable_attention(tight, GRID, locations, weights, provider="native")
+    torch.testing.assert_close(got, deformable_attention(value, GRID, locations, weights, provider="portable"))
+    got.sum().backward()
+    assert tight.grad is not None
+    assert torch.isfinite(tight.grad).all()
+
+
+def test_raw_kernel_equals_softmax_and_locations() -> None:
+    heads, points, query_grid = 3, 4, (4, 6)
+    value = torch.randn(2, GRID[0] * GRID[1], heads, 10)
+    raw = torch.randn(2, 24, 3, heads, points) * 3
+    centres = cell_centres(query_grid, value.device).view(1, 24, 1, 1, 2)
+    offsets = torch.stack((raw[:, :, 0], raw[:, :, 1]), -1)
+    locations = centres + offsets / grid_extent(GRID, value.device)
+    want = deformable_attention(value, GRID, locations, raw[:, :, 2].softmax(-1), provider="portable")
+    got = native.sample_raw(value, *GRID, raw.flatten(2), query_grid[1], points)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the check itself
+def test_sampling_compiles_with_the_native_kernel() -> None:
+    value, locations, weights = inputs(torch.float32, 6, 4)
+    leaves = [tensor.requires_grad_() for tensor in (value, locations, weights)]
+    torch.library.opcheck(native.sample, (leaves[0], *GRID, *leaves[1:]))
+    torch.library.opcheck(native.sample_raw, (value.detach(), *GRID, torch.randn(2, 11, 3 * 3 * 4), 11, 4))
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_the_stock_operations_serve(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    native.library.cache_clear()
+    value, locations, weights = inputs(torch.float32, 6, 4)
+    try:
+        with pytest.warns(UserWarning, match=f"{compiler} could not compile"):
+            got = deformable_attention(value, GRID, locations, weights)
+        assert native.library() is None  # and no second warning
+        with pytest.raises(ValueError, match="needs a C"):
+            deformable_attention(value, GRID, locations, weights, provider="native")
+    finally:
+        monkeypatch.undo()
+        native.library.cache_clear()
+    torch.testing.assert_close(got, deformable_attention(value, GRID, locations, weights), rtol=1e-5, atol=1e-5)
 
 
 def test_exported_graph_has_no_grid_sample() -> None:

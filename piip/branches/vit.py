@@ -61,6 +61,7 @@ class ViTBranch(TokenBranch):
             _remove_prefix_tokens(vit)
         super().__init__(vit, block_ranges, window_sizes=window_sizes, final_norm=final_norm)
         self.vit: VisionTransformer | Eva = vit
+        self.kept_positions: dict[tuple[int, int], Tensor] | None = None  # by grid, where they are kept
         self.pad_with_bias = window_padding == "before_qkv"
         self.official_positions = position_resize == "official"
         plain = all(type(block) is Block and type(block.attn) is Attention for block in vit.blocks)
@@ -74,13 +75,29 @@ class ViTBranch(TokenBranch):
         """Embed patches and add positions; image sides beyond whole patches are cut off."""
         height, width = (side // self.stride * self.stride for side in image.shape[-2:])
         patches = self.vit.patch_embed(self.prepare(image)[..., :height, :width])  # (B, H, W, C)
-        grid = (patches.shape[1], patches.shape[2])
+        tokens, rotary = self._place(patches) if self.kept_positions is None else self._place_kept(patches)
+        return self._split(self.vit.norm_pre(tokens), (patches.shape[1], patches.shape[2]), rotary)
+
+    def _place(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return prefix and patch tokens with positions, of patches (B, H, W, C), and rotary embeddings or None."""
         if self.official_positions:
-            tokens, rotary = self._embed_official(patches), None
-        else:
-            placed: Any = self.vit._pos_embed(patches)  # tokens, and with rotary embeddings also those
-            tokens, rotary = placed if isinstance(placed, tuple) else (placed, None)
-        return self._split(self.vit.norm_pre(tokens), grid, rotary)
+            return self._embed_official(patches), None
+        placed: Any = self.vit._pos_embed(patches)  # tokens, and with rotary embeddings also those
+        return placed if isinstance(placed, tuple) else (placed, None)
+
+    def _place_kept(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Do the same with the positions of an earlier call of this size; for evaluation only."""
+        assert self.kept_positions is not None
+        grid = (patches.shape[1], patches.shape[2])
+        if grid not in self.kept_positions:
+            placed, rotary = self._place(torch.zeros_like(patches[:1]))
+            if rotary is not None:
+                return self._place(patches)
+            self.kept_positions[grid] = placed
+        positions = self.kept_positions[grid]
+        tokens = patches.flatten(1, 2) + positions[:, self.num_prefix_tokens :]
+        prefix = positions[:, : self.num_prefix_tokens].expand(tokens.shape[0], -1, -1)
+        return (torch.cat((prefix, tokens), 1) if self.num_prefix_tokens else tokens), None
 
     def _embed_official(self, patches: Tensor) -> Tensor:
         """Add positions to patches (B, H, W, C); prefix tokens go in front without one."""

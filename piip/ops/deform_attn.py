@@ -6,6 +6,8 @@ the map read zeros.
 
 Providers are interchangeable and tested against each other, forward and backward:
 
+- `native`: a kernel of our own for CPU, where a C++ compiler is at hand (`piip/ops/native`); the fastest there, forward
+  and backward.
 - `portable`: `grid_sample`; runs on every device, and its backward is the fastest stock one.
 - `gather`: the four neighbours of every point are rows of one table; a weighted `embedding_bag` reads and sums them
   in one pass. The fastest stock forward on CPU.
@@ -20,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from piip.ops import native
 from piip.ops.positions import bag_starts, grid_extent
 
 Grid = tuple[int, int]
@@ -36,13 +39,13 @@ def deformable_attention(
         locations: Points as (x, y), (B, Q, heads, points, 2), float32 (or float64), normalised so that (0, 0) and
             (1, 1) are the outer corners of the map; may lie outside, where zeros are read.
         weights: Weight of each point, (B, Q, heads, points), in the dtype of `value`; need not sum to 1.
-        provider: "portable", "gather" or "index"; None chooses for the situation.
+        provider: "native", "portable", "gather" or "index"; None chooses for the situation.
 
     Returns:
         (B, Q, heads * dim) in the dtype of `value`.
 
     Raises:
-        ValueError: Shapes that do not fit together, or an unknown provider.
+        ValueError: Shapes that do not fit together, or a provider that is unknown or cannot take these tensors.
 
     Source: arXiv 2010.04159, equation 2; sampling convention of `docs/official.md` (own implementation).
     """
@@ -77,10 +80,23 @@ def _check(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Non
 def _choose(value: Tensor, locations: Tensor, weights: Tensor) -> str:
     if torch.compiler.is_exporting():
         return "index"  # GridSample is miscompiled or slow in several runtimes, bags are unknown to most
+    if native.supports(value) and native.is_available():
+        return "native"
     differentiated = torch.is_grad_enabled() and (
         value.requires_grad or locations.requires_grad or weights.requires_grad
     )
     return "gather" if value.device.type == "cpu" and not differentiated else "portable"
+
+
+def _native(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
+    if not native.supports(value):
+        raise ValueError(
+            f"Provider 'native' takes float32 or bfloat16 values on CPU of at most {native.MAX_DIM} channels a head, got "
+            f"{value.dtype} on {value.device} with {value.shape[3]}; leave the choice to piip (provider=None)."
+        )
+    if not native.is_available():
+        raise ValueError("Provider 'native' needs a C++ compiler; install g++, or leave the choice to piip.")
+    return native.sample(value, *grid, locations, weights)
 
 
 def _portable(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
@@ -151,6 +167,7 @@ def _index(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Ten
 
 
 PROVIDERS: dict[str, Callable[[Tensor, Grid, Tensor, Tensor], Tensor]] = {
+    "native": _native,
     "portable": _portable,
     "gather": _gather,
     "index": _index,

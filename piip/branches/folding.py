@@ -1,0 +1,41 @@
+"""Factors behind linear layers (LayerScale) folded into their weights, for inference."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import Attention, LayerScale, Mlp
+from timm.models.convnext import ConvNeXtBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+def scaled_linear(layer: nn.Linear, scale: Tensor) -> nn.Linear:
+    """Return a linear layer whose result is `scale` (out,) times that of `layer`."""
+    bias = None if layer.bias is None else layer.bias.float() * scale.float()
+    with torch.device("meta"):
+        folded = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None)
+    weight = layer.weight.float() * scale.float()[:, None]
+    folded.weight = nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
+    if bias is not None:
+        folded.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
+    return folded
+
+
+@torch.no_grad()
+def fold_layer_scales(model: nn.Module) -> None:
+    """Fold the layer scales of timm's plain ViT and ConvNeXt blocks into the linear layers before them, in place."""
+    for block in model.modules():
+        if type(block) is Block:
+            _fold_block(block)
+        if type(block) is ConvNeXtBlock and block.gamma is not None and type(block.mlp) is Mlp:
+            block.mlp.fc2 = scaled_linear(block.mlp.fc2, block.gamma)
+            block.gamma = None
+
+
+def _fold_block(block: Block) -> None:
+    if type(block.attn) is Attention and type(block.ls1) is LayerScale:
+        block.attn.proj = scaled_linear(block.attn.proj, block.ls1.gamma)
+        block.ls1 = nn.Identity()
+    if type(block.mlp) is Mlp and type(block.ls2) is LayerScale:
+        block.mlp.fc2 = scaled_linear(block.mlp.fc2, block.ls2.gamma)
+        block.ls2 = nn.Identity()

@@ -1,0 +1,184 @@
+"""Kernels of our own for CPU, compiled where a C++ compiler is at hand.
+
+`sampling.cpp` is compiled for the processor at hand when it is first needed (a few seconds) and kept in the user's
+cache. Without a compiler nothing is lost but time: the stock operations of PyTorch do the same, and a warning says once
+what is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("sampling.cpp")
+FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAGS += ("-mprefer-vector-width=512",)
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+MAX_DIM = 128  # channels a head, of the backward kernel
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled kernels, or None with a warning where they cannot be had."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    if compiler is None:
+        warnings.warn(
+            "There is no C++ compiler (g++ or clang++), so piip samples features with PyTorch's own operations, which "
+            "are several times slower on CPU; install one, for example with `apt install g++`.",
+            stacklevel=2,
+        )
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        words = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        warnings.warn(
+            f"{compiler} could not compile {SOURCE.name}, so piip samples features with PyTorch's own operations, "
+            f"which are several times slower on CPU: {words.strip().splitlines()[0] if words.strip() else error}",
+            stacklevel=2,
+        )
+        return None
+
+
+@torch.compiler.assume_constant_result
+def is_available() -> bool:
+    """Return whether the kernels can be used; compiles them the first time."""
+    return library() is not None
+
+
+def _compiled(compiler: str) -> Path:
+    """Return the compiled file, made where this source, compiler and processor have none yet."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    facts = (SOURCE.read_text(), compiler, version, *FLAGS, platform.machine(), _processor())
+    name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:20]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "piip"
+    target = folder / f"sampling-{name}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # several processes may do this at once
+            made = Path(scratch) / target.name
+            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=True)
+            made.replace(target)
+    return target
+
+
+def _processor() -> str:
+    """Return what tells processors with other instructions apart; a home directory may be shared by many."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), lines[0])
+
+
+def supports(value: Tensor) -> bool:
+    """Return whether the kernels take such values (B, H * W, heads, dim): on CPU, float32 or bfloat16, not too wide."""
+    return value.device.type == "cpu" and value.dtype in SUFFIXES and 0 < value.shape[3] <= MAX_DIM
+
+
+def _call(name: str, like: Tensor, sizes: tuple[int, ...], *arguments: Tensor | int) -> None:
+    """Call a kernel for the dtype of `like`; `sizes` are (batch, queries, heads, points, dim, height, width)."""
+    kernels = library()
+    assert kernels is not None, "callers ask is_available() first"
+    numbers = (ctypes.c_int64 * len(sizes))(*sizes)
+    plain = [
+        ctypes.c_void_p(item.data_ptr()) if isinstance(item, Tensor) else ctypes.c_int64(item) for item in arguments
+    ]
+    kernels[f"piip_{name}_{SUFFIXES[like.dtype]}"](numbers, *plain, ctypes.c_int(torch.get_num_threads()))
+
+
+def _sizes(value: Tensor, height: int, width: int, queries: int, points: int) -> tuple[int, ...]:
+    batch, _, heads, dim = value.shape
+    return (batch, queries, heads, points, dim, height, width)
+
+
+@torch.library.custom_op("piip::sample", mutates_args=(), device_types="cpu")
+def sample(value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor) -> Tensor:
+    """Sample; see `piip.ops.deformable_attention`. Differentiable."""
+    batch, queries, heads, points = weights.shape
+    result = value.new_empty(batch, queries, heads * value.shape[3])
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    _call("sample", value, _sizes(value, height, width, queries, points), value, locations, weights, result)
+    return result
+
+
+@sample.register_fake
+def _(value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], weights.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.custom_op("piip::sample_backward", mutates_args=(), device_types="cpu")
+def sample_backward(
+    gradient: Tensor, value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of value, locations and weights, given that of the result of `sample`."""
+    tensors = [tensor.contiguous() for tensor in (gradient, value, locations, weights)]
+    to_value, to_locations = (torch.empty_like(tensor) for tensor in tensors[1:3])
+    to_weights = torch.empty_like(tensors[3], dtype=torch.float32)
+    sizes = _sizes(value, height, width, *weights.shape[1::2])
+    _call("sample_backward", value, sizes, *tensors, to_value, to_locations, to_weights)
+    return to_value, to_locations, to_weights.to(weights.dtype)
+
+
+@sample_backward.register_fake
+def _(
+    gradient: Tensor, value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(value, memory_format=torch.contiguous_format),
+        torch.empty_like(locations, memory_format=torch.contiguous_format),
+        torch.empty_like(weights, memory_format=torch.contiguous_format),
+    )
+
+
+def _keep(ctx, inputs: tuple[Tensor, int, int, Tensor, Tensor], output: Tensor) -> None:  # type: ignore[no-untyped-def]
+    value, ctx.height, ctx.width, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _differentiate(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    value, locations, weights = ctx.saved_tensors
+    to_value, to_locations, to_weights = sample_backward(
+        gradient.to(value.dtype), value, ctx.height, ctx.width, locations, weights
+    )
+    return to_value, None, None, to_locations, to_weights
+
+
+sample.register_autograd(_differentiate, setup_context=_keep)
+
+
+@torch.library.custom_op("piip::sample_raw", mutates_args=(), device_types="cpu")
+def sample_raw(value: Tensor, height: int, width: int, raw: Tensor, query_width: int, points: int) -> Tensor:
+    """Sample around the cells of a grid, from the bare outputs of the offset and weight layers. For inference.
+
+    Args:
+        value: Values of the map, (B, height * width, heads, dim).
+        height: Rows of the map.
+        width: Columns of the map.
+        raw: Offsets x, offsets y (in cells of the map) and logits, (B, Q, 3 * heads * points), in this order, in the
+            dtype of `value`.
+        query_width: Columns of the grid that the queries lie on.
+        points: Points a head.
+
+    Returns:
+        (B, Q, heads * dim).
+    """
+    value, raw = value.contiguous(), raw.contiguous()
+    result = value.new_empty(*raw.shape[:2], value.shape[2] * value.shape[3])
+    _call("sample_raw", value, _sizes(value, height, width, raw.shape[1], points), value, raw, query_width, result)
+    return result
+
+
+@sample_raw.register_fake
+def _(value: Tensor, height: int, width: int, raw: Tensor, query_width: int, points: int) -> Tensor:
+    return value.new_empty(*raw.shape[:2], value.shape[2] * value.shape[3])
