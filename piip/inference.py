@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from piip.attention import DeformableCrossAttention
-from piip.branches.folding import fold_layer_scales, scaled_linear
+from piip.branches.folding import fold_layer_scales, scaled_linear, token_mlps
 from piip.branches.vit import ViTBranch
 from piip.interaction import ConvFFN, Injector
 from piip.ops import native
-from piip.packed import PackedLinear, can_pack, packed
+from piip.packed import PackedLinear, can_pack, in_place, packed
 
 Grid = tuple[int, int]
 
@@ -43,7 +44,7 @@ class FusedAttention(nn.Module):
     def forward(self, query: Tensor, source: Tensor, query_grid: Grid, source_grid: Grid, add: Tensor) -> Tensor:
         """Attend as `DeformableCrossAttention`, times the gate, plus `add` (B, Q, C)."""
         value = self.value(source).unflatten(2, (self.num_heads, -1))
-        sampled = native.sample_raw(value, *source_grid, self.raw(query), query_grid[1], self.num_points)
+        sampled = native.sample_raw(value, source_grid, self.raw(query), query_grid[1], self.num_points)
         return self.output(sampled, add=add)
 
 
@@ -60,7 +61,7 @@ class FusedFFN(nn.Module):
         super().__init__()
         self.fc1 = PackedLinear(ffn.fc1.weight, ffn.fc1.bias, rows=rows)
         self.conv = ffn.conv
-        self.act = ffn.act
+        self.act = in_place(ffn.act)
         self.fc2 = PackedLinear(*_parameters(scaled_linear(ffn.fc2, gate)), rows=rows)
 
     def forward(self, tokens: Tensor, grid: Grid, add: Tensor) -> Tensor:
@@ -125,6 +126,7 @@ def optimize_for_inference(model: nn.Module, example_image: Tensor) -> Callable[
     if parameter.device.type != "cpu":
         return OptimizedModel(torch.compile(fast, mode="reduce-overhead"))
     fold_layer_scales(fast)
+    _overwrite_activations(fast)
     shapes = _input_shapes(fast, example_image)
     for module in fast.modules():
         if isinstance(module, ViTBranch):
@@ -191,6 +193,17 @@ def _replace(module: nn.Module, substitute: Callable[[nn.Module], nn.Module | No
             _replace(child, substitute)
         else:
             setattr(module, name, new)
+
+
+def _overwrite_activations(model: nn.Module) -> None:
+    """Let activations overwrite what the layer before them made, where nothing else reads it, in place."""
+    for mlp in token_mlps(model):
+        mlp.act = in_place(mlp.act)
+    for sequence in model.modules():
+        if isinstance(sequence, nn.Sequential):
+            for index, (layer, following) in enumerate(pairwise(sequence), start=1):
+                if type(layer) in (nn.Conv2d, nn.ConvTranspose2d, nn.GroupNorm, nn.BatchNorm2d, nn.Linear):
+                    sequence[index] = in_place(following)
 
 
 def _parameters(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:

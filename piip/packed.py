@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from piip.ops import native
+
 Pair = tuple[int, int]
 
 
@@ -93,7 +95,76 @@ class PackedConvTranspose2d(nn.Module):
         )
 
 
-def packed(layer: nn.Module, input_shape: Sequence[int]) -> nn.Module | None:
+class PackedDoubling(nn.Module):
+    """A transposed 2x2 convolution of stride 2 as two products, whose rows become rows of the result.
+
+    In bfloat16 this takes about three quarters of the time of oneDNN's transposed convolution.
+
+    Args:
+        conv: Layer for which `doubles` holds and whose weight `can_pack`.
+        rows_at_once: Rows of one product, so that it is still in the cache when it is moved to its place.
+    """
+
+    def __init__(self, conv: nn.ConvTranspose2d, *, rows_at_once: int = 2800) -> None:
+        super().__init__()
+        self.rows_at_once = rows_at_once
+        weight = conv.weight.detach().permute(2, 3, 1, 0).flatten(1, 2)  # (2, 2 * out, in)
+        bias = None if conv.bias is None else conv.bias.detach().repeat(2)
+        self.lines = nn.ModuleList([PackedLinear(line, bias, rows=rows_at_once) for line in weight])
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', 2 * H, 2 * W)."""
+        batch, channels, height, width = maps.shape
+        rows = maps.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
+        result = rows.new_empty(batch * height, 2, width, self.lines[0].out_features)
+        step = max(1, self.rows_at_once // width)
+        for first in range(0, batch * height, step):
+            part = rows[first : first + step]
+            for offset, line in enumerate(self.lines):
+                result[first : first + step, offset] = line(part)
+        return result.view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+
+
+def doubles(conv: nn.ConvTranspose2d) -> bool:
+    """Return whether a transposed convolution turns each cell into 2x2 cells of its own."""
+    return (conv.kernel_size, conv.stride, conv.dilation) == ((2, 2), (2, 2), (1, 1)) and (
+        conv.padding == conv.output_padding == (0, 0) and conv.groups == 1
+    )
+
+
+class PackedLayerNorm(nn.Module):
+    """A layer norm over the last axis by our own kernel.
+
+    Args:
+        norm: The layer to stand for.
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = (None if item is None else item.detach() for item in (norm.weight, norm.bias))
+        self.eps = norm.eps
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Normalise tokens (..., C)."""
+        return native.layer_norm(tokens, self.weight, self.bias, self.eps)
+
+
+class InPlaceGELU(nn.Module):
+    """GELU that overwrites its input."""
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Apply the activation."""
+        return native.gelu_(numbers) if native.is_available() else torch.ops.aten.gelu_(numbers)
+
+
+def in_place(activation: nn.Module) -> nn.Module:
+    """Return an activation that overwrites its input, or the given one where none is known."""
+    if type(activation) is nn.GELU and activation.approximate == "none":
+        return InPlaceGELU()
+    return nn.ReLU(inplace=True) if type(activation) is nn.ReLU else activation
+
+
+def packed(layer: nn.Module, input_shape: tuple[int, ...]) -> nn.Module | None:
     """Return the packed form of a layer, or None where there is none.
 
     Args:
@@ -109,5 +180,9 @@ def packed(layer: nn.Module, input_shape: Sequence[int]) -> nn.Module | None:
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         return PackedConv2d(layer, input_shape=input_shape)
     if type(layer) is nn.ConvTranspose2d and layer.groups == 1:
+        if doubles(layer) and weight.dtype == torch.bfloat16:
+            return PackedDoubling(layer)
         return PackedConvTranspose2d(layer, input_shape=input_shape)
+    if isinstance(layer, nn.LayerNorm) and layer.normalized_shape == input_shape[-1:] and native.is_available():
+        return PackedLayerNorm(layer)
     return None

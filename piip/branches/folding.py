@@ -39,3 +39,8 @@ def _fold_block(block: Block) -> None:
     if type(block.mlp) is Mlp and type(block.ls2) is LayerScale:
         block.mlp.fc2 = scaled_linear(block.mlp.fc2, block.ls2.gamma)
         block.ls2 = nn.Identity()
+
+
+def token_mlps(model: nn.Module) -> list[Mlp]:
+    """Return timm's two-layer networks of a model: an activation `act` between two linear layers."""
+    return [module for module in model.modules() if type(module) is Mlp]

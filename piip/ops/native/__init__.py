@@ -1,7 +1,7 @@
 """Kernels of our own for CPU, compiled where a C++ compiler is at hand.
 
-`sampling.cpp` is compiled for the processor at hand when it is first needed (a few seconds) and kept in the user's
-cache. Without a compiler nothing is lost but time: the stock operations of PyTorch do the same, and a warning says once
+The C++ files here are compiled for the processor at hand when they are first needed (a few seconds) and kept in the
+user's cache. Without a compiler nothing is lost but time: the stock operations of PyTorch do the same, and a warning says once
 what is missing.
 """
 
@@ -17,11 +17,13 @@ import subprocess
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("sampling.cpp")
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+HEADER = Path(__file__).with_name("vectors.h")
 FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ("-mprefer-vector-width=512",)
@@ -45,7 +47,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.CalledProcessError) as error:
         words = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
         warnings.warn(
-            f"{compiler} could not compile {SOURCE.name}, so piip samples features with PyTorch's own operations, "
+            f"{compiler} could not compile piip's kernels, so piip samples features with PyTorch's own operations, "
             f"which are several times slower on CPU: {words.strip().splitlines()[0] if words.strip() else error}",
             stacklevel=2,
         )
@@ -61,15 +63,17 @@ def is_available() -> bool:
 def _compiled(compiler: str) -> Path:
     """Return the compiled file, made where this source, compiler and processor have none yet."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    facts = (SOURCE.read_text(), compiler, version, *FLAGS, platform.machine(), _processor())
+    texts = (path.read_text() for path in (HEADER, *SOURCES))
+    facts = (*texts, compiler, version, *FLAGS, platform.machine(), _processor())
     name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:20]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "piip"
-    target = folder / f"sampling-{name}.so"
+    target = folder / f"kernels-{name}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # several processes may do this at once
             made = Path(scratch) / target.name
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=True)
+            command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)]
+            subprocess.run(command, capture_output=True, text=True, check=True)
             made.replace(target)
     return target
 
@@ -86,15 +90,21 @@ def supports(value: Tensor) -> bool:
     return value.device.type == "cpu" and value.dtype in SUFFIXES and 0 < value.shape[3] <= MAX_DIM
 
 
-def _call(name: str, like: Tensor, sizes: tuple[int, ...], *arguments: Tensor | int) -> None:
-    """Call a kernel for the dtype of `like`; `sizes` are (batch, queries, heads, points, dim, height, width)."""
+def _call(name: str, like: Tensor, sizes: tuple[int, ...], *arguments: Tensor | float | None) -> None:
+    """Call a kernel for the dtype of `like`; integers are 64 bits wide there, other numbers doubles."""
     kernels = library()
     assert kernels is not None, "callers ask is_available() first"
     numbers = (ctypes.c_int64 * len(sizes))(*sizes)
-    plain = [
-        ctypes.c_void_p(item.data_ptr()) if isinstance(item, Tensor) else ctypes.c_int64(item) for item in arguments
-    ]
+    plain = [_plain(item) for item in arguments]
     kernels[f"piip_{name}_{SUFFIXES[like.dtype]}"](numbers, *plain, ctypes.c_int(torch.get_num_threads()))
+
+
+def _plain(item: Tensor | float | None) -> Any:
+    if isinstance(item, Tensor):
+        return ctypes.c_void_p(item.data_ptr())
+    if item is None:
+        return None
+    return ctypes.c_int64(item) if isinstance(item, int) else ctypes.c_double(item)
 
 
 def _sizes(value: Tensor, height: int, width: int, queries: int, points: int) -> tuple[int, ...]:
@@ -157,14 +167,12 @@ def _differentiate(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type:
 sample.register_autograd(_differentiate, setup_context=_keep)
 
 
-@torch.library.custom_op("piip::sample_raw", mutates_args=(), device_types="cpu")
-def sample_raw(value: Tensor, height: int, width: int, raw: Tensor, query_width: int, points: int) -> Tensor:
+def sample_raw(value: Tensor, grid: tuple[int, int], raw: Tensor, query_width: int, points: int) -> Tensor:
     """Sample around the cells of a grid, from the bare outputs of the offset and weight layers. For inference.
 
     Args:
-        value: Values of the map, (B, height * width, heads, dim).
-        height: Rows of the map.
-        width: Columns of the map.
+        value: Values of the map, (B, H * W, heads, dim).
+        grid: (H, W) of the map.
         raw: Offsets x, offsets y (in cells of the map) and logits, (B, Q, 3 * heads * points), in this order, in the
             dtype of `value`.
         query_width: Columns of the grid that the queries lie on.
@@ -175,10 +183,32 @@ def sample_raw(value: Tensor, height: int, width: int, raw: Tensor, query_width:
     """
     value, raw = value.contiguous(), raw.contiguous()
     result = value.new_empty(*raw.shape[:2], value.shape[2] * value.shape[3])
-    _call("sample_raw", value, _sizes(value, height, width, raw.shape[1], points), value, raw, query_width, result)
+    _call("sample_raw", value, _sizes(value, *grid, raw.shape[1], points), value, raw, query_width, result)
     return result
 
 
-@sample_raw.register_fake
-def _(value: Tensor, height: int, width: int, raw: Tensor, query_width: int, points: int) -> Tensor:
-    return value.new_empty(*raw.shape[:2], value.shape[2] * value.shape[3])
+def layer_norm(tokens: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> Tensor:
+    """Normalise the last axis of tokens (..., C). For inference.
+
+    Args:
+        tokens: float32 or bfloat16; statistics are taken in float32.
+        weight: (C,) in the dtype of `tokens`, or None.
+        bias: Likewise.
+        epsilon: Added to the variance.
+    """
+    tokens = tokens.contiguous()
+    result = torch.empty_like(tokens)
+    dim = tokens.shape[-1]
+    _call("layer_norm", tokens, (tokens.numel() // dim, dim), tokens, weight, bias, epsilon, result)
+    return result
+
+
+def gelu_(numbers: Tensor) -> Tensor:
+    """Apply GELU in place to a dense tensor. For inference.
+
+    In bfloat16 by a polynomial, whose error of at most 6e-5 is hidden by rounding; else as PyTorch does.
+    """
+    if numbers.dtype != torch.bfloat16:
+        return torch.ops.aten.gelu_(numbers)
+    _call("gelu", numbers, (numbers.numel(),), numbers)
+    return numbers

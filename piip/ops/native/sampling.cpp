@@ -3,56 +3,13 @@
 // Every query and head reads a few points of a map by bilinear interpolation and sums them with weights (Zhu et al.,
 // arXiv 2010.04159, equation 2, one level). Shapes, all row-major: value (B, H * W, heads, dim), locations
 // (B, Q, heads, points, 2) as (x, y) in [0, 1], weights (B, Q, heads, points), result (B, Q, heads * dim).
-//
-// Plain C++17 with the vector types of GCC and Clang; no PyTorch header, so that it compiles in seconds.
-// `native.py` compiles it for the processor at hand and calls the functions at the end through ctypes.
+
+#include "vectors.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
 namespace {
-
-constexpr int LANES = 16;
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline float widen(float number) { return number; }
-inline float widen(BFloat16 number) {
-  const uint32_t bits = uint32_t(number.bits) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, 4);
-  return wide;
-}
-
-inline void narrow(float number, float& result) { result = number; }
-inline void narrow(float number, BFloat16& result) {
-  uint32_t bits;
-  std::memcpy(&bits, &number, 4);
-  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  result.bits = is_nan ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to the nearest, ties to even
-}
-
-inline Floats load(const float* from) {
-  Floats lanes;
-  std::memcpy(&lanes, from, sizeof lanes);
-  return lanes;
-}
-inline Floats load(const BFloat16* from) {
-  Halves halves;
-  std::memcpy(&halves, from, sizeof halves);
-  const Words words = __builtin_convertvector(halves, Words) << 16;
-  Floats lanes;
-  std::memcpy(&lanes, &words, sizeof lanes);
-  return lanes;
-}
 
 // Read LANES numbers; lanes from `count` on are arbitrary. `last` is the last place where LANES numbers may be read.
 template <bool CHECKED, typename T>
@@ -76,24 +33,6 @@ inline void sum_lanes(const Floats (&four)[4], float (&sums)[4]) {
   lanes += __builtin_shufflevector(lanes, lanes, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
   lanes += __builtin_shufflevector(lanes, lanes, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
   for (int i = 0; i < 4; ++i) sums[i] = lanes[4 * i];
-}
-
-// e^x for x <= 0, relative error below 3e-7: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. NaN stays NaN.
-inline float exp_negative(float x) {
-  const float clipped = x < -87.0f ? -87.0f : x;
-  const float whole = std::floor(clipped * 1.44269504f + 0.5f);
-  const float rest = (clipped - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  float power = 1.9875691500e-4f;
-  power = power * rest + 1.3981999507e-3f;
-  power = power * rest + 8.3334519073e-3f;
-  power = power * rest + 4.1665795894e-2f;
-  power = power * rest + 1.6666665459e-1f;
-  power = power * rest + 5.0000001201e-1f;
-  power = power * rest * rest + rest + 1.0f;
-  const int32_t bits = (int32_t(whole) + 127) << 23;
-  float scale;
-  std::memcpy(&scale, &bits, 4);
-  return power * scale;
 }
 
 struct Sizes {

@@ -1,0 +1,114 @@
+// Numbers in vector registers: what all kernels share.
+//
+// Plain C++17 with the vector types of GCC and Clang; no PyTorch header, so that all compiles in seconds.
+// `__init__.py` compiles the kernels for the processor at hand and calls them through ctypes.
+
+#pragma once
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int LANES = 16;
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float widen(float number) { return number; }
+inline float widen(BFloat16 number) {
+  const uint32_t bits = uint32_t(number.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, 4);
+  return wide;
+}
+
+inline void narrow(float number, float& result) { result = number; }
+inline void narrow(float number, BFloat16& result) {
+  uint32_t bits;
+  std::memcpy(&bits, &number, 4);
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  result.bits = is_nan ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to the nearest, ties to even
+}
+
+inline Floats load(const float* from) {
+  Floats lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+inline Floats load(const BFloat16* from) {
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  const Words words = __builtin_convertvector(halves, Words) << 16;
+  Floats lanes;
+  std::memcpy(&lanes, &words, sizeof lanes);
+  return lanes;
+}
+
+inline void store(Floats lanes, float* place) { std::memcpy(place, &lanes, sizeof lanes); }
+#ifdef __AVX512BF16__
+inline void store(Floats lanes, BFloat16* place) {
+  __m512 numbers;
+  std::memcpy(&numbers, &lanes, sizeof numbers);
+  const __m256bh halves = _mm512_cvtneps_pbh(numbers);
+  std::memcpy(place, &halves, sizeof halves);
+}
+#else
+inline void store(Floats lanes, BFloat16* place) {  // to the nearest, ties to even
+  Words words;
+  std::memcpy(&words, &lanes, sizeof words);
+  const Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
+  const Words is_nan = Words((words & 0x7fffffffu) > 0x7f800000u);
+  const Halves halves = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), Halves);
+  std::memcpy(place, &halves, sizeof halves);
+}
+#endif
+
+// Read or write `count` < LANES numbers; the other lanes are zero.
+template <typename T>
+inline Floats load_part(const T* from, int64_t count) {
+  T copy[LANES] = {};
+  std::memcpy(copy, from, sizeof(T) * count);
+  return load(copy);
+}
+template <typename T>
+inline void store_part(Floats lanes, T* place, int64_t count) {
+  T copy[LANES];
+  store(lanes, copy);
+  std::memcpy(place, copy, sizeof(T) * count);
+}
+
+inline float sum(Floats lanes) {
+  float total = 0;
+  for (int lane = 0; lane < LANES; ++lane) total += lanes[lane];
+  return total;
+}
+
+// e^x for x <= 0, relative error below 3e-7: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. NaN stays NaN.
+inline float exp_negative(float x) {
+  const float clipped = x < -87.0f ? -87.0f : x;
+  const float whole = std::floor(clipped * 1.44269504f + 0.5f);
+  const float rest = (clipped - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  float power = 1.9875691500e-4f;
+  power = power * rest + 1.3981999507e-3f;
+  power = power * rest + 8.3334519073e-3f;
+  power = power * rest + 4.1665795894e-2f;
+  power = power * rest + 1.6666665459e-1f;
+  power = power * rest + 5.0000001201e-1f;
+  power = power * rest * rest + rest + 1.0f;
+  const int32_t bits = (int32_t(whole) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return power * scale;
+}
+
+}  // namespace
