@@ -138,9 +138,11 @@ class PIIPBackbone(DescribedModel):
         return maps if self.neck is None else self.neck.feature_info(maps)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the branches' blocks in the backward pass instead of keeping their activations."""
+        """Recompute blocks and interaction units in the backward pass instead of keeping their activations."""
         for branch in self.branches:
             branch.set_grad_checkpointing(enable)
+        for interaction in self.interactions:
+            interaction.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Return names of parameters that are usually not decayed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class OperationCounter(TorchDispatchMode):
         """Add multiply-adds to the current part."""
         self.macs[self._part] += count
 
+    def note(self, packet: Any, args: tuple[Any, ...]) -> None:
+        """Take note of an operation that was counted as multiply-adds; for subclasses."""
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and count it."""
         kwargs = kwargs or {}
@@ -71,10 +74,18 @@ class OperationCounter(TorchDispatchMode):
         out = func(*args, **kwargs)
         if packet in flop_registry:
             self.macs[self._part] += flop_registry[packet](*args, **kwargs, out_val=out) // 2
+            self.note(packet, args)
         elif packet.__name__ in ELEMENTWISE:
             first = out[0] if isinstance(out, tuple) else out
             self.elementwise[self._part] += first.numel()
         return out
+
+
+class NamesParts(Protocol):
+    """Something that wants to know which part of a model runs."""
+
+    def part(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Return a context inside which the part runs."""
 
 
 @contextlib.contextmanager

@@ -142,15 +142,18 @@ class OptimizedModel:
 
     Args:
         model: The model with packed layers.
+
+    Attributes:
+        model: The same, to look at.
     """
 
     def __init__(self, model: Callable[[Tensor], Any]) -> None:
-        self._model = model
+        self.model = model
 
     def __call__(self, image: Tensor) -> Any:
         """Return what the model returns for normalised RGB images (B, 3, H, W)."""
         with torch.no_grad():
-            return self._model(image)
+            return self.model(image)
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from piip.features import BranchFeatures
 
@@ -123,15 +124,25 @@ class Interaction(nn.Module):
 
     Args:
         units: One unit a neighbouring pair; unit i connects branches i and i + 1. Empty for a single branch.
+
+    Attributes:
+        grad_checkpointing: Recompute units in the backward pass instead of keeping their activations.
     """
 
     def __init__(self, units: Sequence[InteractionUnit]) -> None:
         super().__init__()
+        self.grad_checkpointing = False
         self.units: Sequence[InteractionUnit] = nn.ModuleList(units)  # type: ignore[assignment]
 
     def forward(self, features: list[BranchFeatures]) -> list[BranchFeatures]:
         """Return all branches with exchanged features; a later pair sees what an earlier one changed."""
         features = list(features)
         for pair in reversed(range(len(self.units))):
-            features[pair], features[pair + 1] = self.units[pair](features[pair], features[pair + 1])
+            features[pair], features[pair + 1] = self._exchange(pair, features[pair], features[pair + 1])
         return features
+
+    def _exchange(self, pair: int, coarse: BranchFeatures, fine: BranchFeatures) -> tuple[BranchFeatures, BranchFeatures]:
+        unit = self.units[pair]
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(unit, coarse, fine, use_reentrant=False)
+        return unit(coarse, fine)

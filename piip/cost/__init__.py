@@ -11,6 +11,7 @@ from torch import nn
 from piip.build import PyramidWarning, build_model
 from piip.checkpoints.official import OfficialModel
 from piip.config import DENSE_HEADS, BranchConfig, HeadConfig, ModelConfig
+from piip.cost.operations import list_operations
 from piip.cost.paper import paper_cost
 from piip.cost.report import CostReport, PartCost, format_table
 from piip.cost.total import find_backbone, total_cost
@@ -20,7 +21,7 @@ from piip.zoo import model_config, published_config
 
 SIZES = {"embed_dim": "wide", "depth": "deep"}  # arguments that make a named network another one
 
-__all__ = ["CostReport", "PartCost", "estimate_cost", "format_table"]
+__all__ = ["CostReport", "PartCost", "estimate_cost", "format_table", "list_operations"]
 
 
 def estimate_cost(

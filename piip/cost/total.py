@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from piip.backbone import PIIPBackbone
 from piip.checkpoints.official import OfficialModel
 from piip.cost.report import CostReport, PartCost
-from piip.counting import OperationCounter, counting_sampling, evaluating
+from piip.counting import NamesParts, OperationCounter, counting_sampling, evaluating
 from piip.heads.classification import PIIPClassifier
 from piip.heads.dense import PIIPDenseModel
 from piip.heads.projector import PIIPVisionTower
@@ -40,7 +40,7 @@ def total_cost(model: nn.Module, image_size: tuple[int, int]) -> CostReport:
     image = torch.empty(1, 3, *image_size, device="meta", dtype=_dtype(model))
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        stack.enter_context(_parts(model, backbone, counter))
+        stack.enter_context(naming_parts(model, backbone, counter))
         stack.enter_context(counting_sampling(model, counter))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack))
@@ -124,8 +124,8 @@ def _params(model: nn.Module, backbone: PIIPBackbone | None) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _parts(model: nn.Module, backbone: PIIPBackbone | None, counter: OperationCounter) -> Iterator[None]:
-    """Tell the counter which part runs.
+def naming_parts(model: nn.Module, backbone: PIIPBackbone | None, scope: NamesParts) -> Iterator[None]:
+    """Tell a counter or clock which part runs: "branch 0", ..., "interactions", "merge", "neck", "head".
 
     Branches are not called but asked to `embed`, `run_stage` and `finish`, which no hook sees: these methods are
     wrapped while counting.
@@ -134,9 +134,9 @@ def _parts(model: nn.Module, backbone: PIIPBackbone | None, counter: OperationCo
     for part, modules in _modules_by_part(model, backbone).items():
         for module in modules:
             if part.startswith("branch "):
-                undo += [_wrap(module, method, part, counter) for method in ("embed", "run_stage", "finish")]
+                undo += [_wrap(module, method, part, scope) for method in ("embed", "run_stage", "finish")]
             else:
-                undo += _hook(module, part, counter)
+                undo += _hook(module, part, scope)
     try:
         yield
     finally:
@@ -144,22 +144,22 @@ def _parts(model: nn.Module, backbone: PIIPBackbone | None, counter: OperationCo
             step()
 
 
-def _wrap(branch: nn.Module, method: str, part: str, counter: OperationCounter) -> Callable[[], Any]:
+def _wrap(branch: nn.Module, method: str, part: str, scope: NamesParts) -> Callable[[], Any]:
     original = getattr(branch, method)
 
     def counted(*args: Any) -> Any:
-        with counter.part(part):
+        with scope.part(part):
             return original(*args)
 
     branch.__dict__[method] = counted
     return lambda: branch.__dict__.pop(method)
 
 
-def _hook(module: nn.Module, part: str, counter: OperationCounter) -> list[Callable[[], Any]]:
+def _hook(module: nn.Module, part: str, scope: NamesParts) -> list[Callable[[], Any]]:
     scopes: list[contextlib.AbstractContextManager[None]] = []
 
     def enter(*_: Any) -> None:
-        scopes.append(counter.part(part))
+        scopes.append(scope.part(part))
         scopes[-1].__enter__()
 
     def leave(*_: Any) -> None:

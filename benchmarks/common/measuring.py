@@ -1,0 +1,93 @@
+"""Fair timing on a machine that others use too: in turn, several times, the whole spread kept."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+def machine() -> dict[str, Any]:
+    """Say where and when a measurement was made."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": len(names) or None,
+        "bf16_units": [unit for unit in ("amx_bf16", "avx512_bf16") if unit in flags],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Time callables one after the other, again and again; the first round warms up.
+
+    Args:
+        runs: What to time, by name.
+        repeats: Rounds that count.
+
+    Returns:
+        Seconds of every round, by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in track(range(repeats + 1), description="rounds", transient=True):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Return the least disturbed run and the middle one."""
+    return {"min": min(seconds), "median": statistics.median(seconds)}
+
+
+class PartClock:
+    """Adds up seconds by part; give it to `piip.cost.total.naming_parts`."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a fresh process, so that its peak memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def peak_bytes() -> int:
+    """Return the peak resident size of this process so far.
+
+    Read from /proc where there is one: `getrusage` starts with the size of the process that this one was forked from.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

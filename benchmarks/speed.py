@@ -1,0 +1,229 @@
+"""Does time follow the multiply-adds? Pyramids, single networks and others, in turn, beside their floors.
+
+    python benchmarks/speed.py [--models tsb vit_b ...] [--dtypes f32 bf16] [--batch 1] [--repeats 5] [--out out/speed]
+
+Backbone, merge and simple feature pyramid. Each row is one model in one form: "optimized" is what
+`piip.optimize_for_inference` returns, "eager" the model as it is, "as released" the way the authors' code runs it (plain
+sampling, windows cut in every block). The floor is the model's products, convolutions and attention alone, each at the
+fastest stock kernel. Writes OUT.json and OUT.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from common.competitors import WindowedViT, convnext, equal_pyramid, like_the_authors, open_gates
+from common.floors import floor_seconds
+from common.measuring import DTYPES, PartClock, in_own_process, in_turn, machine, peak_bytes, summary
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import piip
+from piip.cost.total import find_backbone, naming_parts
+
+Run = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the image it gets.
+
+    Attributes:
+        make: Builds the model.
+        image_size: (H, W) in pixels.
+        beside: The case whose time and multiply-adds it is compared with.
+    """
+
+    make: Callable[[], nn.Module]
+    image_size: tuple[int, int]
+    beside: str = "vit_b"
+
+
+def _named(name: str, **overrides: Any) -> Callable[[], nn.Module]:
+    return lambda: piip.create_model(f"{name}_coco_mask_rcnn", features_only=True, **overrides)
+
+
+SLIM = piip.MergeConfig(kind="slim")
+CASES = {
+    "vit_b": Case(_named("single_b_1024.deit3"), (1024, 1024)),
+    "tsb": Case(_named("piip_tsb_1120_896_448.deit3"), (1120, 1120)),
+    "tsb_slim": Case(_named("piip_tsb_1120_896_448.deit3", merge=SLIM), (1120, 1120)),
+    "tsb_wide": Case(_named("piip_tsb_1120_896_448.deit3"), (800, 1344)),
+    "tsb_1568": Case(_named("piip_tsb_1568_1120_672.deit3"), (1568, 1568)),
+    "vit_l": Case(_named("single_l_1024.deit3"), (1024, 1024)),
+    "sbl": Case(_named("piip_sbl_1120_672_448.deit3"), (1120, 1120), beside="vit_l"),
+    "timm_vit_b_global": Case(lambda: WindowedViT("deit3_base_patch16_224", 1024, window=0), (1024, 1024)),
+    "timm_vit_b_windowed": Case(lambda: WindowedViT("deit3_base_patch16_224", 1024, window=16), (1024, 1024)),
+    "timm_vit_l_windowed": Case(lambda: WindowedViT("deit3_large_patch16_224", 1024, window=16), (1024, 1024), "vit_l"),
+    "equal_bbb": Case(lambda: equal_pyramid("deit3_base_patch16_224", (448, 896, 1120)), (1120, 1120)),
+    "convnext_b": Case(convnext, (1024, 1024)),
+}
+DEFAULT = "vit_b tsb tsb_slim timm_vit_b_global timm_vit_b_windowed equal_bbb convnext_b".split()
+
+
+def forms(model: nn.Module, image: Tensor) -> dict[str, Run]:
+    """Return the ways to run a model, by name."""
+    backbone = find_backbone(model)
+    if backbone is None:
+        return {"eager": model}
+
+    def as_released(image: Tensor) -> Any:
+        with like_the_authors():
+            return model(image)
+
+    ways: dict[str, Run] = {"optimized": piip.optimize_for_inference(model, image), "eager": model}
+    return {**ways, "as released": as_released} if len(backbone.branches) > 1 else ways
+
+
+def build(name: str, dtype: str, batch: int) -> tuple[nn.Module, Tensor]:
+    """Return a model with random weights, and its images."""
+    torch.manual_seed(0)
+    warnings.simplefilter("ignore", piip.PyramidWarning)
+    model = CASES[name].make().eval().to(DTYPES[dtype]).requires_grad_(False)
+    open_gates(model)
+    return model, torch.randn(batch, 3, *CASES[name].image_size, dtype=DTYPES[dtype])
+
+
+def part_seconds(run: Run, image: Tensor) -> dict[str, float]:
+    """Return the seconds of every part of a pyramid."""
+    model = run.model if isinstance(run, piip.inference.OptimizedModel) else run
+    backbone = find_backbone(model) if isinstance(model, nn.Module) else None
+    if backbone is None:
+        return {}
+    clock = PartClock()
+    with naming_parts(backbone, backbone, clock):
+        run(image)
+    return dict(clock.seconds)
+
+
+def peak_memory(name: str, form: str, dtype: str, batch: int, threads: int) -> int:
+    """Run one model three times and return the peak resident bytes; for a process of its own."""
+    torch.set_num_threads(threads)
+    model, image = build(name, dtype, batch)
+    run = forms(model, image)[form]
+    with torch.inference_mode():
+        for _ in range(3):
+            run(image)
+    return peak_bytes()
+
+
+def measure(names: list[str], dtype: str, batch: int, repeats: int, with_memory: bool) -> list[dict[str, Any]]:
+    """Measure models in one dtype, all in turn; one row a model and form."""
+    runs: dict[tuple[str, str], tuple[Run, Tensor]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for name in names:
+        model, image = build(name, dtype, batch)
+        runs.update({(name, form): (run, image) for form, run in forms(model, image).items()})
+        cost = piip.estimate_cost(model, image_size=CASES[name].image_size)
+        facts[name] = {
+            "macs": batch * cost.macs,
+            "macs_by_part": {part: batch * item.macs for part, item in cost.parts.items()},
+            "floor_by_part": floor_seconds(model, CASES[name].image_size, DTYPES[dtype]) if batch == 1 else {},
+        }
+    with torch.inference_mode():
+        keyed = {f"{name}|{form}": (lambda r=run, i=image: r(i)) for (name, form), (run, image) in runs.items()}
+        seconds = in_turn(keyed, repeats)
+        parts = {key: part_seconds(*run) for key, run in runs.items() if key[1] != "as released"}
+    rows = []
+    for name, form in runs:
+        row = {"model": name, "form": form, "dtype": dtype, "batch": batch, "image_size": CASES[name].image_size}
+        row |= {"seconds": summary(seconds[f"{name}|{form}"]), "seconds_by_part": parts.get((name, form), {})}
+        row |= facts[name] | {"floor": sum(facts[name]["floor_by_part"].values()) or None}
+        if with_memory:
+            row["peak_bytes"] = in_own_process(peak_memory, name, form, dtype, batch, torch.get_num_threads())
+        rows.append(row)
+    return rows
+
+
+def add_ratios(rows: list[dict[str, Any]]) -> None:
+    """Compare each row with the best form of the model it stands beside, by multiply-adds and by time."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["model"], row["dtype"])
+        if key not in best or row["seconds"]["min"] < best[key]["seconds"]["min"]:
+            best[key] = row
+    for row in rows:
+        other = best.get((CASES[row["model"]].beside, row["dtype"]))
+        row["over_floor"] = row["seconds"]["min"] / row["floor"] if row["floor"] else None
+        row["macs_ratio"] = row["macs"] / other["macs"] if other else None
+        row["time_ratio"] = row["seconds"]["min"] / other["seconds"]["min"] if other else None
+
+
+def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> Table:
+    """Lay the rows out for reading."""
+    title = f"{facts['processor']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"
+    shown = Table(title=title)
+    for column in ("model", "form", "dtype"):
+        shown.add_column(column, no_wrap=True)
+    for column in ("GMACs", "s min", "median", "/floor", "MACs/single", "time/single", "peak GB"):
+        shown.add_column(column, justify="right")
+    for row in rows:
+        ratios = [row["over_floor"], row["macs_ratio"], row["time_ratio"]]
+        shown.add_row(
+            *(row[key] for key in ("model", "form", "dtype")),
+            f"{row['macs'] / 1e9:.0f}",
+            *(f"{row['seconds'][key]:.3f}" for key in ("min", "median")),
+            *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+            f"{row['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in row else "",
+        )
+    return shown
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw time against multiply-adds, one panel a dtype, with the line of time per multiply-add of the single one."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    dtypes = sorted({row["dtype"] for row in rows}, reverse=True)
+    figure, panels = pyplot.subplots(1, len(dtypes), figsize=(6.5 * len(dtypes), 5), squeeze=False)
+    for panel, dtype in zip(panels[0], dtypes, strict=True):
+        chosen = [row for row in rows if row["dtype"] == dtype]
+        for form, marker in (("optimized", "o"), ("eager", "s"), ("as released", "^")):
+            points = [(row["macs"] / 1e9, row["seconds"]["min"], row["model"]) for row in chosen if row["form"] == form]
+            if points:
+                panel.scatter(*zip(*((x, y) for x, y, _ in points), strict=True), marker=marker, label=form)
+                for x, y, name in points:
+                    panel.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        single = min((r for r in chosen if r["model"] == "vit_b"), key=lambda r: r["seconds"]["min"], default=None)
+        if single:
+            panel.axline((0, 0), (single["macs"] / 1e9, single["seconds"]["min"]), color="grey", linewidth=0.8)
+        panel.set(xlabel="GMACs (merge and neck included)", ylabel="seconds", title=dtype, xlim=(0, None), ylim=(0, None))
+        panel.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=CASES, default=DEFAULT)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory (faster)")
+    parser.add_argument("--out", type=Path, default=Path("out/speed"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows: list[dict[str, Any]] = []
+    for dtype in arguments.dtypes:
+        rows += measure(arguments.models, dtype, arguments.batch, arguments.repeats, arguments.memory)
+    add_ratios(rows)
+    facts = machine()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    plot(rows, arguments.out.with_suffix(".png"))
+    Console(width=120).print(table(rows, facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Does a training step follow the multiply-adds, and what memory does it need? A pyramid beside a single network.
+
+    python benchmarks/training_step.py [--models tsb vit_b] [--dtypes f32 bf16] [--repeats 3] [--out out/training.json]
+
+Forward and backward of backbone, merge and simple feature pyramid, one image, with and without activation checkpointing;
+bf16 is autocast with float32 weights. Peak memory is that of a process that does one such step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from common.competitors import like_the_authors
+from common.measuring import DTYPES, in_own_process, in_turn, machine, peak_bytes, summary
+from rich.console import Console
+from rich.table import Table
+from speed import CASES, build
+from torch import Tensor
+
+import piip
+
+
+def prepare(name: str, checkpointing: bool) -> tuple[piip.PIIPBackbone, Tensor]:
+    """Return a model in training mode, and its image."""
+    model, image = build(name, "f32", 1)
+    assert isinstance(model, piip.PIIPBackbone)
+    model.train().requires_grad_(True)
+    model.set_grad_checkpointing(checkpointing)
+    return model, image
+
+
+def step(model: torch.nn.Module, image: Tensor, dtype: str, *, plain: bool = False) -> None:
+    """Run forward and backward once."""
+    with like_the_authors() if plain else contextlib.nullcontext():
+        with torch.autocast("cpu", DTYPES[dtype], enabled=dtype != "f32"):
+            maps = model(image)
+        torch.autograd.backward([item.float().mean() for item in maps])
+    model.zero_grad(set_to_none=True)
+
+
+def peak_memory(name: str, checkpointing: bool, dtype: str, threads: int) -> int:
+    """Run one step and return the peak resident bytes; for a process of its own."""
+    torch.set_num_threads(threads)
+    step(*prepare(name, checkpointing), dtype)
+    return peak_bytes()
+
+
+def measure(names: list[str], dtype: str, repeats: int) -> list[dict[str, Any]]:
+    """Measure models in one dtype, all in turn; one row a model, with and without checkpointing."""
+    rows, runs = [], {}
+    for name in names:
+        for checkpointing in (False, True):
+            model, image = prepare(name, checkpointing)
+            row = {"model": name, "dtype": dtype, "checkpointing": checkpointing, "form": "piip"}
+            row["macs"] = piip.estimate_cost(model, image_size=CASES[name].image_size).macs
+            rows.append(row)
+            runs[str(len(rows) - 1)] = lambda m=model, i=image: step(m, i, dtype)
+            if len(model.branches) > 1:
+                rows.append({**row, "form": "as released"})
+                runs[str(len(rows) - 1)] = lambda m=model, i=image: step(m, i, dtype, plain=True)
+    for index, seconds in in_turn(runs, repeats).items():
+        rows[int(index)]["seconds"] = summary(seconds)
+    return rows
+
+
+def add_ratios(rows: list[dict[str, Any]]) -> None:
+    """Compare each row with the single network of the same dtype and checkpointing."""
+    singles = {
+        (row["model"], row["dtype"], row["checkpointing"]): row for row in rows if row["form"] == "piip"
+    }
+    for row in rows:
+        single = singles.get((CASES[row["model"]].beside, row["dtype"], row["checkpointing"]))
+        if single:
+            row["macs_ratio"] = row["macs"] / single["macs"]
+            row["time_ratio"] = row["seconds"]["min"] / single["seconds"]["min"]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=CASES, default=["tsb", "vit_b"])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=Path("out/training.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = [row for dtype in arguments.dtypes for row in measure(arguments.models, dtype, arguments.repeats)]
+    for row in rows:
+        if row["form"] == "piip":
+            row["peak_bytes"] = in_own_process(
+                peak_memory, row["model"], row["checkpointing"], row["dtype"], arguments.threads
+            )
+    add_ratios(rows)
+    facts = machine()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    title = f"{facts['processor']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"
+    shown = Table("model", "form", "dtype", "checkpointing", title=title)
+    for column in ("s min", "median", "MACs/single", "time/single", "peak GB"):
+        shown.add_column(column, justify="right")
+    for row in rows:
+        shown.add_row(
+            row["model"],
+            row["form"],
+            row["dtype"],
+            "on" if row["checkpointing"] else "off",
+            *(f"{row['seconds'][key]:.2f}" for key in ("min", "median")),
+            *(f"{row[key]:.2f}" if key in row else "" for key in ("macs_ratio", "time_ratio")),
+            f"{row['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in row else "",
+        )
+    Console(width=120).print(shown)
+
+
+if __name__ == "__main__":
+    main()
