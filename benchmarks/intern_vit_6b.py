@@ -82,9 +82,7 @@ def describe(name: str, depth: int, smoke: bool) -> piip.ModelConfig:
     interaction = config.interaction
     if len(branches) > 1:
         interaction = dataclasses.replace(interaction, count=len(branches[0].block_groups or ()))
-    return dataclasses.replace(
-        config, branches=tuple(branches), interaction=interaction, head=piip.config.HeadConfig()
-    )
+    return dataclasses.replace(config, branches=tuple(branches), interaction=interaction, head=piip.config.HeadConfig())
 
 
 def build_without_values(config: piip.ModelConfig) -> PIIPBackbone:
@@ -184,6 +182,27 @@ def time_forward(name: str, model: PIIPBackbone, repeats: int) -> list[float]:
     return seconds[1:]
 
 
+def compare(pyramid: Measurement, single: Measurement) -> str:
+    """Return the pyramid's time, multiply-adds and published cost as shares of the single network's."""
+    seconds = min(pyramid.forward_seconds) / min(single.forward_seconds)
+    macs, paper = pyramid.macs / single.macs, pyramid.paper_macs / single.paper_macs
+    return f"pyramid / single: time {seconds:.3f}, MACs that run {macs:.3f}, MACs by the paper's rule {paper:.3f}"
+
+
+def check_memory(config: piip.ModelConfig) -> None:
+    """Refuse a model that this machine cannot hold, instead of being killed half-way."""
+    described = Path("/proc/meminfo")  # Linux
+    if not described.exists():
+        return
+    lines = dict(line.split(":") for line in described.read_text(encoding="utf-8").splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    needed = 2 * sum(parameter.numel() for parameter in build_without_values(config).parameters()) + 4 * GIB
+    if needed > available:
+        raise SystemExit(
+            f"The models need about {needed / GIB:.0f} GiB, {available / GIB:.0f} GiB are free: pass --depth 4 or so."
+        )
+
+
 def report(found: dict[str, Measurement], facts: dict[str, Any]) -> Table:
     """Return the measured models beside each other, and their ratio beside the published one."""
     table = Table("", *found, "ratio", title=", ".join(f"{key} {value}" for key, value in facts.items()))
@@ -203,6 +222,8 @@ def report(found: dict[str, Measurement], facts: dict[str, Any]) -> Table:
         values = [value(measurement) for measurement in found.values()]
         ratio = [f"{values[0] / values[1]:.3f}"] if len(values) == 2 else []
         table.add_row(label, *(text.format(number) for number in values), *ratio)
+    if len(found) == len(RECORDS):
+        table.caption = compare(*found.values())
     flops = [published_results(RECORDS[name]).flops for name in found]
     numbers = [float(printed.removesuffix("G")) for printed in flops]
     table.add_row("published", *flops, *([f"{numbers[0] / numbers[1]:.3f}"] if len(numbers) == 2 else []))
@@ -241,6 +262,7 @@ def main() -> None:
     found: dict[str, Measurement] = {}
     for name in arguments.models:
         config = describe(name, arguments.depth, arguments.smoke)
+        check_memory(config)
         if arguments.write is not None:
             write_random(config, arguments.write / name)
         job = (name, config, arguments.repeats, arguments.threads, arguments.write or arguments.weights)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD
 
-
 CACHED = 2**17  # elements that are normed in one go: half a megabyte in float32
 
 

@@ -12,20 +12,23 @@ choice of a provider never takes them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+INTERPRETED = triton.knobs.runtime.interpret  # decided for the kernels below when they are made
 MAX_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TILE = 1024  # values of one neighbour that a program holds: queries times channels, both powers of two
 
 
 @triton.jit
-def _places(queries, heads, QUERIES: tl.constexpr):
+def _places(queries, heads, block_queries: tl.constexpr):
     """Say which queries, image and head a program has: programs are numbered (blocks of queries, images * heads)."""
-    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    query = tl.program_id(0) * block_queries + tl.arange(0, block_queries)
     image = (tl.program_id(1) // heads).to(tl.int64)
     head = tl.program_id(1) % heads
     return (image * queries + query) * heads + head, query < queries, image, head
@@ -52,14 +55,14 @@ def _neighbour(x, y, right: tl.constexpr, below: tl.constexpr, height, width):
 
 @triton.jit
 def _forward(
-    value, locations, weights, out, queries, heads, height, width, dim, POINTS: tl.constexpr, QUERIES: tl.constexpr,
-    CHANNELS: tl.constexpr
+    value, locations, weights, out, queries, heads, height, width, dim,
+    num_points: tl.constexpr, block_queries: tl.constexpr, block_channels: tl.constexpr
 ):  # fmt: skip
-    place, present, image, head = _places(queries, heads, QUERIES)
-    channel = tl.arange(0, CHANNELS)[None, :]
-    total = tl.zeros((QUERIES, CHANNELS), tl.float32)
-    for point in range(POINTS):
-        x, y, weight = _point(locations, weights, place * POINTS + point, present, height, width)
+    place, present, image, head = _places(queries, heads, block_queries)
+    channel = tl.arange(0, block_channels)[None, :]
+    total = tl.zeros((block_queries, block_channels), tl.float32)
+    for point in range(num_points):
+        x, y, weight = _point(locations, weights, place * num_points + point, present, height, width)
         for corner in tl.static_range(4):
             cell, inside, x_share, y_share = _neighbour(x, y, corner % 2, corner // 2, height, width)
             at = ((image * height * width + cell) * heads + head) * dim
@@ -73,15 +76,15 @@ def _forward(
 @triton.jit
 def _backward(
     value, locations, weights, grad, value_grad, location_grad, weight_grad, queries, heads, height, width, dim,
-    POINTS: tl.constexpr, QUERIES: tl.constexpr, CHANNELS: tl.constexpr
+    num_points: tl.constexpr, block_queries: tl.constexpr, block_channels: tl.constexpr
 ):  # fmt: skip
     """Same programs as forward. Points belong to one program each, cells to many: only their gradients are atomic."""
-    place, present, image, head = _places(queries, heads, QUERIES)
-    channel = tl.arange(0, CHANNELS)[None, :]
+    place, present, image, head = _places(queries, heads, block_queries)
+    channel = tl.arange(0, block_channels)[None, :]
     kept = present[:, None] & (channel < dim)
     given = tl.load(grad + place[:, None] * dim + channel, mask=kept, other=0.0).to(tl.float32)
-    for point in range(POINTS):
-        x, y, weight = _point(locations, weights, place * POINTS + point, present, height, width)
+    for point in range(num_points):
+        x, y, weight = _point(locations, weights, place * num_points + point, present, height, width)
         x_slope, y_slope, read_sum = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
         for corner in tl.static_range(4):
             right, below = corner % 2, corner // 2
@@ -93,7 +96,7 @@ def _backward(
             read_sum += along * x_share * y_share
             x_slope += along * y_share * (2 * right - 1)
             y_slope += along * x_share * (2 * below - 1)
-        at = place * POINTS + point
+        at = place * num_points + point
         tl.store(weight_grad + at, read_sum.to(weight_grad.dtype.element_ty), mask=present)
         tl.store(location_grad + 2 * at, x_slope * weight * width, mask=present)
         tl.store(location_grad + 2 * at + 1, y_slope * weight * height, mask=present)
@@ -110,15 +113,16 @@ def sample(value: Tensor, grid: tuple[int, int], locations: Tensor, weights: Ten
 
 
 def _check(value: Tensor, locations: Tensor, weights: Tensor) -> None:
-    if value.device.type != "cuda" and not triton.knobs.runtime.interpret:
+    if value.device.type != "cuda" and not INTERPRETED:
         raise ValueError(
             f"Provider 'triton' runs on GPUs, value is on {value.device}: choose 'portable', or set TRITON_INTERPRET=1 "
             "before Triton is imported to try the kernels slowly on the CPU."
         )
     if value.dtype not in DTYPES or weights.dtype != value.dtype or locations.dtype != torch.float32:
+        formats = f"{value.dtype}, {weights.dtype} and {locations.dtype}"
         raise ValueError(
-            f"Provider 'triton' got value in {value.dtype}, weights in {weights.dtype} and locations in "
-            f"{locations.dtype}; expected value and weights alike in bfloat16, float16 or float32, locations in float32."
+            f"Provider 'triton' got value, weights and locations in {formats}; expected value and weights alike in "
+            "bfloat16, float16 or float32, locations in float32."
         )
     if value.shape[3] > MAX_DIM:
         raise ValueError(f"Provider 'triton' takes heads of at most {MAX_DIM} channels, got {value.shape[3]}.")
@@ -139,7 +143,8 @@ def _sample(value: Tensor, locations: Tensor, weights: Tensor, height: int, widt
     batch, queries, heads, _ = weights.shape
     out = value.new_empty(batch, queries, heads * value.shape[3])
     numbers = (queries, heads, height, width, value.shape[3])
-    _forward[programs](value, locations, weights, out, *numbers, *sizes)
+    with torch.cuda.device_of(value):  # kernels start on the current GPU
+        _forward[programs](value, locations, weights, out, *numbers, *sizes)
     return out
 
 
@@ -159,7 +164,8 @@ def _sample_backward(
     location_grad, weight_grad = torch.empty_like(locations), torch.empty_like(weights)
     numbers = (*weights.shape[1:3], height, width, value.shape[3])
     grads = (grad.contiguous(), value_grad, location_grad, weight_grad)
-    _backward[programs](value, locations, weights, *grads, *numbers, *sizes)
+    with torch.cuda.device_of(value):
+        _backward[programs](value, locations, weights, *grads, *numbers, *sizes)
     return value_grad.to(value.dtype, copy=True), location_grad, weight_grad
 
 
@@ -170,12 +176,12 @@ def _sample_backward_shape(
     return torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
 
 
-def _keep(ctx, inputs, output) -> None:
+def _keep(ctx: Any, inputs: Any, output: Tensor) -> None:
     *tensors, ctx.height, ctx.width = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, grad: Tensor):
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grads = _sample_backward(*ctx.saved_tensors, grad, ctx.height, ctx.width)
     return *grads, None, None
 
