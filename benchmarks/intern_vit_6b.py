@@ -47,6 +47,7 @@ RECORDS = {
     "single": "mask_rcnn_internvit_6b_fpn_1x_coco_bs16_ms",
 }
 BLOCKS = 48  # of InternViT-6B
+BETWEEN = 4  # of them before every interaction
 SMOKE = ({"embed_dim": 48, "num_heads": 3}, {"embed_dim": 32, "num_heads": 2})  # of InternViT-6B and ViT-H
 GIB = 2**30
 
@@ -69,19 +70,13 @@ class Measurement:
 def describe(name: str, depth: int, smoke: bool) -> piip.ModelConfig:
     """Return the released backbone, or one cut after some blocks of InternViT-6B."""
     config = model_config(RECORDS[name])
-    branches = []
-    for index, branch in enumerate(config.branches):
-        groups = (branch.block_groups or (BLOCKS,))[: max(1, len(branch.block_groups or ()) * depth // BLOCKS)]
-        blocks = depth if index == 0 else sum(groups)  # type: ignore[arg-type]  # sizes, no ranges
-        args: dict[str, Any] = {**branch.timm_args, **({} if depth == BLOCKS else {"depth": blocks})}
-        fields: dict[str, Any] = {"block_groups": groups} if branch.block_groups else {}
-        if smoke:
-            args |= SMOKE[index]
-            fields["image_size"] = branch.image_size // 16
-        branches.append(dataclasses.replace(branch, timm_args=args, **fields))
-    interaction = config.interaction
-    if len(branches) > 1:
-        interaction = dataclasses.replace(interaction, count=len(branches[0].block_groups or ()))
+    interactions, branches = depth // BETWEEN, []
+    for branch, tiny in zip(config.branches, SMOKE, strict=False):
+        groups: Any = branch.block_groups and branch.block_groups[:interactions]
+        args = {**branch.timm_args, "depth": sum(groups) if groups else depth, **(tiny if smoke else {})}
+        size = branch.image_size // (16 if smoke else 1)
+        branches.append(dataclasses.replace(branch, timm_args=args, block_groups=groups, image_size=size))
+    interaction = dataclasses.replace(config.interaction, count=interactions)
     return dataclasses.replace(config, branches=tuple(branches), interaction=interaction, head=piip.config.HeadConfig())
 
 
@@ -249,8 +244,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the numbers as JSON")
     parser.add_argument("--smoke", action="store_true", help="tiny networks and images, to see that it runs")
     arguments = parser.parse_args()
-    if arguments.depth not in range(4, BLOCKS + 1, 4):
-        parser.error(f"--depth is {arguments.depth}, expected a multiple of 4 up to {BLOCKS}.")
+    if arguments.depth not in range(BETWEEN, BLOCKS + 1, BETWEEN):
+        parser.error(f"--depth is {arguments.depth}, expected a multiple of {BETWEEN} up to {BLOCKS}.")
     if arguments.repeats < 1:
         parser.error(f"--repeats is {arguments.repeats}, expected at least 1.")
     return arguments

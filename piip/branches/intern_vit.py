@@ -31,7 +31,8 @@ class RowsRMSNorm(nn.RMSNorm):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the normed tensor, same shape."""
-        if tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        is_plain = tokens.device.type == "cpu" and tokens.dtype == self.weight.dtype
+        if not is_plain or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(tokens)
         rows = tokens.flatten(0, -2)
         normed = torch.empty(rows.shape, dtype=tokens.dtype)
