@@ -6,9 +6,9 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,16 @@ from piip.meta import without_values
 from piip.shards import (
     MAX_SHARD_BYTES,
     WEIGHTS_NAME,
+    Progress,
     StoredTensor,
     TensorFacts,
     open_weights,
     weight_files,
     write_weights,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +112,21 @@ def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32"
     Raises:
         ValueError: A file is missing or damaged, the description cannot be read, or keys or shapes differ.
     """
+    model = build_described(directory, dtype=dtype)
+    load_weights(model, open_weights(Path(directory)), source=str(directory), device=device, dtype=dtype)
+    return model.to(device=device).eval()
+
+
+def build_described(directory: str | Path, *, dtype: str = "f32") -> nn.Module:
+    """Build the model of a saved one's description: on the meta device, unless it has buffers that no file holds.
+
+    Args:
+        directory: Written by `save_model` or `piip convert`.
+        dtype: "f32" or "bf16".
+
+    Raises:
+        ValueError: An unknown dtype, or a description that is missing or cannot be read.
+    """
     from piip.build import build_model
 
     if dtype not in DTYPES:
@@ -120,9 +139,8 @@ def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32"
         model = build_model(config)
     if _has_computed_buffers(model):
         model = build_model(config)
-    load_weights(model, open_weights(Path(directory)), source=str(directory), device=device, dtype=dtype)
     model.metadata = {name: value for name, value in description.items() if name not in ("library", "model", "input")}
-    return model.to(device=device, dtype=DTYPES[dtype]).eval()
+    return model.to(DTYPES[dtype])
 
 
 def start_from(model: nn.Module, directory: str | Path) -> list[str]:
@@ -191,9 +209,17 @@ def read_description(directory: str | Path) -> dict[str, Any]:
 
 
 def load_weights(
-    model: nn.Module, stored: Mapping[str, StoredTensor], *, source: str, device: str = "cpu", dtype: str = "f32"
+    model: nn.Module,
+    stored: Mapping[str, StoredTensor],
+    *,
+    source: str,
+    device: str = "cpu",
+    dtype: str = "f32",
+    progress: Progress | None = None,
 ) -> None:
     """Load a complete state dict tensor by tensor, converting its dtype.
+
+    Of a model whose parameters are spread over processes each takes its own rows, and reads no others of a file.
 
     Args:
         model: The model to fill; what it has on the meta device is put on the device.
@@ -201,6 +227,7 @@ def load_weights(
         source: Named in the message.
         device: Where tensors go that the model has on the meta device.
         dtype: Their floating-point format, "f32" or "bf16".
+        progress: Told bytes read and bytes in all.
 
     Raises:
         ValueError: Missing or unexpected keys or wrong shapes, grouped by branch; nothing is loaded then.
@@ -210,16 +237,33 @@ def load_weights(
     problem = explain_mismatch({name: tuple(value.shape) for name, value in state.items()}, given, source=source)
     if problem:
         raise ValueError(problem)
-    model.load_state_dict(dict(_filled(state, stored, device, dtype)), assign=True)
-
-
-def _filled(
-    state: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], device: str, dtype: str
-) -> Iterator[tuple[str, Tensor]]:
+    done, total = 0, sum(tensor.facts.nbytes for tensor in stored.values())
+    filled = {}
     for name, value in state.items():
-        read = stored[name].read()
-        if value.is_meta:
-            # a copy: the file may change or go away while the model is in use
-            yield name, read.to(device=device, dtype=stored_dtype(read.dtype, dtype), copy=True)
-        else:
-            yield name, value.copy_(read)
+        filled[name] = _filled(value, stored[name].read(), device, dtype)
+        done += stored[name].facts.nbytes
+        if progress is not None:
+            progress(done, total)
+    model.load_state_dict(filled, assign=True)
+
+
+def _filled(value: Tensor, read: Tensor, device: str, dtype: str) -> Tensor:
+    """Return one of the model's tensors with what was read: itself, or where it has no values yet a new one."""
+    if type(value) is not Tensor:
+        return _filled_rows(value, read, device, dtype)  # type: ignore[arg-type]  # spread, the only other kind
+    if not value.is_meta:
+        return value.copy_(read)
+    # a copy: the file may change or go away while the model is in use
+    return read.to(device=device, dtype=stored_dtype(read.dtype, dtype), copy=True)
+
+
+def _filled_rows(value: DTensor, read: Tensor, device: str, dtype: str) -> DTensor:
+    """Do the same for a tensor that is spread over a mesh of one dimension; only this process's part is read."""
+    from torch.distributed.tensor import DTensor, Shard  # takes half a second
+
+    (placement,), mesh, held = value.placements, value.device_mesh, value.to_local()
+    assert isinstance(placement, Shard)
+    length = read.shape[placement.dim]
+    start = min(mesh.get_local_rank() * -(-length // mesh.size()), length)
+    part = _filled(held, read.narrow(placement.dim, start, held.shape[placement.dim]), device, dtype)
+    return DTensor.from_local(part, mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride())

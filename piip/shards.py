@@ -181,8 +181,17 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         if part.get_dtype() not in FORMATS:
             raise ValueError(f"{path} holds {name} as {part.get_dtype()}, expected one of {', '.join(FORMATS)}.")
         facts = TensorFacts(tuple(part.get_shape()), FORMATS[part.get_dtype()])
-        tensors[name] = StoredTensor(facts, partial(file.get_tensor, name))
+        tensors[name] = StoredTensor(facts, partial(_read_tensor, path, name))
     return tensors
+
+
+def _read_tensor(path: Path, name: str) -> Tensor:
+    """Map one tensor of a file; what is read of it leaves the memory with the tensor, not with the last of the file."""
+    try:
+        file: Any = safe_open(path, framework="pt")
+        return file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} changed while it was read ({error}): load it again.") from error
 
 
 def read_index(path: Path) -> dict[str, str]:

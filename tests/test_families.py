@@ -13,6 +13,7 @@ from pyramids import image, randomise, tiny_vit
 import piip
 from piip.branches import ConvNeXtBranch, create_network, wrap_network
 from piip.branches.beit import BeitBranch, position_bias
+from piip.branches.intern_vit import RowsRMSNorm
 from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.ops.relative_positions import geometric_distances, relative_positions, resize_table, spline_weights
 
@@ -149,6 +150,17 @@ def test_convnext_stages_end_where_told() -> None:
     by_stage = branch(BranchConfig("convnext_tiny", 96, timm_args=CONVNEXT), 4)
     assert len(by_stage.stages) == 4
     assert not isinstance(by_stage, ConvNeXtBranch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_normed_as_the_whole_tensor_is(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piip.branches.intern_vit.CACHED", 200)
+    stock, rows = (randomise(kind(48, eps=1e-6).to(dtype)) for kind in (torch.nn.RMSNorm, RowsRMSNorm))
+    for tokens in (torch.randn(2, 7, 48).to(dtype), torch.randn(2, 7, 144).to(dtype)[..., 48:96]):
+        with torch.inference_mode():
+            assert torch.equal(rows(tokens), stock(tokens))
+        assert torch.equal(rows(tokens), stock(tokens))
+        assert rows(tokens).requires_grad
 
 
 def test_intern_vit_norms_queries_and_keys_over_all_heads() -> None:

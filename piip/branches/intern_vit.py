@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers import Attention
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
@@ -18,8 +19,30 @@ from torch import Tensor, nn
 
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD
 
+CACHED = 2**17  # elements that are normed in one go: half a megabyte in float32
 
-class AllHeadsRMSNorm(nn.RMSNorm):
+
+class RowsRMSNorm(nn.RMSNorm):
+    """RMSNorm of (..., C) that takes a few rows at a time where PyTorch has no kernel for it: on CPUs.
+
+    There the stock norm makes five passes over float32 copies of the whole tensor, for 4096 tokens in bfloat16 six
+    times what a few cached rows after the other take, with the same result. Compilers and autograd see the stock norm.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the normed tensor, same shape."""
+        is_plain = tokens.device.type == "cpu" and tokens.dtype == self.weight.dtype
+        if not is_plain or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(tokens)
+        rows = tokens.flatten(0, -2)
+        normed = torch.empty(rows.shape, dtype=tokens.dtype)
+        step = max(1, CACHED // rows.shape[-1])
+        for given, made in zip(rows.split(step), normed.split(step), strict=True):
+            made.copy_(super().forward(given))
+        return normed.view(tokens.shape)
+
+
+class AllHeadsRMSNorm(RowsRMSNorm):
     """RMSNorm of (B, heads, N, dim) over all heads together."""
 
     def forward(self, heads: Tensor) -> Tensor:
@@ -41,7 +64,7 @@ def _over_heads(norm: Any, heads: Tensor) -> Tensor:
 
 
 NORMS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
-    "rms": (nn.RMSNorm, AllHeadsRMSNorm),
+    "rms": (RowsRMSNorm, AllHeadsRMSNorm),
     "layer": (nn.LayerNorm, AllHeadsLayerNorm),
 }
 

@@ -12,6 +12,7 @@ Providers are interchangeable and tested against each other, forward and backwar
 - `gather`: the four neighbours of every point are rows of one table; a weighted `embedding_bag` reads and sums them
   in one pass. The fastest stock forward on CPU.
 - `index`: the same rows by plain indexing; only operations that every exporter and compiler knows.
+- `triton`: kernels for GPUs (`triton_sampling.py`); untimed, therefore never chosen by itself.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def deformable_attention(
         locations: Points as (x, y), (B, Q, heads, points, 2), float32 (or float64), normalised so that (0, 0) and
             (1, 1) are the outer corners of the map; may lie outside, where zeros are read.
         weights: Weight of each point, (B, Q, heads, points), in the dtype of `value`; need not sum to 1.
-        provider: "native", "portable", "gather" or "index"; None chooses for the situation.
+        provider: "native", "portable", "gather", "index" or "triton"; None chooses for the situation.
 
     Returns:
         (B, Q, heads * dim) in the dtype of `value`.
@@ -166,9 +167,21 @@ def _index(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Ten
     return summed.view(batch, queries, -1)
 
 
+def _triton(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
+    try:
+        from piip.ops.triton_sampling import sample
+    except ImportError as error:
+        raise ValueError(
+            f"Provider 'triton' needs Triton, which cannot be imported ({error}): install the package triton (part of "
+            "PyTorch's builds for GPUs on Linux), or choose 'portable'."
+        ) from error
+    return sample(value, grid, locations, weights)
+
+
 PROVIDERS: dict[str, Callable[[Tensor, Grid, Tensor, Tensor], Tensor]] = {
     "native": _native,
     "portable": _portable,
     "gather": _gather,
     "index": _index,
+    "triton": _triton,
 }

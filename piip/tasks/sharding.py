@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,8 +14,35 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from piip.saving import build_described, load_weights
+from piip.shards import open_weights
+
 LEAST_PARAMETERS = 100_000  # of a layer that is gathered by itself; smaller ones are gathered together
 OTHER_FORWARDS = ("predict", "segment")  # of dense models, called instead of forward
+
+
+def load_sharded(directory: str | Path, mesh: DeviceMesh, *, dtype: str = "f32") -> nn.Module:
+    """Load a saved model spread over the processes of a mesh, in evaluation mode.
+
+    No process holds the whole model: it is built without values and spread, then every process reads its rows of every
+    tensor from the files. Only models with buffers that no file holds (rotary tables) are built with values first.
+
+    Args:
+        directory: Written by `save_pretrained`, `piip train` or `piip convert`; the same files for every process.
+        mesh: One dimension of processes.
+        dtype: "f32" or "bf16", whatever the files hold.
+
+    Returns:
+        The model; `shard` says how it is spread.
+
+    Raises:
+        ValueError: A file is missing or damaged, the description cannot be read, or keys or shapes differ.
+    """
+    model = build_described(directory, dtype=dtype)
+    _spread(model, mesh)
+    load_weights(model, open_weights(Path(directory)), source=str(directory), device=mesh.device_type, dtype=dtype)
+    _average_scalars(model, mesh)
+    return model.to(mesh.device_type).eval()
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -30,6 +58,12 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         model: The model, the same on every process.
         mesh: One dimension of processes.
     """
+    _spread(model, mesh)
+    _average_scalars(model, mesh)
+
+
+def _spread(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Spread what is no scalar; on the meta device too."""
     if mesh.device_type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, layer in list(model.named_modules()):
@@ -39,11 +73,16 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
             fully_shard(layer, mesh=mesh)
     scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
     fully_shard(model, mesh=mesh, ignored_params=scalars)
-    for scalar in scalars:
-        scalar.register_post_accumulate_grad_hook(functools.partial(_average_gradient, group=mesh.get_group()))
     for name in OTHER_FORWARDS:
         if callable(getattr(model, name, None)):
             register_fsdp_forward_method(model, name)
+
+
+def _average_scalars(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Average the gradients of parameters that every process has; these stay the same objects from now on."""
+    for parameter in model.parameters():
+        if parameter.ndim == 0:
+            parameter.register_post_accumulate_grad_hook(functools.partial(_average_gradient, group=mesh.get_group()))
 
 
 def _is_read(name: str, layer: nn.Linear | nn.Conv2d) -> bool:

@@ -1,0 +1,280 @@
+"""Six billion parameters on one machine: a released pyramid with InternViT-6B beside InternViT-6B alone.
+
+    python benchmarks/intern_vit_6b.py [--repeats 3] [--depth 4] [--threads 2] [--json PATH] [--weights DIR]
+
+Both models are the authors' backbones at 1024 x 1024 pixels, one image: branches, interactions, merge (the pyramid's)
+and neck, without the detector's head. Each runs in a process of its own, in bfloat16 on the CPU. Weights are random and
+made in bfloat16, one tensor after the other, or read from DIR/pyramid and DIR/single: model directories, in one file
+or several. `--write DIR` makes such directories of random weights first, without holding a model.
+
+Memory is the process's peak resident size. The first forward pass is a warm-up. `--depth` keeps the first so many of
+the 48 blocks, with the interactions and the ViT-H blocks up to there; `--smoke` makes everything tiny.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import json
+import math
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+from torch import Tensor
+
+import piip
+from piip.backbone import PIIPBackbone
+from piip.meta import without_values
+from piip.saving import BACKBONE, load_weights
+from piip.shards import StoredTensor, TensorFacts, open_weights, write_weights
+from piip.zoo import model_config, published_results
+
+RECORDS = {
+    "pyramid": "mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms",
+    "single": "mask_rcnn_internvit_6b_fpn_1x_coco_bs16_ms",
+}
+BLOCKS = 48  # of InternViT-6B
+BETWEEN = 4  # of them before every interaction
+SMOKE = ({"embed_dim": 48, "num_heads": 3}, {"embed_dim": 32, "num_heads": 2})  # of InternViT-6B and ViT-H
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What one model took, for one image; sizes in bytes, times in seconds."""
+
+    params: int
+    macs: int
+    paper_macs: int
+    weight_bytes: int
+    start_bytes: int
+    build_bytes: int
+    peak_bytes: int
+    build_seconds: float
+    forward_seconds: list[float]
+
+
+def describe(name: str, depth: int, smoke: bool) -> piip.ModelConfig:
+    """Return the released backbone, or one cut after some blocks of InternViT-6B."""
+    config = model_config(RECORDS[name])
+    interactions, branches = depth // BETWEEN, []
+    for branch, tiny in zip(config.branches, SMOKE, strict=False):
+        groups: Any = branch.block_groups and branch.block_groups[:interactions]
+        args = {**branch.timm_args, "depth": sum(groups) if groups else depth, **(tiny if smoke else {})}
+        size = branch.image_size // (16 if smoke else 1)
+        branches.append(dataclasses.replace(branch, timm_args=args, block_groups=groups, image_size=size))
+    interaction = dataclasses.replace(config.interaction, count=interactions)
+    return dataclasses.replace(config, branches=tuple(branches), interaction=interaction, head=piip.config.HeadConfig())
+
+
+def build_without_values(config: piip.ModelConfig) -> PIIPBackbone:
+    """Build a backbone of shapes only."""
+    with without_values():
+        return piip.build_backbone(config)
+
+
+def random_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return weights that keep the size of what they multiply: uniform matrices, zero biases, ones in between."""
+    tensor = torch.empty(shape, dtype=torch.bfloat16)
+    if len(shape) < 2:
+        return tensor.fill_(0 if name.endswith("bias") else 1)
+    bound = math.sqrt(3 / math.prod(shape[1:]))
+    return tensor.uniform_(-bound, bound)
+
+
+def random_weights(shapes: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    """Return a model's weights, each made when it is read."""
+    facts = {name: TensorFacts(tuple(value.shape), torch.bfloat16) for name, value in shapes.items()}
+    return {
+        name: StoredTensor(fact, functools.partial(random_tensor, name, fact.shape)) for name, fact in facts.items()
+    }
+
+
+def read_weights(directory: Path) -> dict[str, StoredTensor]:
+    """Return a backbone's weights from the directory of a whole model or of a backbone."""
+    stored = open_weights(directory)
+    if not stored:
+        raise ValueError(f"{directory} has no model.safetensors and no index of several; write some with --write.")
+    return {name.removeprefix(BACKBONE): tensor for name, tensor in stored.items() if not name.startswith("head.")}
+
+
+def show(progress: Progress, task: TaskID, done: int, total: int) -> None:
+    """Move a bar to some of all bytes."""
+    progress.update(task, completed=done, total=total)
+
+
+def write_random(config: piip.ModelConfig, directory: Path) -> None:
+    """Write random weights as a sharded checkpoint, tensor by tensor."""
+    directory.mkdir(parents=True, exist_ok=True)
+    stored = random_weights(build_without_values(config).state_dict())
+    facts = {name: tensor.facts for name, tensor in stored.items()}
+    with Progress() as progress:
+        task = progress.add_task(f"write {directory}", total=None)
+        write_weights(
+            directory,
+            facts,
+            ((name, tensor.read()) for name, tensor in stored.items()),
+            progress=functools.partial(show, progress, task),
+        )
+
+
+def peak_bytes() -> int:
+    """Return this process's peak resident size."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
+
+
+def measure(name: str, config: piip.ModelConfig, repeats: int, threads: int, weights: Path | None) -> Measurement:
+    """Build one model and time it; runs in a process of its own."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    start_bytes, started = peak_bytes(), time.perf_counter()
+    model = build_without_values(config)
+    stored = random_weights(model.state_dict()) if weights is None else read_weights(weights / name)
+    with Progress() as progress:
+        task = progress.add_task(f"{name}: weights", total=None)
+        tell = functools.partial(show, progress, task)
+        load_weights(model, stored, source=str(weights), dtype="bf16", progress=tell)
+    model.eval()
+    build_seconds, build_bytes = time.perf_counter() - started, peak_bytes()
+    seconds = time_forward(name, model, repeats)
+    cost = {rule: piip.estimate_cost(config, rule=rule).macs for rule in ("total", "paper")}
+    sizes = [parameter.numel() * parameter.itemsize for parameter in model.parameters()]
+    params = sum(parameter.numel() for parameter in model.parameters())
+    memory = (sum(sizes), start_bytes, build_bytes, peak_bytes())
+    return Measurement(params, cost["total"], cost["paper"], *memory, build_seconds, seconds)
+
+
+def time_forward(name: str, model: PIIPBackbone, repeats: int) -> list[float]:
+    """Return the seconds of forward passes of one image after one warm-up."""
+    side = model.image_sizes[-1]
+    image = torch.randn(1, 3, side, side, dtype=torch.bfloat16)
+    blocks = [block for branch in model.branches for block in branch.vit.blocks]  # type: ignore[union-attr,operator]
+    seconds = []
+    with Progress() as progress, torch.inference_mode():
+        task = progress.add_task(f"{name}: blocks of {repeats + 1} passes", total=(repeats + 1) * len(blocks))
+        for block in blocks:
+            block.register_forward_hook(lambda *_: progress.advance(task))
+        for index in range(repeats + 1):
+            start = time.perf_counter()
+            maps = model(image)
+            seconds.append(time.perf_counter() - start)
+            progress.console.print(f"{name}: pass {index} took {seconds[-1]:.1f} s")
+            if not all(bool(level.isfinite().all()) for level in maps):
+                raise ValueError(f"{name} computed numbers that are not finite; check the weights.")
+    return seconds[1:]
+
+
+def compare(pyramid: Measurement, single: Measurement) -> str:
+    """Return the pyramid's time, multiply-adds and published cost as shares of the single network's."""
+    seconds = min(pyramid.forward_seconds) / min(single.forward_seconds)
+    macs, paper = pyramid.macs / single.macs, pyramid.paper_macs / single.paper_macs
+    return f"pyramid / single: time {seconds:.3f}, MACs that run {macs:.3f}, MACs by the paper's rule {paper:.3f}"
+
+
+def check_memory(config: piip.ModelConfig) -> None:
+    """Refuse a model that this machine cannot hold, instead of being killed half-way."""
+    described = Path("/proc/meminfo")  # Linux
+    if not described.exists():
+        return
+    lines = dict(line.split(":") for line in described.read_text(encoding="utf-8").splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    needed = 2 * sum(parameter.numel() for parameter in build_without_values(config).parameters()) + 4 * GIB
+    if needed > available:
+        raise SystemExit(
+            f"The models need about {needed / GIB:.0f} GiB, {available / GIB:.0f} GiB are free: pass --depth 4 or so."
+        )
+
+
+def report(found: dict[str, Measurement], facts: dict[str, Any]) -> Table:
+    """Return the measured models beside each other, and their ratio beside the published one."""
+    table = Table("", *found, "ratio", title=", ".join(f"{key} {value}" for key, value in facts.items()))
+    rows: dict[str, tuple[str, Callable[[Measurement], float]]] = {
+        "parameters (M)": ("{:.0f}", lambda m: m.params / 1e6),
+        "weights (GiB)": ("{:.2f}", lambda m: m.weight_bytes / GIB),
+        "peak memory at start (GiB)": ("{:.2f}", lambda m: m.start_bytes / GIB),
+        "peak memory once built (GiB)": ("{:.2f}", lambda m: m.build_bytes / GIB),
+        "peak memory (GiB)": ("{:.2f}", lambda m: m.peak_bytes / GIB),
+        "build (s)": ("{:.1f}", lambda m: m.build_seconds),
+        "forward, fastest (s)": ("{:.2f}", lambda m: min(m.forward_seconds)),
+        "forward, median (s)": ("{:.2f}", lambda m: statistics.median(m.forward_seconds)),
+        "GMACs, rule total": ("{:.1f}", lambda m: m.macs / 1e9),
+        "GMACs, rule paper": ("{:.1f}", lambda m: m.paper_macs / 1e9),
+    }
+    for label, (text, value) in rows.items():
+        values = [value(measurement) for measurement in found.values()]
+        ratio = [f"{values[0] / values[1]:.3f}"] if len(values) == 2 else []
+        table.add_row(label, *(text.format(number) for number in values), *ratio)
+    if len(found) == len(RECORDS):
+        table.caption = compare(*found.values())
+    flops = [published_results(RECORDS[name]).flops for name in found]
+    numbers = [float(printed.removesuffix("G")) for printed in flops]
+    table.add_row("published", *flops, *([f"{numbers[0] / numbers[1]:.3f}"] if len(numbers) == 2 else []))
+    return table
+
+
+def processor() -> str:
+    """Return what the processor calls itself."""
+    described = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2].strip() for line in described.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=RECORDS, default=list(RECORDS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--depth", type=int, default=BLOCKS, help="blocks of InternViT-6B: 4, 8, ... 48")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--weights", type=Path, help="read weights from DIR/pyramid and DIR/single")
+    parser.add_argument("--write", type=Path, help="write random weights there, and measure with them")
+    parser.add_argument("--json", type=Path, help="write the numbers as JSON")
+    parser.add_argument("--smoke", action="store_true", help="tiny networks and images, to see that it runs")
+    arguments = parser.parse_args()
+    if arguments.depth not in range(BETWEEN, BLOCKS + 1, BETWEEN):
+        parser.error(f"--depth is {arguments.depth}, expected a multiple of {BETWEEN} up to {BLOCKS}.")
+    if arguments.repeats < 1:
+        parser.error(f"--repeats is {arguments.repeats}, expected at least 1.")
+    return arguments
+
+
+def main() -> None:
+    """Measure both models and print them side by side."""
+    arguments = parse()
+    found: dict[str, Measurement] = {}
+    for name in arguments.models:
+        config = describe(name, arguments.depth, arguments.smoke)
+        check_memory(config)
+        if arguments.write is not None:
+            write_random(config, arguments.write / name)
+        job = (name, config, arguments.repeats, arguments.threads, arguments.write or arguments.weights)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[name] = pool.apply(measure, job)
+    facts = {
+        "depth": arguments.depth,
+        "threads": arguments.threads,
+        "machine": f"{os.cpu_count()} x {processor()}",
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    Console(width=120).print(report(found, facts))
+    if arguments.json is not None:
+        values = {name: dataclasses.asdict(measurement) for name, measurement in found.items()}
+        arguments.json.write_text(json.dumps({**facts, "models": values}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
