@@ -21,8 +21,8 @@ def export(
 ) -> None:
     """Write a model as one file for ONNX Runtime, OpenVINO or torch.export, and run it beside PyTorch.
 
-    Beside the file, NAME.json tells mean, std, size, classes, and what goes in and comes out. docs/export.md shows how to
-    use both where this library is not installed. Needs pip install "piip[export]", but for torch.
+    Beside the file, NAME.json tells mean, std, size, classes, and what goes in and comes out. docs/export.md shows how
+    to use both where this library is not installed. Needs pip install "piip[export]", but for torch.
 
     Args:
         model: Model directory, RUN/model or RUN/best, owner/name on the Hugging Face hub, or a name from `piip list`,

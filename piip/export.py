@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch import nn
 
 from piip.described import DescribedModel
-from piip.exporting.comparison import Difference, check_pictures, compare
+from piip.exporting.comparison import Difference, compare
 from piip.exporting.formats import Format, find_format
 from piip.exporting.sidecar import describe
-from piip.exporting.targets import ExportTarget, export_target
+from piip.exporting.targets import export_target
+from piip.exporting.tracing import example_batches, free_sides, trace
 from piip.hub import HUB_ID, from_pretrained
-from piip.ops.positions import channel_values
 from piip.zoo import create_model
-
-CHECKED = 2  # images
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,8 @@ def export_model(
     """Write a model as one file for another runtime, with a JSON description, and run it beside PyTorch.
 
     Args:
-        model: A model; or a model directory, "owner/name" on the Hugging Face hub, or a name of `piip.list_models()`,
-            which is built with random weights.
+        model: A model, which is put in evaluation mode; a model directory, "owner/name" on the Hugging Face hub; or a
+            name of `piip.list_models()`, which is built with random weights.
         out: The file, ending in .pt2, .onnx or .xml; its description ends in .json.
         format: "torch", "onnx" or "openvino".
         features_only: Backbone and neck alone.
@@ -80,34 +77,23 @@ def export_model(
     written = find_format(format, runs=check)
     out = _checked_path(out, format, written)
     loaded, is_random = _load(model, features_only) if isinstance(model, (str, Path)) else (model, False)
-    target = export_target(loaded, features_only=features_only).eval().requires_grad_(False)
-    free = _free_sides(target, batch=dynamic_batch, size=dynamic_size)
-    images = _normalised(loaded, check_pictures(CHECKED, image_size or loaded.pretrained_cfg["input_size"][1:]))
-    batches = [images] if dynamic_batch else list(images.split(1))
+    target = export_target(loaded, features_only=features_only).eval()
+    size = image_size or loaded.pretrained_cfg["input_size"][1:]
+    free = free_sides(target, format, size, batch=dynamic_batch, any_size=dynamic_size, is_checked=check)
+    batches = example_batches(loaded, target, size, free)
     with torch.inference_mode():
         outputs = target(batches[0])  # what is wrong with a size is said here
     shape: tuple[int | str, ...] = tuple(free.get(place, side) for place, side in enumerate(batches[0].shape))
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        written.write(_program(target, batches[0], free), Path(folder, out.name), [o.name for o in target.outputs])
-        differences = compare(target, written.load(Path(folder, out.name)), batches) if check else []
+        path = Path(folder, out.name)
+        written.write(trace(target, batches[-1], free), path, [output.name for output in target.outputs])
+        differences = compare(target, written.load(path), batches) if check else []
         _refuse(differences)
-        files = [out.name, *sorted({*os.listdir(folder)} - {out.name})]
         text = describe(
-            loaded,
-            target,
-            outputs,
-            file_format=format,
-            files=files,
-            input_shape=shape,
-            has_random_weights=is_random,
-            differences=differences,
+            loaded, target, outputs, input_shape=shape, has_random_weights=is_random, differences=differences
         )
-        side_file = out.with_suffix(".json").name
-        Path(folder, side_file).write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
-        for name in (*files, side_file):
-            os.replace(Path(folder, name), out.parent / name)
-    paths = tuple(str(out.parent / name) for name in (*files, side_file))
-    return ExportReport(paths, shape, is_random, tuple(differences))
+        files = _move(Path(folder), out, {"format": format, **text})
+    return ExportReport(files, shape, is_random, tuple(differences))
 
 
 def _checked_path(out: str | Path, format: str, written: Format) -> Path:
@@ -131,28 +117,15 @@ def _described(model: nn.Module) -> DescribedModel:
     return model
 
 
-def _free_sides(target: ExportTarget, *, batch: bool, size: bool) -> dict[int, str]:
-    """Return the names of the sides of (B, 3, H, W) that are not fixed."""
-    if target.takes_one_image and (batch or size):
-        raise ValueError(
-            "Mask R-CNN is exported for one image of a fixed size: leave dynamic_batch and dynamic_size out "
-            "(features_only exports its backbone and neck with both)."
-        )
-    return {**({0: "batch"} if batch else {}), **({2: "height", 3: "width"} if size else {})}
-
-
-def _normalised(model: DescribedModel, pictures: Tensor) -> Tensor:
-    mean, std = (channel_values(tuple(model.pretrained_cfg[name]), pictures.device) for name in ("mean", "std"))
-    return (pictures - mean) / std
-
-
-@torch.no_grad()
-def _program(target: ExportTarget, images: Tensor, free: Mapping[int, str]) -> ExportedProgram:
-    shapes = ({place: Dim(name) for place, name in free.items()},)
-    # sizes are rounded to whole patches: what cannot be proven for every size is checked when the program runs
-    return torch.export.export(
-        target, (images,), dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=2 in free
-    )
+def _move(folder: Path, out: Path, text: Mapping[str, Any]) -> tuple[str, ...]:
+    """Put finished files and their description where they were asked for; the first one is to be opened."""
+    names = [out.name, *sorted({*os.listdir(folder)} - {out.name})]
+    description = out.with_suffix(".json").name
+    content = json.dumps({"files": names, **text}, indent=2)
+    Path(folder, description).write_text(content + "\n", encoding="utf-8")
+    for name in (*names, description):
+        os.replace(folder / name, out.parent / name)
+    return tuple(str(out.parent / name) for name in (*names, description))
 
 
 def _refuse(differences: Sequence[Difference]) -> None:

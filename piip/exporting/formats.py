@@ -78,9 +78,23 @@ def _load_torch(path: Path) -> Run:
 
 
 def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str]) -> None:
-    written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(names))
+    written = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=[INPUT],
+        output_names=list(names),
+        custom_translation_table={round: _rounded},
+    )
     assert written is not None  # by this exporter it never is
     written.save(path)
+
+
+def _rounded(value: Any, digits: Any = None) -> Any:
+    """Translate Python's `round`, by which sizes become whole patches; ONNX rounds halves to even as well."""
+    from onnxscript import INT64, opset18
+
+    return opset18.Cast(opset18.Round(value), to=INT64.dtype)
 
 
 def _load_onnx(path: Path) -> Run:

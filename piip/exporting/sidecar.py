@@ -25,20 +25,16 @@ def describe(
     target: ExportTarget,
     outputs: Sequence[Tensor],
     *,
-    file_format: str,
-    files: Sequence[str],
     input_shape: Sequence[int | str],
     has_random_weights: bool,
     differences: Sequence[Difference],
 ) -> dict[str, Any]:
-    """Return the contents of the JSON file.
+    """Return the contents of the JSON file, but for the names of the files and their format.
 
     Args:
         model: The model.
         target: What is exported of it.
         outputs: What it returns for some images.
-        file_format: "torch", "onnx" or "openvino".
-        files: Names of the files, the first one is to be opened.
         input_shape: Of the images: numbers where fixed, names where free.
         has_random_weights: Whether nobody has trained the model.
         differences: From the model in PyTorch; none where they were not looked at.
@@ -46,8 +42,6 @@ def describe(
     return {
         "library": "piip",
         "version": __version__,
-        "format": file_format,
-        "files": list(files),
         "random_weights": has_random_weights,
         "input": {
             "name": INPUT,

@@ -5,6 +5,7 @@ Nothing in the models knows that they are exported.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,13 +38,24 @@ class Output:
 class ExportTarget(nn.Module, ABC):
     """A model as its file will be: `forward` takes normalised RGB images (B, 3, H, W) and returns a tuple of tensors.
 
+    Args:
+        backbone: Whose sizes rule.
+
     Attributes:
         outputs: What `forward` returns, in order.
         takes_one_image: Whether the batch is one image, always; the size is fixed then too.
+        stride: Where the size is free, sides are multiples of this, in pixels.
+        least_side: Where the size is free, the smallest side in pixels: two patches of every branch.
     """
 
     outputs: tuple[Output, ...]
     takes_one_image: bool = False
+
+    def __init__(self, backbone: PIIPBackbone) -> None:
+        super().__init__()
+        self.stride = backbone.branches[-1].stride
+        sides = zip(backbone.branches, backbone.ratios, strict=True)
+        self.least_side = max(math.ceil(2 * branch.stride / ratio) for branch, ratio in sides)
 
     @abstractmethod
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -67,7 +79,7 @@ class FeatureMaps(ExportTarget):
     """
 
     def __init__(self, backbone: PIIPBackbone) -> None:
-        super().__init__()
+        super().__init__(backbone)
         self.backbone = backbone
         self.outputs = tuple(
             Output(f"map_{index}", f"feature map (B, {info['num_chs']:g}, H / {stride:g}, W / {stride:g})")
@@ -89,7 +101,7 @@ class WholeOutput(ExportTarget):
     """
 
     def __init__(self, model: PIIPClassifier | PIIPVisionTower, output: Output) -> None:
-        super().__init__()
+        super().__init__(model.backbone)
         self.model = model
         self.outputs = (output,)
 
@@ -111,7 +123,7 @@ class PixelClasses(ExportTarget):
     )
 
     def __init__(self, model: PIIPDenseModel) -> None:
-        super().__init__()
+        super().__init__(model.backbone)
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -138,7 +150,7 @@ class Instances(ExportTarget):
     takes_one_image = True
 
     def __init__(self, model: PIIPDenseModel, head: MaskRCNNHead, most: int) -> None:
-        super().__init__()
+        super().__init__(model.backbone)
         self.model = model
         self.head = head
         self.most = most
