@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from piip.described import DescribedModel
 from piip.exporting.comparison import Difference, compare
@@ -76,7 +75,9 @@ def export_model(
     """
     written = find_format(format, runs=check)
     out = _checked_path(out, format, written)
-    loaded, is_random = _load(model, features_only) if isinstance(model, (str, Path)) else (model, False)
+    loaded, is_random = (
+        load_for_export(model, features_only=features_only) if isinstance(model, (str, Path)) else (model, False)
+    )
     target = export_target(loaded, features_only=features_only).eval()
     size = image_size or loaded.pretrained_cfg["input_size"][1:]
     free = free_sides(target, format, size, batch=dynamic_batch, any_size=dynamic_size, is_checked=check)
@@ -87,7 +88,7 @@ def export_model(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
         path = Path(folder, out.name)
         written.write(trace(target, batches[-1], free), path, [output.name for output in target.outputs])
-        differences = compare(target, written.load(path), batches) if check else []
+        differences = compare(target, written.load(path, None), batches) if check else []
         _refuse(differences)
         text = describe(
             loaded, target, outputs, input_shape=shape, has_random_weights=is_random, differences=differences
@@ -96,25 +97,30 @@ def export_model(
     return ExportReport(files, shape, is_random, tuple(differences))
 
 
+def load_for_export(name: str | Path, *, features_only: bool = False) -> tuple[DescribedModel, bool]:
+    """Return a saved or a named model, and whether its weights are random.
+
+    Args:
+        name: A model directory, "owner/name" on the Hugging Face hub, or a name of `piip.list_models()`.
+        features_only: A named model without its head.
+
+    Raises:
+        ValueError: Nothing there.
+    """
+    is_saved = Path(name).exists() or HUB_ID.fullmatch(str(name)) is not None
+    if not is_saved:
+        torch.manual_seed(0)
+    model = from_pretrained(name) if is_saved else create_model(str(name), features_only=features_only)
+    assert isinstance(model, DescribedModel)  # whatever was built from a description is
+    return model, not is_saved
+
+
 def _checked_path(out: str | Path, format: str, written: Format) -> Path:
     path = Path(out)
     if path.suffix != written.suffix:
         raise ValueError(f"out is {out}, expected a file ending in {written.suffix} for the format {format}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _load(name: str | Path, features_only: bool) -> tuple[DescribedModel, bool]:
-    """Return a saved model, or a named one, and whether its weights are random."""
-    if Path(name).exists() or HUB_ID.fullmatch(str(name)):
-        return _described(from_pretrained(name)), False
-    torch.manual_seed(0)
-    return _described(create_model(str(name), features_only=features_only)), True
-
-
-def _described(model: nn.Module) -> DescribedModel:
-    assert isinstance(model, DescribedModel)  # whatever was built from a description is
-    return model
 
 
 def _move(folder: Path, out: Path, text: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from piip.exporting.targets import export_target
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 pytest.importorskip("onnxscript")
+SLOW = pytest.mark.slow
 SUFFIXES = {name: form.suffix for name, form in FORMATS.items()}
 
 
@@ -51,7 +53,7 @@ MODELS = {"classifier": classifier, "segmentor": lambda: dense("index_maps"), "d
 
 
 def run(path: Path, form: str, image: torch.Tensor) -> list[torch.Tensor]:
-    return [torch.from_numpy(values) for values in find_format(form).load(path)(image.numpy())]
+    return [torch.from_numpy(values) for values in find_format(form).load(path, None)(image.numpy())]
 
 
 def assert_same(model: nn.Module, path: Path, form: str, image: torch.Tensor, **options: bool) -> None:
@@ -77,9 +79,18 @@ def test_classifiers_take_any_number_of_images(form: str, tmp_path: Path) -> Non
         assert_same(model, path, form, torch.randn(batch, 3, 64, 64))
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("kind", ["segmentor", "detector"])
-def test_dense_models_of_any_aspect_ratio(form: str, kind: str, tmp_path: Path) -> None:
+DENSE = [
+    pytest.param("segmentor", "torch", marks=SLOW),
+    ("segmentor", "onnx"),
+    pytest.param("segmentor", "openvino", marks=SLOW),
+    ("detector", "torch"),
+    pytest.param("detector", "onnx", marks=SLOW),
+    ("detector", "openvino"),
+]
+
+
+@pytest.mark.parametrize(("kind", "form"), DENSE)
+def test_dense_models_of_any_aspect_ratio(kind: str, form: str, tmp_path: Path) -> None:
     model, path = MODELS[kind](), tmp_path / f"model{SUFFIXES[form]}"
     piip.export_model(model, path, format=form, image_size=(64, 96), dynamic_batch=kind == "segmentor")
     image = check_pictures(1, (64, 96), seed=3)
@@ -90,13 +101,24 @@ def test_dense_models_of_any_aspect_ratio(form: str, kind: str, tmp_path: Path) 
         assert len(run(path, form, image)[0]) > 0
 
 
-@pytest.mark.parametrize("size", [(64, 64), (96, 48), (100, 75)])
+@pytest.mark.parametrize("size", [pytest.param((64, 64), marks=SLOW), pytest.param((96, 48), marks=SLOW), (100, 75)])
 def test_maps_of_a_backbone(size: tuple[int, int], tmp_path: Path) -> None:
     """At other sizes than the nominal one position tables are resized, which exporters must know."""
     model, path = classifier(), tmp_path / "maps.onnx"
     report = piip.export_model(model, path, features_only=True, image_size=size)
     assert [each.name for each in report.differences] == ["map_0"]
     assert_same(model, path, "onnx", torch.randn(1, 3, *size), features_only=True)
+
+
+@SLOW
+def test_any_size(tmp_path: Path) -> None:
+    model, path = classifier(), tmp_path / "model.onnx"
+    report = piip.export_model(model, path, dynamic_batch=True, dynamic_size=True)
+    assert report.input_shape == ("batch", 3, "height", "width")
+    for size in ((64, 64), (64, 160), (112, 80)):
+        assert_same(model, path, "onnx", torch.randn(3, 3, *size))
+    with pytest.raises(ValueError, match="does not compute what the model computes: logits"):
+        piip.export_model(model, tmp_path / "model.xml", format="openvino", dynamic_size=True)
 
 
 def test_the_description_is_all_that_a_program_needs(tmp_path: Path) -> None:
@@ -154,10 +176,28 @@ def test_what_cannot_be(arguments: dict[str, Any], message: str, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def test_detectors_take_one_image(tmp_path: Path) -> None:
-    for option in ("dynamic_batch", "dynamic_size"):
-        with pytest.raises(ValueError, match="one image of a fixed size: leave dynamic_batch and dynamic_size out"):
-            piip.export_model(detector(), tmp_path / "model.onnx", **{option: True})
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        ("detector", {"dynamic_batch": True}, "one image of a fixed size: leave dynamic_batch and dynamic_size out"),
+        ("detector", {"dynamic_size": True}, "one image of a fixed size"),
+        ("segmentor", {"dynamic_size": True}, "Segmentors are exported for a fixed size"),
+        ("classifier", {"dynamic_size": True, "check": False}, "dynamic_size needs the check"),
+        (
+            "classifier",
+            {"dynamic_size": True, "image_size": (72, 64)},
+            r"image_size is \(72, 64\), expected multiples of 16",
+        ),
+    ],
+)
+def test_sides_that_cannot_be_free(kind: str, arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        piip.export_model(MODELS[kind](), tmp_path / "model.onnx", **arguments)
+
+
+def test_programs_have_fixed_sizes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="The format torch has fixed sizes"):
+        piip.export_model(classifier(), tmp_path / "model.pt2", format="torch", dynamic_size=True)
 
 
 def test_heads_that_cannot_be_exported_are_named(tmp_path: Path) -> None:
@@ -183,8 +223,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_missing_package_is_named(
     form: str, absent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, absent, None)
     line = refused(capsys, "nothing", "--out", str(tmp_path / f"m{SUFFIXES[form]}"), "--format", form)
     assert f'The format {form} needs {absent}: pip install "piip[export]"' in line

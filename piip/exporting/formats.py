@@ -33,14 +33,15 @@ class Format:
         packages: What writing takes.
         runtime: What running takes.
         write: Writes a program with named outputs to a path.
-        load: Makes a written file ready to run on the CPU, in float32.
+        load: Makes a written file ready to run on the CPU, in float32, on a number of threads (None: the runtime's own;
+            PyTorch has one number for the process).
     """
 
     suffix: str
     packages: tuple[str, ...]
     runtime: tuple[str, ...]
     write: Callable[[ExportedProgram, Path, Sequence[str]], None]
-    load: Callable[[Path], Run]
+    load: Callable[[Path, int | None], Run]
 
 
 def find_format(name: str, *, runs: bool = True) -> Format:
@@ -67,7 +68,7 @@ def _write_torch(program: ExportedProgram, path: Path, names: Sequence[str]) -> 
     torch.export.save(program, path)
 
 
-def _load_torch(path: Path) -> Run:
+def _load_torch(path: Path, threads: int | None) -> Run:
     module = torch.export.load(path).module()
 
     def run(image: NDArray[np.float32]) -> list[NDArray[Any]]:
@@ -97,10 +98,12 @@ def _rounded(value: Any, digits: Any = None) -> Any:
     return opset18.Cast(opset18.Round(value), to=INT64.dtype)
 
 
-def _load_onnx(path: Path) -> Run:
+def _load_onnx(path: Path, threads: int | None) -> Run:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(image: NDArray[np.float32]) -> list[NDArray[Any]]:
         return list(session.run(None, {INPUT: image}))
@@ -117,11 +120,12 @@ def _write_openvino(program: ExportedProgram, path: Path, names: Sequence[str]) 
         openvino.save_model(openvino.convert_model(onnx_file), path, compress_to_fp16=False)
 
 
-def _load_openvino(path: Path) -> Run:
+def _load_openvino(path: Path, threads: int | None) -> Run:
     import openvino
 
     # on CPUs with bfloat16 units that format would be the default
-    compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    options = {"INFERENCE_PRECISION_HINT": "f32", **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+    compiled = openvino.compile_model(path, "CPU", options)
 
     def run(image: NDArray[np.float32]) -> list[NDArray[Any]]:
         values = compiled(image)

@@ -40,10 +40,15 @@ def free_sides(
             "Mask R-CNN is exported for one image of a fixed size: leave dynamic_batch and dynamic_size out "
             "(features_only exports its backbone and neck with both)."
         )
-    if any_size and isinstance(target, PixelClasses) and file_format != "torch":
+    if any_size and isinstance(target, PixelClasses):
         raise ValueError(
-            f"Segmentors of any size can be exported to the format torch only, not to {file_format}: the ONNX exporter "
-            "fixes the windows of their pooling. Leave dynamic_size out."
+            "Segmentors are exported for a fixed size, the ONNX exporter fixes the windows of their pooling: leave "
+            "dynamic_size out (features_only exports the backbone and neck with it)."
+        )
+    if any_size and file_format == "torch":
+        raise ValueError(
+            "The format torch has fixed sizes, PyTorch cannot save how free ones are rounded to whole patches: leave "
+            "dynamic_size out, or choose the format onnx."
         )
     if any_size and not is_checked:
         raise ValueError("dynamic_size needs the check: some runtimes compute something else at other sizes.")
