@@ -155,4 +155,8 @@ def format_export(report: ExportReport) -> str:
         f"{each.name} {each.shape}: largest difference {each.max_abs:.1e}, relative {each.relative:.1e}"
         for each in report.differences
     ]
-    return "\n".join(lines if report.differences else [*lines, "Not compared with PyTorch."])
+    if not report.differences:
+        lines.append("Not compared with PyTorch.")
+    if any(0 in each.shape for each in report.differences):
+        lines.append("PyTorch found nothing in the last picture either, so there was little to compare.")
+    return "\n".join(lines)

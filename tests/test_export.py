@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pyramids import randomise, tiny_vit
@@ -19,6 +21,7 @@ from piip.cli import main
 from piip.exporting.comparison import Difference, check_pictures
 from piip.exporting.formats import FORMATS, find_format
 from piip.exporting.targets import export_target
+from piip.heads.detection.masks import paste_masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 pytest.importorskip("onnxscript")
@@ -160,6 +163,19 @@ def test_instances_are_compared_whatever_their_order() -> None:
     order = torch.tensor([2, 0, 1])
     for got, want in zip(target.in_order_of(wanted, [values[order] for values in wanted]), wanted, strict=True):
         assert torch.equal(got, want)
+
+
+def test_masks_as_large_as_the_image() -> None:
+    """The function of the documentation, which needs NumPy alone."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(def whole_mask.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"np": np}
+    exec(code, names)
+    masks = torch.rand(3, 28, 28, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[3.3, 4.1, 20.2, 31.7], [-2.0, 0.0, 90.0, 12.5], [50.0, 30.0, 52.5, 60.0]])
+    whole = [names["whole_mask"](mask.numpy(), box.numpy(), 48, 64) for mask, box in zip(masks, boxes, strict=True)]
+    different = torch.from_numpy(np.stack(whole)) != paste_masks(masks, boxes, (48, 64))
+    assert different.sum() <= 2
 
 
 @pytest.mark.parametrize(

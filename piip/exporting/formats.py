@@ -18,8 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from piip.fields import nearest_names
-
 INPUT = "image"
 Run = Callable[[NDArray[np.float32]], list[NDArray[Any]]]
 
@@ -55,7 +53,7 @@ def find_format(name: str, *, runs: bool = True) -> Format:
         ValueError: An unknown format, or a missing package.
     """
     if name not in FORMATS:
-        raise ValueError(f"format is {name!r}, expected one of {', '.join(FORMATS)}. {nearest_names(name, [*FORMATS])}")
+        raise ValueError(f"format is {name!r}, expected one of {', '.join(FORMATS)}.")
     found = FORMATS[name]
     needed = dict.fromkeys(found.packages + (found.runtime if runs else ()))
     missing = [package for package in needed if importlib.util.find_spec(package) is None]

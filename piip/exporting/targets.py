@@ -81,11 +81,10 @@ class FeatureMaps(ExportTarget):
     def __init__(self, backbone: PIIPBackbone) -> None:
         super().__init__(backbone)
         self.backbone = backbone
-        self.outputs = tuple(
-            Output(f"map_{index}", f"feature map (B, {info['num_chs']:g}, H / {stride:g}, W / {stride:g})")
-            for index, info in enumerate(backbone.feature_info)
-            for stride in [info["reduction"]]
-        )
+        shapes = [
+            "B, {num_chs:g}, H / {reduction:g}, W / {reduction:g}".format(**info) for info in backbone.feature_info
+        ]
+        self.outputs = tuple(Output(f"map_{i}", f"feature map, float32 ({shape})") for i, shape in enumerate(shapes))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the maps of images (B, 3, H, W)."""
