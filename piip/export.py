@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from piip.described import DescribedModel
 from piip.exporting.comparison import Difference, compare
@@ -79,6 +80,7 @@ def export_model(
         load_for_export(model, features_only=features_only) if isinstance(model, (str, Path)) else (model, False)
     )
     target = export_target(loaded, features_only=features_only).eval()
+    _check_place(target)
     size = image_size or loaded.pretrained_cfg["input_size"][1:]
     free = free_sides(target, format, size, batch=dynamic_batch, any_size=dynamic_size, is_checked=check)
     batches = example_batches(loaded, target, size, free)
@@ -95,6 +97,15 @@ def export_model(
         )
         files = _move(Path(folder), out, {"format": format, **text})
     return ExportReport(files, shape, is_random, tuple(differences))
+
+
+def _check_place(target: nn.Module) -> None:
+    for weights in target.parameters():
+        if weights.device.type != "cpu" or weights.dtype != torch.float32:
+            raise ValueError(
+                f"The model's weights are {weights.dtype} on {weights.device}, expected torch.float32 on the CPU: pass "
+                "model.float().cpu()."
+            )
 
 
 def load_for_export(name: str | Path, *, features_only: bool = False) -> tuple[DescribedModel, bool]:

@@ -216,11 +216,13 @@ def test_programs_have_fixed_sizes(tmp_path: Path) -> None:
         piip.export_model(classifier(), tmp_path / "model.pt2", format="torch", dynamic_size=True)
 
 
-def test_heads_that_cannot_be_exported_are_named(tmp_path: Path) -> None:
+def test_models_that_cannot_be_exported_are_refused(tmp_path: Path) -> None:
     values = dense_recipe(Path(), Path(), "coco")["model"]
     model = build_model(piip.ModelConfig.from_dict(values | {"head": {"kind": "dino", "num_classes": 2, "width": 32}}))
     with pytest.raises(ValueError, match="DINO detectors cannot be exported"):
         piip.export_model(model, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=r"weights are torch.bfloat16 on cpu, expected torch.float32 on the CPU"):
+        piip.export_model(classifier().bfloat16(), tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="The model is a Linear"):
         piip.export_model(nn.Linear(1, 1), tmp_path / "model.onnx")
 

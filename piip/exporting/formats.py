@@ -115,7 +115,8 @@ def _write_openvino(program: ExportedProgram, path: Path, names: Sequence[str]) 
     with tempfile.TemporaryDirectory(prefix="piip-") as directory:
         onnx_file = Path(directory) / "model.onnx"
         _write_onnx(program, onnx_file, names)
-        openvino.save_model(openvino.convert_model(onnx_file), path, compress_to_fp16=False)
+        # reads as convert_model does, but reports to nobody
+        openvino.save_model(openvino.Core().read_model(onnx_file), path, compress_to_fp16=False)
 
 
 def _load_openvino(path: Path, threads: int | None) -> Run:
