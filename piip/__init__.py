@@ -27,6 +27,7 @@ _HOMES = {
     "from_pretrained": "piip.hub",
     "load_model": "piip.saving",
     "estimate_cost": "piip.cost",
+    "export_model": "piip.export",
     "checkpoints": "piip.checkpoints",
     "ops": "piip.ops",
     "optimize_for_inference": "piip.inference",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from piip.build import PyramidWarning, build_backbone, build_model
     from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
     from piip.cost import estimate_cost
+    from piip.export import export_model
     from piip.hub import from_pretrained
     from piip.inference import optimize_for_inference
     from piip.prediction import Predictor

@@ -78,11 +78,15 @@ def build_backbone(config: ModelConfig) -> PIIPBackbone:
     ]
     merge = None if config.merge.kind == "none" else _final_merge(config, branches)
     stage_merges = {stage: _stage_merge(config, branches, stage) for stage in _stages_to_merge(config, groups)}
+    neck = _neck(config, branches, merge, list(stage_merges.values()))
+    for part in (merge, neck, *stage_merges.values()):
+        if part is not None:  # tokens seen as maps have their channels last; convolutions with weights so too copy nothing
+            part.to(memory_format=torch.channels_last)
     return PIIPBackbone(
         branches,
         interactions,
         merge,
-        _neck(config, branches, merge, list(stage_merges.values())),
+        neck,
         image_sizes=[branch.image_size for branch in config.branches],
         stage_merges=stage_merges,
         official_resize=config.resize == "official",

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from piip import __version__
 from piip.cli_convert import convert
 from piip.cli_data import data_landcover, data_nuclei
+from piip.cli_export import export
 from piip.cli_help import conversion_examples, recipe_fields
 from piip.cli_parser import Commands, run_command
 from piip.cli_results import evaluate, predict
@@ -173,6 +174,7 @@ COMMANDS: Commands = {
     "evaluate": evaluate,
     "predict": predict,
     "convert": convert,
+    "export": export,
     "demo": demo,
 }
 

@@ -253,8 +253,9 @@ def _filled(value: Tensor, read: Tensor, device: str, dtype: str) -> Tensor:
         return _filled_rows(value, read, device, dtype)  # type: ignore[arg-type]  # spread, the only other kind
     if not value.is_meta:
         return value.copy_(read)
-    # a copy: the file may change or go away while the model is in use
-    return read.to(device=device, dtype=stored_dtype(read.dtype, dtype), copy=True)
+    # a copy in the model's memory format: the file may change or go away while the model is in use
+    made = torch.empty_like(value, device=device, dtype=stored_dtype(read.dtype, dtype))
+    return made.copy_(read)
 
 
 def _filled_rows(value: DTensor, read: Tensor, device: str, dtype: str) -> DTensor:

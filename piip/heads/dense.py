@@ -119,15 +119,19 @@ class PIIPDenseModel(DescribedModel):
         """
         if not isinstance(self.head, UperNetHead):
             raise ValueError("segment() needs a head that classifies pixels, head kind 'upernet'; use predict()")
-        _, maps = self._prepare(image, None)
+        maps = self.forward_maps(image)
         with torch.autocast(image.device.type, enabled=False):
             logits: Tensor = self.head(maps)
         return logits
 
+    def forward_maps(self, image: Tensor) -> list[Tensor]:
+        """Return the maps that the head reads of normalised RGB images (B, 3, H, W), finest first, in float32."""
+        return [feature_map.float() for feature_map in self.backbone(image)]
+
     def _prepare(self, image: Tensor, frames: Sequence[ImageFrame] | None) -> tuple[Sequence[ImageFrame], list[Tensor]]:
         if frames is None:
             frames = [ImageFrame.make((image.shape[2], image.shape[3]))] * len(image)
-        return frames, [feature_map.float() for feature_map in self.backbone(image)]
+        return frames, self.forward_maps(image)
 
     @property
     def finds(self) -> tuple[str, ...]:

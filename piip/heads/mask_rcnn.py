@@ -80,19 +80,39 @@ class MaskRCNNHead(nn.Module):
         Returns:
             "boxes" (N, 4) as x1, y1, x2, y2, "scores" (N,), "labels" (N,) from 0, "masks" bool (N, H, W); best first.
         """
+        results = self.find(maps, frames, rescale=rescale, most=most)
+        for found, frame in zip(results, frames, strict=True):
+            shape = frame.original if rescale else frame.size
+            found["masks"] = paste_masks(found["masks"], found["boxes"], shape)
+        return results
+
+    @torch.no_grad()
+    def find(
+        self, maps: Sequence[Tensor], frames: Sequence[ImageFrame], *, rescale: bool = True, most: int = DETECTIONS
+    ) -> list[Prediction]:
+        """Return the instances of every image with masks that are still probabilities in cells of their boxes.
+
+        Args:
+            maps: See `predict`.
+            frames: See `predict`.
+            rescale: See `predict`.
+            most: See `predict`.
+
+        Returns:
+            What `predict` returns, but for "masks": float (N, 28, 28) in [0, 1].
+        """
         levels = self.fpn(maps)
         proposals = [boxes for boxes, _ in self.proposals.proposals(self.proposals(levels), frames)]
         logits, deltas = self.boxes(levels[:4], with_image_index(proposals))
-        counts = [len(boxes) for boxes in proposals]
+        counts = [boxes.shape[0] for boxes in proposals]
         results: list[Prediction] = []
         parts = zip(proposals, logits.split(counts), deltas.split(counts), frames, strict=True)
         for index, (boxes, logit, delta, frame) in enumerate(parts):
             found, scores, labels = self.boxes.detect(boxes, logit, delta, frame, rescale=rescale, most=most)
             in_network = found * found.new_tensor(frame.scale * 2) if rescale else found
-            regions = torch.cat((in_network.new_full((len(found), 1), index), in_network), 1)
-            chosen = self.masks(levels[:4], regions)[torch.arange(len(found), device=labels.device), labels]
-            shape = frame.original if rescale else frame.size
-            masks = paste_masks(chosen.float().sigmoid(), found, shape)
+            regions = torch.cat((torch.full_like(in_network[:, :1], index), in_network), 1)
+            own = torch.arange(found.shape[0], device=labels.device), labels
+            masks = self.masks(levels[:4], regions)[own].float().sigmoid()
             results.append({"boxes": found, "scores": scores, "labels": labels, "masks": masks})
         return results
 

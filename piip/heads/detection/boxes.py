@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -90,10 +91,10 @@ def class_offset_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: 
     Returns:
         Indices of the boxes that stay, highest score first, equal scores in the order given.
     """
-    if not len(boxes):
-        return torch.empty(0, dtype=torch.long, device=boxes.device)
-    shifted = boxes + (classes.to(boxes) * (boxes.max() + 1))[:, None]
-    if len(boxes) < MAX_OFFSET_CANDIDATES:
+    largest = F.pad(boxes.flatten(), (0, 1)).max()  # a zero more: there may be no boxes
+    shifted = boxes + (classes.to(boxes) * (largest + 1))[:, None]
+    # an exported program holds one way for any number of boxes
+    if torch.compiler.is_exporting() or len(boxes) < MAX_OFFSET_CANDIDATES:
         return nms(shifted, scores, threshold)
     kept = []
     for value in classes.unique():

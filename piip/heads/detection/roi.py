@@ -34,7 +34,7 @@ def pool_regions(maps: Sequence[Tensor], regions: Tensor, side: int) -> Tensor:
         (N, C, side, side).
     """
     level = (areas(regions[:, 1:]).sqrt() / FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(maps) - 1)
-    pooled = maps[0].new_zeros(len(regions), maps[0].shape[1], side, side)
+    pooled = maps[0].new_zeros(regions.shape[0], maps[0].shape[1], side, side)
     for index, feature_map in enumerate(maps):
         chosen = (level == index).nonzero().squeeze(1)
         scale = 1 / (4 * 2**index)
@@ -45,7 +45,7 @@ def pool_regions(maps: Sequence[Tensor], regions: Tensor, side: int) -> Tensor:
 
 def with_image_index(boxes: Sequence[Tensor]) -> Tensor:
     """Join the boxes (N_i, 4) of all images to regions (N, 5) with the image's index in front."""
-    return torch.cat([torch.cat((b.new_full((len(b), 1), i), b), 1) for i, b in enumerate(boxes)])
+    return torch.cat([torch.cat((torch.full_like(b[:, :1], i), b), 1) for i, b in enumerate(boxes)])
 
 
 class BoxHead(nn.Module):

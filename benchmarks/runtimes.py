@@ -1,0 +1,112 @@
+"""How long does one image take in each runtime? PyTorch as it is beside exported files, on the CPU.
+
+    python benchmarks/runtimes.py [MODEL ...] [--image-size 320 320] [--repeats 15] [--threads 2] [--json PATH]
+
+Every model is exported to each format whose packages are installed, and checked against PyTorch. Then all run on the
+same image in turns, so that what else the machine does meets them alike; the median of the repeats counts. Run it on an
+idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+import piip
+from piip.export import load_for_export
+from piip.exporting.formats import FORMATS, find_format
+from piip.exporting.targets import export_target
+
+ASSETS = Path(piip.__file__).parent / "assets"
+DEFAULTS = [str(ASSETS / name / "model") for name in ("landcover", "landcover_maps", "nuclei")]
+Run = Callable[[NDArray[np.float32]], Any]
+
+
+def ready(model: str, size: tuple[int, int] | None, threads: int, folder: Path) -> tuple[dict[str, Run], list[int]]:
+    """Return what runs a model in every runtime, and the shape of its images."""
+    loaded, _ = load_for_export(model)
+    target = export_target(loaded).eval()
+
+    def eager(image: NDArray[np.float32]) -> Any:
+        with torch.inference_mode():
+            return target(torch.from_numpy(image))
+
+    runs: dict[str, Run] = {"eager": eager}
+    shape = [1, 3, *(size or loaded.pretrained_cfg["input_size"][1:])]
+    for name, form in FORMATS.items():
+        try:
+            find_format(name)
+        except ValueError as error:
+            print(f"{name} is left out: {error}")
+            continue
+        path = folder / f"{name}{form.suffix}"
+        piip.export_model(loaded, path, format=name, image_size=size)
+        runs[name] = form.load(path, threads)
+    return runs, shape
+
+
+def measure(runs: Mapping[str, Run], shape: list[int], repeats: int) -> dict[str, float]:
+    """Return the median seconds of every runtime, which take turns."""
+    image = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats + 2):  # the first two warm up
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run(image)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[2:]) for name, values in seconds.items()}
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main() -> None:
+    """Measure all models and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("models", nargs="*", default=DEFAULTS, metavar="MODEL", help="directories, or names of the zoo")
+    parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="default: each model's own")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", metavar="PATH", help="write the numbers there too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    size = tuple(arguments.image_size) if arguments.image_size else None
+    facts: dict[str, Any] = {"date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "machine": processor()}
+    facts |= {"threads": arguments.threads, "repeats": arguments.repeats, "models": {}}
+    table = Table(
+        "model", "image", title=f"{facts['machine']}, {arguments.threads} threads, {facts['date']}; median ms"
+    )
+    for name in ("eager", *FORMATS):
+        table.add_column(name, justify="right")
+    for model in arguments.models:
+        with tempfile.TemporaryDirectory() as folder:
+            runs, shape = ready(model, size, arguments.threads, Path(folder))
+            seconds = measure(runs, shape, arguments.repeats)
+        facts["models"][model] = {"shape": shape, "seconds": seconds}
+        label = model.replace(str(ASSETS), "assets").removesuffix("/model")
+        shown = [f"{1e3 * seconds[name]:.1f}" if name in seconds else "-" for name in ("eager", *FORMATS)]
+        table.add_row(label, " x ".join(str(side) for side in shape[2:]), *shown)
+    Console().print(table)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

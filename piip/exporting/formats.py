@@ -1,0 +1,141 @@
+"""The formats: how an exported program is written, and how the file is run.
+
+OpenVINO reads what PyTorch writes as ONNX: its own reader of exported programs lacks the antialiased resize of position
+tables, and the operations of detectors whose number of results depends on the image.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+INPUT = "image"
+Run = Callable[[NDArray[np.float32]], list[NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of files.
+
+    Args:
+        suffix: How its files end.
+        packages: What writing takes.
+        runtime: What running takes.
+        write: Writes a program with named outputs to a path.
+        load: Makes a written file ready to run on the CPU, in float32, on a number of threads (None: the runtime's own;
+            PyTorch has one number for the process).
+    """
+
+    suffix: str
+    packages: tuple[str, ...]
+    runtime: tuple[str, ...]
+    write: Callable[[ExportedProgram, Path, Sequence[str]], None]
+    load: Callable[[Path, int | None], Run]
+
+
+def find_format(name: str, *, runs: bool = True) -> Format:
+    """Return a format whose packages are there.
+
+    Args:
+        name: "torch", "onnx" or "openvino".
+        runs: Whether files are run too.
+
+    Raises:
+        ValueError: An unknown format, or a missing package.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"format is {name!r}, expected one of {', '.join(FORMATS)}.")
+    found = FORMATS[name]
+    needed = dict.fromkeys(found.packages + (found.runtime if runs else ()))
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(f'The format {name} needs {" and ".join(missing)}: pip install "piip[export]".')
+    return found
+
+
+def _write_torch(program: ExportedProgram, path: Path, names: Sequence[str]) -> None:
+    torch.export.save(program, path)
+
+
+def _load_torch(path: Path, threads: int | None) -> Run:
+    module = torch.export.load(path).module()
+
+    def run(image: NDArray[np.float32]) -> list[NDArray[Any]]:
+        with torch.inference_mode():
+            return [values.numpy() for values in module(torch.from_numpy(image))]
+
+    return run
+
+
+def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str]) -> None:
+    written = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=[INPUT],
+        output_names=list(names),
+        custom_translation_table={round: _rounded},
+    )
+    assert written is not None  # by this exporter it never is
+    written.save(path)
+
+
+def _rounded(value: Any, digits: Any = None) -> Any:
+    """Translate Python's `round`, by which sizes become whole patches; ONNX rounds halves to even as well."""
+    from onnxscript import INT64, opset18
+
+    return opset18.Cast(opset18.Round(value), to=INT64.dtype)
+
+
+def _load_onnx(path: Path, threads: int | None) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(image: NDArray[np.float32]) -> list[NDArray[Any]]:
+        return list(session.run(None, {INPUT: image}))
+
+    return run
+
+
+def _write_openvino(program: ExportedProgram, path: Path, names: Sequence[str]) -> None:
+    import openvino
+
+    with tempfile.TemporaryDirectory(prefix="piip-") as directory:
+        onnx_file = Path(directory) / "model.onnx"
+        _write_onnx(program, onnx_file, names)
+        # reads as convert_model does, but reports to nobody
+        openvino.save_model(openvino.Core().read_model(onnx_file), path, compress_to_fp16=False)
+
+
+def _load_openvino(path: Path, threads: int | None) -> Run:
+    import openvino
+
+    # on CPUs with bfloat16 units that format would be the default
+    options = {"INFERENCE_PRECISION_HINT": "f32", **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+    compiled = openvino.compile_model(path, "CPU", options)
+
+    def run(image: NDArray[np.float32]) -> list[NDArray[Any]]:
+        values = compiled(image)
+        return [values[index] for index in range(len(compiled.outputs))]
+
+    return run
+
+
+ONNX_WRITERS = ("onnx", "onnxscript")
+FORMATS = {
+    "torch": Format(".pt2", (), (), _write_torch, _load_torch),
+    "onnx": Format(".onnx", ONNX_WRITERS, ("onnxruntime",), _write_onnx, _load_onnx),
+    "openvino": Format(".xml", (*ONNX_WRITERS, "openvino"), ("openvino",), _write_openvino, _load_openvino),
+}
