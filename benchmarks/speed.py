@@ -215,13 +215,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows: list[dict[str, Any]] = []
-    for dtype in arguments.dtypes:
-        rows += measure(arguments.models, dtype, arguments.batch, arguments.repeats, arguments.memory)
-    add_ratios(rows)
     facts = machine()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
-    plot(rows, arguments.out.with_suffix(".png"))
+    for dtype in arguments.dtypes:  # written after each dtype: what was measured is kept if the next one fails
+        rows += measure(arguments.models, dtype, arguments.batch, arguments.repeats, arguments.memory)
+        add_ratios(rows)
+        arguments.out.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+        plot(rows, arguments.out.with_suffix(".png"))
     Console(width=120).print(table(rows, facts))
 
 
