@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from piip.ops import native
@@ -185,6 +186,8 @@ def packed(layer: nn.Module, input_shape: tuple[int, ...]) -> nn.Module | None:
         if doubles(layer) and weight.dtype == torch.bfloat16:
             return PackedDoubling(layer)
         return PackedConvTranspose2d(layer, input_shape=input_shape)
-    if isinstance(layer, nn.LayerNorm) and layer.normalized_shape == input_shape[-1:] and native.is_available():
-        return PackedLayerNorm(layer)
+    # by type, since other norms of timm's descend from it: of the channels of maps, or in float32
+    is_plain_norm = type(layer) in (nn.LayerNorm, LayerNorm) and layer.normalized_shape == input_shape[-1:]
+    if is_plain_norm and native.is_available():
+        return PackedLayerNorm(layer)  # type: ignore[arg-type]
     return None

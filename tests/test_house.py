@@ -33,6 +33,7 @@ LIGHTNING_ROOMS = ROOMS[ROOMS.index("tasks") :]
 TIMM_PARTS = {
     ("interaction", "timm.layers", "DropPath"),
     ("necks", "timm.layers", "LayerNorm2d"),
+    ("packed", "timm.layers", "LayerNorm"),
     ("preparation", "timm.data", "Mixup"),
 }
 
