@@ -3,9 +3,9 @@
     python benchmarks/speed.py [--models tsb vit_b ...] [--dtypes f32 bf16] [--batch 1] [--repeats 5] [--out out/speed]
 
 Backbone, merge and simple feature pyramid. Each row is one model in one form: "optimized" is what
-`piip.optimize_for_inference` returns, "eager" the model as it is, "as released" the way the authors' code runs it (plain
-sampling, windows cut in every block). The floor is the model's products, convolutions and attention alone, each at the
-fastest stock kernel. Writes OUT.json and OUT.png.
+`piip.optimize_for_inference` returns, "eager" the model as it is, "as released" the way the authors' code runs it
+(plain sampling, windows cut in every block). The floor is the model's products, convolutions and attention alone, each
+at the fastest stock kernel. Writes OUT.json and OUT.png.
 """
 
 from __future__ import annotations
@@ -196,7 +196,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         single = min((r for r in chosen if r["model"] == "vit_b"), key=lambda r: r["seconds"]["min"], default=None)
         if single:
             panel.axline((0, 0), (single["macs"] / 1e9, single["seconds"]["min"]), color="grey", linewidth=0.8)
-        panel.set(xlabel="GMACs (merge and neck included)", ylabel="seconds", title=dtype, xlim=(0, None), ylim=(0, None))
+        panel.set(
+            xlabel="GMACs (merge and neck included)", ylabel="seconds", title=dtype, xlim=(0, None), ylim=(0, None)
+        )
         panel.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)

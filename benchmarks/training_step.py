@@ -2,8 +2,8 @@
 
     python benchmarks/training_step.py [--models tsb vit_b] [--dtypes f32 bf16] [--repeats 3] [--out out/training.json]
 
-Forward and backward of backbone, merge and simple feature pyramid, one image, with and without activation checkpointing;
-bf16 is autocast with float32 weights. Peak memory is that of a process that does one such step.
+Forward and backward of backbone, merge and simple feature pyramid, one image, with and without activation
+checkpointing; bf16 is autocast with float32 weights. Peak memory is that of a process that does one such step.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ def measure(names: list[str], dtype: str, repeats: int) -> list[dict[str, Any]]:
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
     """Compare each row with the single network of the same dtype and checkpointing."""
-    singles = {
-        (row["model"], row["dtype"], row["checkpointing"]): row for row in rows if row["form"] == "piip"
-    }
+    singles = {(row["model"], row["dtype"], row["checkpointing"]): row for row in rows if row["form"] == "piip"}
     for row in rows:
         single = singles.get((CASES[row["model"]].beside, row["dtype"], row["checkpointing"]))
         if single:

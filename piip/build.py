@@ -80,7 +80,7 @@ def build_backbone(config: ModelConfig) -> PIIPBackbone:
     stage_merges = {stage: _stage_merge(config, branches, stage) for stage in _stages_to_merge(config, groups)}
     neck = _neck(config, branches, merge, list(stage_merges.values()))
     for part in (merge, neck, *stage_merges.values()):
-        if part is not None:  # tokens seen as maps have their channels last; convolutions with weights so too copy nothing
+        if part is not None:  # as tokens seen as maps are: convolutions then copy nothing
             part.to(memory_format=torch.channels_last)
     return PIIPBackbone(
         branches,

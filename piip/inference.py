@@ -37,7 +37,9 @@ class FusedAttention(nn.Module):
         dim = offsets.in_features
         by_axis = offsets.weight.view(-1, 2, dim).transpose(0, 1).flatten(0, 1)  # all x, then all y
         bias_by_axis = offsets.bias.view(-1, 2).t().flatten()
-        self.raw = PackedLinear(torch.cat((by_axis, weights.weight)), torch.cat((bias_by_axis, weights.bias)), rows=queries)
+        self.raw = PackedLinear(
+            torch.cat((by_axis, weights.weight)), torch.cat((bias_by_axis, weights.bias)), rows=queries
+        )
         self.value = PackedLinear(attention.value.weight, attention.value.bias, rows=sources)
         self.output = PackedLinear(*_parameters(scaled_linear(attention.output, gate)), rows=queries)
 
@@ -83,6 +85,7 @@ class FusedInjector(nn.Module):
         super().__init__()
         self.query_norm = injector.query_norm
         self.source_norm = injector.source_norm
+        assert isinstance(injector.attention, DeformableCrossAttention)
         self.attention = FusedAttention(injector.attention, injector.attention_gate, rows=rows)
         self.ffn = None
         if injector.ffn is not None:

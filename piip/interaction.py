@@ -141,7 +141,9 @@ class Interaction(nn.Module):
             features[pair], features[pair + 1] = self._exchange(pair, features[pair], features[pair + 1])
         return features
 
-    def _exchange(self, pair: int, coarse: BranchFeatures, fine: BranchFeatures) -> tuple[BranchFeatures, BranchFeatures]:
+    def _exchange(
+        self, pair: int, coarse: BranchFeatures, fine: BranchFeatures
+    ) -> tuple[BranchFeatures, BranchFeatures]:
         unit = self.units[pair]
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(unit, coarse, fine, use_reentrant=False)

@@ -1,7 +1,8 @@
 """Layers with weights laid out once for the processor, for inference on CPU.
 
-PyTorch lays the weights of a product or convolution out anew in every call where oneDNN wants another order than theirs;
-these layers keep them in that order. They use the operations that PyTorch's own compiler emits for frozen models.
+PyTorch lays the weights of a product or convolution out anew in every call where oneDNN wants another order than
+theirs; these layers keep them in that order. They use the operations that
+PyTorch's own compiler emits for frozen models.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from piip.ops import native
@@ -110,13 +112,14 @@ class PackedDoubling(nn.Module):
         self.rows_at_once = rows_at_once
         weight = conv.weight.detach().permute(2, 3, 1, 0).flatten(1, 2)  # (2, 2 * out, in)
         bias = None if conv.bias is None else conv.bias.detach().repeat(2)
+        self.line_width = weight.shape[1]
         self.lines = nn.ModuleList([PackedLinear(line, bias, rows=rows_at_once) for line in weight])
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', 2 * H, 2 * W)."""
         batch, channels, height, width = maps.shape
         rows = maps.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
-        result = rows.new_empty(batch * height, 2, width, self.lines[0].out_features)
+        result = rows.new_empty(batch * height, 2, width, self.line_width)
         step = max(1, self.rows_at_once // width)
         for first in range(0, batch * height, step):
             part = rows[first : first + step]
@@ -183,6 +186,8 @@ def packed(layer: nn.Module, input_shape: tuple[int, ...]) -> nn.Module | None:
         if doubles(layer) and weight.dtype == torch.bfloat16:
             return PackedDoubling(layer)
         return PackedConvTranspose2d(layer, input_shape=input_shape)
-    if isinstance(layer, nn.LayerNorm) and layer.normalized_shape == input_shape[-1:] and native.is_available():
-        return PackedLayerNorm(layer)
+    # by type, since other norms of timm's descend from it: of the channels of maps, or in float32
+    is_plain_norm = type(layer) in (nn.LayerNorm, LayerNorm) and layer.normalized_shape == input_shape[-1:]
+    if is_plain_norm and native.is_available():
+        return PackedLayerNorm(layer)  # type: ignore[arg-type]
     return None

@@ -33,6 +33,7 @@ LIGHTNING_ROOMS = ROOMS[ROOMS.index("tasks") :]
 TIMM_PARTS = {
     ("interaction", "timm.layers", "DropPath"),
     ("necks", "timm.layers", "LayerNorm2d"),
+    ("packed", "timm.layers", "LayerNorm"),
     ("preparation", "timm.data", "Mixup"),
 }
 
@@ -62,7 +63,7 @@ def imports(path: Path) -> Iterator[tuple[str, str, int]]:
 
 def imported_room(module: str, name: str) -> str | None:
     parts = module.split(".")
-    if parts[0] != "piip":
+    if parts[0] != "piip" or (module, name) == ("piip", "__version__"):  # a constant, there before anything else
         return None
     return parts[1] if len(parts) > 1 else name if name in ROOMS else "__init__"
 
@@ -165,7 +166,9 @@ def names_of(path: Path) -> Iterator[tuple[str, int]]:
 
 
 # Digits that are part of a word (or timm's word), or an image size, do not number several things.
-DIGIT_WORDS = re.compile(r"_6b(?=_)|_patch\d+|top[15]|2d|bf16|f32|sha256|\bfc[12]\b|\bdrop_path[12]\b|_\d{3,4}(?=_|$)")
+DIGIT_WORDS = re.compile(
+    r"_6b(?=_)|_patch\d+|top[15]|2d|bf16|f32|sha256|\b(fc|ls)[12]\b|\bdrop_path[12]\b|_\d{3,4}(?=_|$)"
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=short)

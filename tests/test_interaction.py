@@ -170,3 +170,48 @@ def test_features_turn_into_maps_and_back() -> None:
     assert made.as_map().shape == (2, 5, 3, 4)
     assert torch.equal(BranchFeatures.map_to_tokens(made.as_map()), made.patches)
     assert isinstance(BranchMerge([nn.Identity()], 5)([made]), torch.Tensor)
+
+
+@pytest.mark.parametrize("options", [{}, {"ffn_ratio": 0.0, "norm": False}, {"attention": "dense"}])
+def test_checkpointed_interactions_keep_less_and_learn_the_same(options) -> None:
+    made = backbone(drop_path_rate=0.5, **options).train()
+    losses, gradients, kept = [], [], []
+    for enable in (False, True):
+        made.zero_grad()
+        for interaction in made.interactions:
+            interaction.grad_checkpointing = enable
+        sizes: list[int] = []
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        torch.manual_seed(0)  # of stochastic depth
+        given = [features(32, (4, 4), 0), features(24, (6, 6), 1), features(16, (8, 8), 2)]
+        leaves = [each.patches.requires_grad_() for each in given]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            for interaction in made.interactions:
+                given = interaction(given)
+            loss = sum(each.patches.square().mean() for each in given)
+        loss.backward()
+        losses.append(loss.detach())
+        parameters = [*made.interactions.parameters(), *leaves]
+        gradients.append([leaf.grad.clone() for leaf in parameters])
+        kept.append(sum(sizes))
+    assert torch.equal(*losses)
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
+    assert kept[1] < 0.25 * kept[0]
+
+
+def test_checkpointing_reaches_the_interactions_and_nothing_is_recomputed_without_gradients() -> None:
+    made = backbone()
+    made.set_grad_checkpointing()
+    assert all(interaction.grad_checkpointing for interaction in made.interactions)
+    given = [features(32, (4, 4), 0), features(24, (6, 6), 1), features(16, (8, 8), 2)]
+    with torch.inference_mode():
+        got = made.interactions[0](given)
+        made.set_grad_checkpointing(False)
+        want = made.interactions[0](given)
+    assert not any(interaction.grad_checkpointing for interaction in made.interactions)
+    assert all(torch.equal(a.patches, b.patches) for a, b in zip(got, want, strict=True))

@@ -21,9 +21,7 @@ from piip.features import BranchFeatures
 def like_the_authors() -> Iterator[None]:
     """Run piip's models the way the released code does: plain sampling, windows cut anew in every block."""
 
-    def run_blocks(
-        self: TokenBranch, indices: range, tokens: Tensor, features: BranchFeatures, window: int
-    ) -> Tensor:
+    def run_blocks(self: TokenBranch, indices: range, tokens: Tensor, features: BranchFeatures, window: int) -> Tensor:
         for index in indices:
             tokens = self.run_block(index, tokens, features, window, is_cut=False)
         return tokens
@@ -54,12 +52,14 @@ class WindowedViT(nn.Module):
         width, depth = self.vit.embed_dim, len(self.vit.blocks)
         self.window = window
         self.is_global = [not window or (index + 1) % (depth // 4) == 0 for index in range(depth)]
-        self.up = nn.ModuleList([
-            nn.Sequential(_doubling(width), nn.GroupNorm(32, width), nn.GELU(), _doubling(width)),
-            _doubling(width),
-            nn.Identity(),
-            nn.MaxPool2d(2),
-        ])
+        self.up = nn.ModuleList(
+            [
+                nn.Sequential(_doubling(width), nn.GroupNorm(32, width), nn.GELU(), _doubling(width)),
+                _doubling(width),
+                nn.Identity(),
+                nn.MaxPool2d(2),
+            ]
+        )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return four maps of an image (B, 3, H, W)."""

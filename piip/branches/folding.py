@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 def scaled_linear(layer: nn.Linear, scale: Tensor) -> nn.Linear:
     """Return a linear layer whose result is `scale` (out,) times that of `layer`."""
-    bias = None if layer.bias is None else layer.bias.float() * scale.float()
+    dtype = torch.promote_types(layer.weight.dtype, torch.float32)  # round once
+    scale = scale.to(dtype)
+    bias = None if layer.bias is None else layer.bias.to(dtype) * scale
     with torch.device("meta"):
         folded = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None)
-    weight = layer.weight.float() * scale.float()[:, None]
+    weight = layer.weight.to(dtype) * scale[:, None]
     folded.weight = nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
     if bias is not None:
         folded.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False)
@@ -27,8 +29,7 @@ def fold_layer_scales(model: nn.Module) -> None:
     for block in model.modules():
         if type(block) is Block:
             _fold_block(block)
-        if type(block) is ConvNeXtBlock and block.gamma is not None and type(block.mlp) is Mlp:
-            block.mlp.fc2 = scaled_linear(block.mlp.fc2, block.gamma)
+        if type(block) is ConvNeXtBlock and block.gamma is not None and _scale_mlp(block.mlp, block.gamma):
             block.gamma = None
 
 
@@ -36,9 +37,16 @@ def _fold_block(block: Block) -> None:
     if type(block.attn) is Attention and type(block.ls1) is LayerScale:
         block.attn.proj = scaled_linear(block.attn.proj, block.ls1.gamma)
         block.ls1 = nn.Identity()
-    if type(block.mlp) is Mlp and type(block.ls2) is LayerScale:
-        block.mlp.fc2 = scaled_linear(block.mlp.fc2, block.ls2.gamma)
+    if type(block.ls2) is LayerScale and _scale_mlp(block.mlp, block.ls2.gamma):
         block.ls2 = nn.Identity()
+
+
+def _scale_mlp(mlp: nn.Module, scale: Tensor) -> bool:
+    """Fold a factor into a two-layer network in place; False where that is of another kind, as with convolutions."""
+    if type(mlp) is not Mlp or not isinstance(mlp.fc2, nn.Linear):
+        return False
+    mlp.fc2 = scaled_linear(mlp.fc2, scale)
+    return True
 
 
 def token_mlps(model: nn.Module) -> list[Mlp]:

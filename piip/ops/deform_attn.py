@@ -92,8 +92,8 @@ def _choose(value: Tensor, locations: Tensor, weights: Tensor) -> str:
 def _native(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
     if not native.supports(value):
         raise ValueError(
-            f"Provider 'native' takes float32 or bfloat16 values on CPU of at most {native.MAX_DIM} channels a head, got "
-            f"{value.dtype} on {value.device} with {value.shape[3]}; leave the choice to piip (provider=None)."
+            f"Provider 'native' takes float32 or bfloat16 values on CPU of at most {native.MAX_DIM} channels a head, "
+            f"got {value.dtype} on {value.device} with {value.shape[3]}; leave the choice to piip (provider=None)."
         )
     if not native.is_available():
         raise ValueError("Provider 'native' needs a C++ compiler; install g++, or leave the choice to piip.")

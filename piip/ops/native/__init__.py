@@ -1,8 +1,8 @@
 """Kernels of our own for CPU, compiled where a C++ compiler is at hand.
 
 The C++ files here are compiled for the processor at hand when they are first needed (a few seconds) and kept in the
-user's cache. Without a compiler nothing is lost but time: the stock operations of PyTorch do the same, and a warning says once
-what is missing.
+user's cache. Without a compiler nothing is lost but time: the stock operations of PyTorch do the same, and a warning
+says once what is missing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor
 
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 HEADER = Path(__file__).with_name("vectors.h")
-FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = "-O3 -march=native -std=c++17 -shared -fPIC -fopenmp -fno-math-errno -fno-trapping-math".split()
 if platform.machine() in ("x86_64", "AMD64"):
-    FLAGS += ("-mprefer-vector-width=512",)
+    FLAGS += ["-mprefer-vector-width=512"]
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 MAX_DIM = 128  # channels a head, of the backward kernel
 
@@ -54,7 +54,7 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_available() -> bool:
     """Return whether the kernels can be used; compiles them the first time."""
     return library() is not None

@@ -1,0 +1,297 @@
+"""Models made fast for inference return what they returned before, and leave the given model alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyramids import image, randomise, tiny_vit
+from shapes import dense_recipe
+from torch import Tensor, nn
+
+import piip
+from piip.attention import DeformableCrossAttention
+from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
+from piip.inference import FusedInjector, OptimizedModel, optimize_for_inference
+from piip.ops import native
+from piip.packed import InPlaceGELU, PackedConv2d, PackedDoubling, PackedLayerNorm, PackedLinear
+
+TOLERANCE = 2e-5  # of float32, relative
+STAGES = {"depths": [1, 1, 1, 1], "dims": [16, 24, 32, 48]}
+FINE_STAGES = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}
+
+
+def convnext(image_size: int, **timm_args: Any) -> BranchConfig:
+    return BranchConfig("convnext_atto", image_size, timm_args=timm_args)
+
+
+def vits(count: int, **fields: Any) -> tuple[BranchConfig, ...]:
+    """Return the first networks of 64 (coarsest) to 128 pixels, the largest first."""
+    sizes = ((32, 2, 64), (24, 2, 96), (16, 2, 128))[-count:]
+    return tuple(tiny_vit(*size, depth=2, **fields) for size in sizes)
+
+
+def of_vits(count: int = 2, interaction: dict[str, Any] | None = None, **fields: Any) -> ModelConfig:
+    parts = {name: fields.pop(name) for name in ("merge", "neck", "head") if name in fields}
+    return ModelConfig(vits(count, **fields), InteractionConfig(**{"num_heads": 4, **(interaction or {})}), **parts)
+
+
+WINDOWS = {"prefix_tokens": False, "final_norm": False}
+SIMPLE = NeckConfig("simple")
+MODELS = {
+    "one branch": of_vits(1),
+    "two branches": of_vits(2, position_resize="official"),
+    "three branches": of_vits(3, merge=MergeConfig("linear", 20)),
+    "windows that tile": of_vits(2, window_size=(4, 0), merge=MergeConfig("conv"), neck=SIMPLE, **WINDOWS),
+    "windows that do not": of_vits(2, window_size=(3, 0), merge=MergeConfig("slim", 32), neck=SIMPLE, **WINDOWS),
+    "windows padded late": of_vits(2, window_size=3, window_padding="after_qkv", **WINDOWS),
+    "layer scales": of_vits(2, timm_args={"init_values": 0.5, "reg_tokens": 2}),
+    "dense attention": of_vits(2, {"attention": "dense"}, merge=MergeConfig("none")),
+    "bare interaction": of_vits(2, {"ffn_ratio": 0.0, "norm": False, "projection": False}),
+    "one direction": of_vits(3, {"direction": "to_fine", "num_points": 3}, position_resize="official"),
+    "class tokens": of_vits(2, merge=MergeConfig("none"), head=HeadConfig("per_branch", 5, pool="token")),
+    "classifier": of_vits(2, head=HeadConfig("pooled", 5)),
+    "tower": of_vits(2, merge=MergeConfig("none"), head=HeadConfig("projector", width=24)),
+    "neck with layer norm": of_vits(1, merge=MergeConfig("conv", 16), neck=NeckConfig("simple", norm="layer")),
+    "convnext": ModelConfig(
+        (convnext(64, **STAGES), convnext(128, **FINE_STAGES, conv_mlp=False)),
+        InteractionConfig(num_heads=4),
+        MergeConfig("slim", 32),
+        NeckConfig("interaction", interactions=(0, 1, 2)),
+    ),
+    "mixed": ModelConfig(
+        (convnext(64, **STAGES, conv_mlp=False), tiny_vit(16, 2, 128)), InteractionConfig(count=2, num_heads=4)
+    ),
+    "convolutions": ModelConfig((BranchConfig("test_resnet", 128),), merge=MergeConfig("none")),
+    "beit": ModelConfig(
+        (
+            BranchConfig("beit_base_patch16_224", 64, timm_args={"embed_dim": 32, "depth": 2, "num_heads": 2}),
+            tiny_vit(16, 2, 128, depth=2),
+        ),
+        InteractionConfig(num_heads=4),
+    ),
+    "rotary, no prefix": ModelConfig(
+        (
+            BranchConfig(
+                "vit_small_patch16_dinov3",
+                64,
+                timm_args={"embed_dim": 48, "depth": 2, "num_heads": 2},
+                prefix_tokens=False,
+            ),
+        ),
+    ),
+    "rotary": ModelConfig(
+        (
+            BranchConfig("vit_small_patch16_dinov3", 64, timm_args={"embed_dim": 48, "depth": 2, "num_heads": 2}),
+            tiny_vit(16, 2, 128, depth=2),
+        ),
+        InteractionConfig(num_heads=4),
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread: None) -> None:
+    """Tiny models, one thread."""
+
+
+def build(config: ModelConfig) -> nn.Module:
+    torch.manual_seed(0)
+    model = randomise(piip.build_model(config))
+    for name, parameter in model.named_parameters():  # offsets and weights of deformable attention start at zero
+        if name.endswith(("offsets.weight", "weights.weight")):
+            nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """Return all floats of what a model returns."""
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    parts = outputs.values() if isinstance(outputs, dict) else outputs
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+def assert_close(got: Any, want: Any, tolerance: float) -> None:
+    pairs = list(zip(tensors(got), tensors(want), strict=True))
+    assert pairs
+    for ours, theirs in pairs:
+        assert ours.shape == theirs.shape
+        assert ((ours.double() - theirs.double()).norm() <= tolerance * theirs.double().norm()).item()
+
+
+def error(got: Any, want: Any) -> float:
+    """Return the largest relative L2 distance of any tensor."""
+    errors = []
+    for ours, theirs in zip(tensors(got), tensors(want), strict=True):
+        assert ours.shape == theirs.shape
+        errors.append((ours.double() - theirs.double()).norm() / theirs.double().norm())
+    return max(errors).item()
+
+
+@torch.no_grad()
+def eager(model: Callable[[Tensor], Any], images: Tensor) -> Any:
+    return model(images)
+
+
+IMAGES = (image(batch=1), image(96, 160), image(160, 112, batch=1, seed=1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_are_those_of_the_model(name: str) -> None:
+    """At the example's size and at others, of other shapes and batches."""
+    model = build(MODELS[name])
+    fast = optimize_for_inference(model, IMAGES[0])
+    for images in IMAGES:
+        assert error(fast(images), eager(model, images)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_is_as_exact_as_that_of_the_model(name: str) -> None:
+    rounded = build(MODELS[name]).bfloat16()
+    exact = copy.deepcopy(rounded).float()
+    fast = optimize_for_inference(rounded, IMAGES[0].bfloat16())
+    for images in IMAGES:
+        want = eager(exact, images.bfloat16().float())
+        images = images.bfloat16()
+        got = fast(images)
+        assert {tensor.dtype for tensor in tensors(got)} == {torch.bfloat16}
+        assert error(got, want) <= min(2.5e-2, 1.3 * error(eager(rounded, images), want))
+
+
+def dense(kind: str) -> Any:
+    torch.manual_seed(0)
+    return randomise(piip.build_model(ModelConfig.from_dict(dense_recipe(Path(), Path(), kind)["model"])))
+
+
+def test_detectors_find_the_same() -> None:
+    model = dense("coco")
+    nn.init.normal_(model.head.boxes.scores.weight, std=0.5)
+    fast = optimize_for_inference(model, IMAGES[0])
+    for images in IMAGES[:2]:
+        got, want = fast(images), eager(model, images)
+        assert len(got) == len(images)
+        assert all(len(found["boxes"]) for found in want)
+        assert error(got, want) <= 1e-4
+
+
+def test_segmentors_find_the_same() -> None:
+    model = dense("index_maps")
+    fast = optimize_for_inference(model, IMAGES[0])
+    assert isinstance(fast, OptimizedModel)
+    for images in IMAGES[:2]:
+        assert error(eager(fast.model.segment, images), eager(model.segment, images)) <= TOLERANCE
+        for got, want in zip(fast(images), eager(model, images), strict=True):
+            assert (got["labels"] == want["labels"]).float().mean() >= 0.999
+
+
+def test_detectors_that_find_nothing_say_so() -> None:
+    model = dense("coco")
+    nn.init.zeros_(model.head.boxes.scores.weight)
+    nn.init.constant_(model.head.boxes.scores.bias, -50.0)
+    model.head.boxes.scores.bias.data[-1] = 50.0
+    assert len(eager(model, IMAGES[0])[0]["boxes"]) == 0
+    assert len(optimize_for_inference(model, IMAGES[0])(IMAGES[0])[0]["boxes"]) == 0
+
+
+def kinds(fast: Any) -> set[type]:
+    assert isinstance(fast, OptimizedModel)
+    return {type(module) for module in fast.model.modules()}
+
+
+def test_layers_are_replaced() -> None:
+    """Else the tests above would compare a model with itself."""
+    config = MODELS["windows that tile"]
+    model = build(config)
+    found = kinds(optimize_for_inference(model, IMAGES[0]))
+    assert {FusedInjector, PackedConv2d, PackedLinear, PackedLayerNorm, InPlaceGELU} <= found
+    assert not {nn.Linear, nn.LayerNorm, nn.ConvTranspose2d, DeformableCrossAttention} & found
+    assert PackedDoubling in kinds(optimize_for_inference(model.bfloat16(), IMAGES[0].bfloat16()))
+
+
+@pytest.mark.parametrize("name", ["layer scales", "windows that tile", "convnext"])
+def test_the_model_stays_as_it_is(name: str) -> None:
+    model = build(MODELS[name])
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    modules = [(key, type(module), module.training) for key, module in model.named_modules()]
+    before = eager(model, IMAGES[1])
+    fast = optimize_for_inference(model, IMAGES[0])
+    first = tensors(fast(IMAGES[1]))
+    assert [(key, type(module), module.training) for key, module in model.named_modules()] == modules
+    assert all(torch.equal(a, b) for a, b in zip(tensors(eager(model, IMAGES[1])), tensors(before), strict=True))
+    after = model.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(after[key], value) for key, value in state.items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    sum(tensor.sum() for tensor in tensors(model.train()(IMAGES[0]))).backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(tensors(fast(IMAGES[1])), first, strict=True))
+
+
+def test_models_in_training_are_optimized_for_evaluation() -> None:
+    model = build(of_vits(2, {"drop_path_rate": 0.9}, drop_path_rate=0.9))
+    want = eager(model, IMAGES[0])
+    fast = optimize_for_inference(model.train(), IMAGES[0])
+    assert error(fast(IMAGES[0]), want) <= TOLERANCE
+    assert all(module.training for module in model.modules())
+
+
+def test_examples_of_another_dtype_are_explained() -> None:
+    model = build(MODELS["one branch"])
+    with pytest.raises(ValueError, match=r"example image is torch\.bfloat16 on cpu, the model torch\.float32 on cpu"):
+        optimize_for_inference(model, IMAGES[0].bfloat16())
+    with pytest.raises(ValueError, match="on meta, the model"):
+        optimize_for_inference(model, IMAGES[0].to("meta"))
+
+
+@pytest.fixture
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    native.library.cache_clear()
+    with pytest.warns(UserWarning, match="no-such-compiler could not compile"):
+        assert not native.is_available()
+    yield
+    monkeypatch.undo()
+    native.library.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_compiler")
+@pytest.mark.parametrize("name", ["windows that do not", "convnext"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_compiler_the_outputs_are_the_same(name: str, dtype: torch.dtype) -> None:
+    model = build(MODELS[name]).to(dtype)
+    fast = optimize_for_inference(model, IMAGES[0].to(dtype))
+    assert PackedLinear in kinds(fast)
+    assert not {FusedInjector, PackedLayerNorm} & kinds(fast)
+    bound = TOLERANCE if dtype == torch.float32 else 2.5e-2
+    assert error(fast(IMAGES[1].to(dtype)), eager(model, IMAGES[1].to(dtype))) <= bound
+
+
+@pytest.mark.parametrize("name", ["layer scales", "windows that tile", "convnext"])
+def test_other_dtypes_run_on_stock_layers(name: str) -> None:
+    model = build(MODELS[name]).double()
+    fast = optimize_for_inference(model, IMAGES[0].double())
+    assert not {FusedInjector, PackedLinear, PackedConv2d, PackedLayerNorm} & kinds(fast)
+    assert error(fast(IMAGES[1].double()), eager(model, IMAGES[1].double())) <= 1e-12
+
+
+def test_no_graph_is_recorded() -> None:
+    fast = optimize_for_inference(build(MODELS["two branches"]), IMAGES[0])
+    with torch.enable_grad():
+        outputs = tensors(fast(IMAGES[0].clone().requires_grad_()))
+    assert not any(output.requires_grad for output in outputs)
+    with torch.inference_mode():
+        inside = tensors(fast(IMAGES[0]))
+    assert all(torch.equal(a, b) for a, b in zip(outputs, inside, strict=True))
+
+
+def test_images_are_not_overwritten_and_calls_repeat() -> None:
+    fast = optimize_for_inference(build(MODELS["windows that do not"]), IMAGES[0])
+    images = IMAGES[1].clone()
+    first = tensors(fast(images))
+    assert torch.equal(images, IMAGES[1])
+    assert all(torch.equal(a, b) for a, b in zip(tensors(fast(images)), first, strict=True))
