@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,8 @@ def pyramid() -> Any:
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
 def test_programs_say_what_they_do(path: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(path), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    where = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=where, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {path.name}")
     assert not any(tmp_path.iterdir())
