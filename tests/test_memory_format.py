@@ -15,6 +15,7 @@ from torch import Tensor
 import piip
 from piip.config import InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.meta import without_values
+from piip.saving import save_model
 
 CONFIGS = {
     "conv": (MergeConfig("conv"), NeckConfig("simple")),
@@ -53,7 +54,7 @@ def test_weights_of_merge_and_neck_have_channels_last(config: ModelConfig) -> No
 
 def test_saved_models_come_back_with_the_same_values_and_layout(config: ModelConfig, tmp_path: Path) -> None:
     model: Any = randomise(piip.build_backbone(config))
-    model.save_pretrained(tmp_path)
+    save_model(model, tmp_path)
     assert all(value.is_contiguous() for value in load_file(tmp_path / "model.safetensors").values())
     again = piip.from_pretrained(tmp_path)
     assert are_channels_last(again)
