@@ -1,6 +1,6 @@
 """Does time follow the multiply-adds? Pyramids, single networks and others, in turn, beside their floors.
 
-    python benchmarks/speed.py [--models tsb vit_b ...] [--dtypes f32 bf16] [--batch 1] [--repeats 5] [--out out/speed]
+    python benchmarks/speed.py [--models tsb vit_b ...] [--dtypes f32 bf16] [--batch 1] [--repeats 3] [--out out/speed]
 
 Backbone, merge and simple feature pyramid. Each row is one model in one form: "optimized" is what
 `piip.optimize_for_inference` returns, "eager" the model as it is, "as released" the way the authors' code runs it
@@ -67,7 +67,7 @@ CASES = {
     "equal_bbb": Case(lambda: equal_pyramid("deit3_base_patch16_224", (448, 896, 1120)), (1120, 1120)),
     "convnext_b": Case(convnext, (1024, 1024)),
 }
-DEFAULT = "vit_b tsb tsb_slim timm_vit_b_global timm_vit_b_windowed equal_bbb convnext_b".split()
+DEFAULT = "vit_b tsb tsb_slim timm_vit_b_windowed equal_bbb convnext_b".split()
 
 
 def forms(model: nn.Module, image: Tensor) -> dict[str, Run]:
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=CASES, default=DEFAULT)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory (faster)")
     parser.add_argument("--out", type=Path, default=Path("out/speed"))

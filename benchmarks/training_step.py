@@ -1,6 +1,6 @@
 """Does a training step follow the multiply-adds, and what memory does it need? A pyramid beside a single network.
 
-    python benchmarks/training_step.py [--models tsb vit_b] [--dtypes f32 bf16] [--repeats 3] [--out out/training.json]
+    python benchmarks/training_step.py [--models tsb vit_b] [--dtypes f32 bf16] [--repeats 2] [--out out/training.json]
 
 Forward and backward of backbone, merge and simple feature pyramid, one image, with and without activation
 checkpointing; bf16 is autocast with float32 weights. Peak memory is that of a process that does one such step.
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=CASES, default=["tsb", "vit_b"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("out/training.json"))
     arguments = parser.parse_args()

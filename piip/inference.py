@@ -155,7 +155,8 @@ class OptimizedModel:
 
     def __call__(self, image: Tensor) -> Any:
         """Return what the model returns for normalised RGB images (B, 3, H, W)."""
-        with torch.no_grad():
+        # packed weights have one dtype, which autocast must not mix with another
+        with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             return self.model(image)
 
 

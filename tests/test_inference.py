@@ -295,3 +295,13 @@ def test_images_are_not_overwritten_and_calls_repeat() -> None:
     first = tensors(fast(images))
     assert torch.equal(images, IMAGES[1])
     assert all(torch.equal(a, b) for a, b in zip(tensors(fast(images)), first, strict=True))
+
+
+def test_autocast_does_not_reach_packed_weights() -> None:
+    model = randomise(piip.build_backbone(MODELS["two branches"]).eval())
+    pixels = image(128, 128)
+    fast = optimize_for_inference(model, pixels)
+    want = fast(pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = fast(pixels)
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))

@@ -138,6 +138,12 @@ def test_native_kernel_says_what_it_takes() -> None:
             deformable_attention(tensors[0], GRID, *tensors[1:], provider="native")
 
 
+def test_native_kernel_takes_locations_in_float64() -> None:
+    value, locations, weights = inputs(torch.float32, 6, 4)
+    want = deformable_attention(value, GRID, locations, weights, provider="native")
+    assert torch.equal(deformable_attention(value, GRID, locations.double(), weights.double(), provider="native"), want)
+
+
 def test_native_kernel_reads_nothing_beyond_the_values() -> None:
     """The last rows of a map are shorter than a vector register: what lies behind them must not matter."""
     value, locations, weights = inputs(torch.float32, 6, 4)

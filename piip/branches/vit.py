@@ -20,6 +20,8 @@ from piip.branches.tokens import TokenBranch
 from piip.branches.window import windowed_block
 from piip.features import BranchFeatures
 
+MOST_SIZES = 16  # image sizes whose positions are kept
+
 
 class ViTBranch(TokenBranch):
     """A timm ViT (`VisionTransformer` or `Eva`) run stage by stage.
@@ -91,8 +93,11 @@ class ViTBranch(TokenBranch):
         grid = (patches.shape[1], patches.shape[2])
         if grid not in self.kept_positions:
             placed, rotary = self._place(torch.zeros_like(patches[:1]))
-            if rotary is not None:
+            if rotary is not None:  # it comes with the tokens and is not kept
+                self.kept_positions = None
                 return self._place(patches)
+            if len(self.kept_positions) >= MOST_SIZES:
+                self.kept_positions.pop(next(iter(self.kept_positions)))
             self.kept_positions[grid] = placed
         positions = self.kept_positions[grid]
         tokens = patches.flatten(1, 2) + positions[:, self.num_prefix_tokens :]

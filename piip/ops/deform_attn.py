@@ -97,7 +97,7 @@ def _native(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Te
         )
     if not native.is_available():
         raise ValueError("Provider 'native' needs a C++ compiler; install g++, or leave the choice to piip.")
-    return native.sample(value, *grid, locations, weights)
+    return native.sample(value, *grid, locations.float(), weights.to(value.dtype))
 
 
 def _portable(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
