@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -136,6 +138,17 @@ def test_native_kernel_says_what_it_takes() -> None:
     for tensors in (inputs(torch.float64, 6, 4), inputs(torch.float32, 200, 4)):
         with pytest.raises(ValueError, match="float32 or bfloat16 values on CPU of at most 128 channels"):
             deformable_attention(tensors[0], GRID, *tensors[1:], provider="native")
+
+
+@pytest.mark.parametrize("dim", [6, 12, 24, 32, 40])
+def test_native_kernel_rounds_as_the_stock_gather(dim: int) -> None:
+    """Detectors rank thousands of near ties: another rounding would pick others than the released code."""
+    value, locations, weights = inputs(torch.float32, dim, 4, queries=300)
+    got = deformable_attention(value, GRID, locations, weights, provider="native")
+    want = deformable_attention(value, GRID, locations, weights, provider="gather")
+    if "avx512f" in Path("/proc/cpuinfo").read_text():  # both join products and sums there
+        assert torch.equal(got, want)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
 def test_native_kernel_takes_locations_in_float64() -> None:

@@ -18,7 +18,7 @@ inline Floats gelu(Floats x) {
   constexpr float COEFFICIENTS[] = {2.870581303e-11f, -3.164220017e-09f, 1.534205552e-07f, -4.336338891e-06f, 8.006293238e-05f, -1.028195546e-03f, 9.549192559e-03f, -6.591735699e-02f, 3.986688293e-01f};
   const Floats inner = clip(x, 4.5f), square = inner * inner;
   Floats sum = Floats{} + COEFFICIENTS[0];
-  for (int i = 1; i < 9; ++i) sum = sum * square + COEFFICIENTS[i];
+  for (int i = 1; i < 9; ++i) sum = multiply_add(sum, square, Floats{} + COEFFICIENTS[i]);
   return (x < -4.5f ? Floats{} : x) * (inner * sum + 0.5f);  // what is left of Phi times a huge x would be huge
 }
 

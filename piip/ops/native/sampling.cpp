@@ -65,7 +65,7 @@ struct Points {
         const int cx = int(left) + right, cy = int(top) + below;
         const float far_x = column - left, far_y = line - top;
         const float inside = (cx >= 0) & (cx < width) & (cy >= 0) & (cy < height) ? 1.0f : 0.0f;
-        shares[i] = weight[i] * inside * (right ? far_x : 1 - far_x) * (below ? far_y : 1 - far_y);
+        shares[i] = (below ? far_y : 1 - far_y) * (right ? far_x : 1 - far_x) * (weight[i] * inside);
         places[i] = (std::min(std::max(cy, 0), height - 1) * width + std::min(std::max(cx, 0), width - 1)) * stride;
       }
     }
@@ -84,7 +84,9 @@ inline void sum_rows(const Sizes& sizes, const Points& found, const T* map, cons
       const T* from = map + found.place[corner][i];
       const float share = found.share[corner][i];
       for (int chunk = 0; chunk < CHUNKS; ++chunk)
-        total[chunk] += share * load_row<CHECKED>(from + chunk * LANES, last, int(sizes.dim - first) - chunk * LANES);
+        total[chunk] = multiply_add(
+            Floats{} + share, load_row<CHECKED>(from + chunk * LANES, last, int(sizes.dim - first) - chunk * LANES),
+            total[chunk]);
     }
   std::memcpy(result, total, sizeof total);
 }
@@ -206,9 +208,10 @@ void backward_head(const Sizes& sizes, int64_t image, int64_t head, const T* gra
         const int64_t row = cy * sizes.width + cx;
         const float share = weight * (corner & 1 ? far_x : 1 - far_x) * (corner >> 1 ? far_y : 1 - far_y);
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-          dot[corner] += given[chunk] * load_row<true>(map + row * width + chunk * LANES, last, int(sizes.dim) - chunk * LANES);
-          Floats place = load(to_value + row * padded + chunk * LANES) + share * given[chunk];
-          std::memcpy(to_value + row * padded + chunk * LANES, &place, sizeof place);
+          dot[corner] = multiply_add(
+              given[chunk], load_row<true>(map + row * width + chunk * LANES, last, int(sizes.dim) - chunk * LANES), dot[corner]);
+          float* const there = to_value + row * padded + chunk * LANES;
+          store(multiply_add(Floats{} + share, given[chunk], load(there)), there);
         }
       }
       float product[4];

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -52,6 +52,20 @@ inline Floats load(const BFloat16* from) {
   Floats lanes;
   std::memcpy(&lanes, &words, sizeof lanes);
   return lanes;
+}
+
+// a * b + c, rounded once where the processor can. The compiler itself may not join products and sums
+// (-ffp-contract=off), so that positions and shares are rounded as PyTorch's separate operations round them.
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+#ifdef __AVX512F__
+  __m512 left, right, sum;
+  std::memcpy(&left, &a, sizeof a), std::memcpy(&right, &b, sizeof b), std::memcpy(&sum, &c, sizeof c);
+  sum = _mm512_fmadd_ps(left, right, sum);
+  std::memcpy(&c, &sum, sizeof c);
+  return c;
+#else
+  return a * b + c;
+#endif
 }
 
 inline void store(Floats lanes, float* place) { std::memcpy(place, &lanes, sizeof lanes); }
