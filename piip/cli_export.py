@@ -34,7 +34,7 @@ def export(
         dynamic_batch: Any number of images at a time instead of one (not for detectors).
         dynamic_size: Any size instead of one (not for detectors); slow to export.
         check: Run the file on two images and refuse one that does not compute what the model does. Default: yes.
-        json: Print JSON, with "files", "input_shape", "random_weights" and "differences".
+        json: Print JSON, with "files", "input_shape", "has_random_weights" and "differences".
     """
     from piip.export import export_model, format_export
 

@@ -84,11 +84,11 @@ def test_classifiers_take_any_number_of_images(form: str, tmp_path: Path) -> Non
 
 DENSE = [
     pytest.param("segmentor", "torch", marks=SLOW),
-    ("segmentor", "onnx"),
+    pytest.param("segmentor", "onnx", marks=SLOW),
     pytest.param("segmentor", "openvino", marks=SLOW),
     ("detector", "torch"),
     pytest.param("detector", "onnx", marks=SLOW),
-    ("detector", "openvino"),
+    pytest.param("detector", "openvino", marks=SLOW),
 ]
 
 

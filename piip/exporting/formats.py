@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,10 @@ def find_format(name: str, *, runs: bool = True) -> Format:
 
 
 def _write_torch(program: ExportedProgram, path: Path, names: Sequence[str]) -> None:
-    torch.export.save(program, path)
+    with warnings.catch_warnings():
+        # anchors are kept as parts of one tensor, which is a concern only where weights are not on the CPU
+        warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
+        torch.export.save(program, path)
 
 
 def _load_torch(path: Path, threads: int | None) -> Run:
