@@ -24,7 +24,9 @@ from torch import Tensor
 
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 HEADER = Path(__file__).with_name("vectors.h")
-FLAGS = "-O3 -march=native -std=c++17 -shared -fPIC -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=off".split()
+FLAGS = (
+    "-O3 -march=native -std=c++17 -shared -fPIC -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=off".split()
+)
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mprefer-vector-width=512"]
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
