@@ -217,3 +217,11 @@ def test_exported_graph_has_no_grid_sample() -> None:
     assert not any("grid_sampler" in target or "embedding_bag" in target for target in targets)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(*tensors), Sampling()(*tensors), rtol=1e-5, atol=1e-5)
+
+
+def test_kernels_for_other_devices_do_not_take_the_names_of_ours() -> None:
+    triton_sampling = pytest.importorskip("piip.ops.triton_sampling")
+    assert triton_sampling is not None
+    value, locations, weights = inputs(torch.float32, 6, 4)
+    got = deformable_attention(value, GRID, locations, weights, provider="native")
+    torch.testing.assert_close(got, deformable_attention(value, GRID, locations, weights, provider="gather"))

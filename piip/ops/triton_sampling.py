@@ -136,7 +136,7 @@ def _launch(value: Tensor, weights: Tensor) -> tuple[tuple[int, int], tuple[int,
     return (triton.cdiv(queries, rows), batch * heads), (points, rows, channels)
 
 
-@torch.library.custom_op("piip::sample", mutates_args=())
+@torch.library.custom_op("piip::triton_sample", mutates_args=())
 def _sample(value: Tensor, locations: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
     """Run the forward kernel."""
     programs, sizes = _launch(value, weights)
@@ -154,7 +154,7 @@ def _sample_shape(value: Tensor, locations: Tensor, weights: Tensor, height: int
     return value.new_empty(batch, queries, heads * value.shape[3])
 
 
-@torch.library.custom_op("piip::sample_backward", mutates_args=())
+@torch.library.custom_op("piip::triton_sample_backward", mutates_args=())
 def _sample_backward(
     value: Tensor, locations: Tensor, weights: Tensor, grad: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -64,6 +64,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 def _spread(model: nn.Module, mesh: DeviceMesh) -> None:
     """Spread what is no scalar; on the meta device too."""
+    model.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other yet
     if mesh.device_type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, layer in list(model.named_modules()):

@@ -114,7 +114,7 @@ def _sizes(value: Tensor, height: int, width: int, queries: int, points: int) ->
     return (batch, queries, heads, points, dim, height, width)
 
 
-@torch.library.custom_op("piip::sample", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("piip::native_sample", mutates_args=(), device_types="cpu")
 def sample(value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor) -> Tensor:
     """Sample; see `piip.ops.deformable_attention`. Differentiable."""
     batch, queries, heads, points = weights.shape
@@ -129,7 +129,7 @@ def _(value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor
     return value.new_empty(value.shape[0], weights.shape[1], value.shape[2] * value.shape[3])
 
 
-@torch.library.custom_op("piip::sample_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("piip::native_sample_backward", mutates_args=(), device_types="cpu")
 def sample_backward(
     gradient: Tensor, value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
