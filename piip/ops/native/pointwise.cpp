@@ -7,20 +7,7 @@
 
 namespace {
 
-inline Floats clip(Floats numbers, float bound) {
-  numbers = numbers < -bound ? Floats{} - bound : numbers;
-  return numbers > bound ? Floats{} + bound : numbers;
-}
-
-// x * Phi(x), the GELU, for results in bfloat16. Phi(x) - 1/2 is x times a polynomial in x^2, fitted at Chebyshev nodes on
-// |x| <= 4.5; beyond, the result is 0 or x. It is wrong by 6e-5 at most, which is half a step of bfloat16 at 0.03.
-inline Floats gelu(Floats x) {
-  constexpr float COEFFICIENTS[] = {2.870581303e-11f, -3.164220017e-09f, 1.534205552e-07f, -4.336338891e-06f, 8.006293238e-05f, -1.028195546e-03f, 9.549192559e-03f, -6.591735699e-02f, 3.986688293e-01f};
-  const Floats inner = clip(x, 4.5f), square = inner * inner;
-  Floats sum = Floats{} + COEFFICIENTS[0];
-  for (int i = 1; i < 9; ++i) sum = multiply_add(sum, square, Floats{} + COEFFICIENTS[i]);
-  return (x < -4.5f ? Floats{} : x) * (inner * sum + 0.5f);  // what is left of Phi times a huge x would be huge
-}
+using namespace kernels;
 
 void gelu_in_place(int64_t count, BFloat16* numbers, int threads) {
   const int64_t whole = count / LANES * LANES;
@@ -29,39 +16,62 @@ void gelu_in_place(int64_t count, BFloat16* numbers, int threads) {
   if (whole < count) store_part(gelu(load_part(numbers + whole, count - whole)), numbers + whole, count - whole);
 }
 
+// Norm a few rows at once: each alone would wait for its own sums. `rows` has room for AT_ONCE rows of whole vectors.
+template <int AT_ONCE, typename T>
+inline void norm_rows(const T* from, int64_t dim, const float* scale, const float* shift, float epsilon, float* rows, T* place) {
+  const int64_t whole = dim / LANES * LANES, padded = whole + (whole < dim ? LANES : 0);
+  Floats total[AT_ONCE] = {}, squares[AT_ONCE] = {};
+  for (int64_t i = 0; i < padded; i += LANES)
+    for (int row = 0; row < AT_ONCE; ++row) {
+      const Floats lanes = i < whole ? load(from + row * dim + i) : load_part(from + row * dim + i, dim - i);
+      store(lanes, rows + row * padded + i);
+      total[row] += lanes;
+    }
+  float mean[AT_ONCE], inverse[AT_ONCE];
+  for (int row = 0; row < AT_ONCE; ++row) mean[row] = sum(total[row]) / dim;
+  for (int64_t i = 0; i < whole; i += LANES)
+    for (int row = 0; row < AT_ONCE; ++row) {
+      const Floats centred = load(rows + row * padded + i) - mean[row];
+      squares[row] = multiply_add(centred, centred, squares[row]);
+    }
+  for (int row = 0; row < AT_ONCE; ++row) {
+    float variance = sum(squares[row]);
+    for (int64_t i = whole; i < dim; ++i) {
+      const float centred = rows[row * padded + i] - mean[row];
+      variance += centred * centred;
+    }
+    inverse[row] = 1 / std::sqrt(variance / dim + epsilon);
+  }
+  for (int64_t i = 0; i < padded; i += LANES)
+    for (int row = 0; row < AT_ONCE; ++row) {
+      const Floats centred = (load(rows + row * padded + i) - mean[row]) * inverse[row];
+      const Floats lanes = multiply_add(centred, load(scale + i), load(shift + i));
+      if (i < whole)
+        store(lanes, place + row * dim + i);
+      else
+        store_part(lanes, place + row * dim + i, dim - i);
+    }
+}
+
 template <typename T>
 void layer_norm(int64_t rows, int64_t dim, const T* tokens, const T* weight, const T* bias, float epsilon, T* result,
                 int threads) {
-  const int64_t whole = dim / LANES * LANES, padded = whole + (whole < dim ? LANES : 0);
+  constexpr int AT_ONCE = 4;
+  const int64_t padded = (dim + LANES - 1) / LANES * LANES;
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> row(padded), scale(padded, 0.0f), shift(padded, 0.0f);
+    std::vector<float> room(AT_ONCE * padded), scale(padded, 0.0f), shift(padded, 0.0f);
     for (int64_t i = 0; i < dim; ++i) scale[i] = weight ? widen(weight[i]) : 1, shift[i] = bias ? widen(bias[i]) : 0;
 #pragma omp for
-    for (int64_t item = 0; item < rows; ++item) {
-      const T* from = tokens + item * dim;
-      T* place = result + item * dim;
-      Floats total = {}, squares = {};
-      for (int64_t i = 0; i < padded; i += LANES) {
-        const Floats lanes = i < whole ? load(from + i) : load_part(from + i, dim - i);
-        store(lanes, &row[i]);
-        total += lanes;
+    for (int64_t first = 0; first < rows; first += AT_ONCE) {
+      const T* from = tokens + first * dim;
+      T* place = result + first * dim;
+      if (first + AT_ONCE <= rows) {
+        norm_rows<AT_ONCE>(from, dim, scale.data(), shift.data(), epsilon, room.data(), place);
+        continue;
       }
-      const float mean = sum(total) / dim;
-      for (int64_t i = 0; i < whole; i += LANES) {
-        const Floats centred = load(&row[i]) - mean;
-        squares += centred * centred;
-      }
-      float variance = sum(squares);
-      for (int64_t i = whole; i < dim; ++i) variance += (row[i] - mean) * (row[i] - mean);
-      const float inverse = 1 / std::sqrt(variance / dim + epsilon);
-      for (int64_t i = 0; i < padded; i += LANES) {
-        const Floats lanes = (load(&row[i]) - mean) * inverse * load(&scale[i]) + load(&shift[i]);
-        if (i < whole)
-          store(lanes, place + i);
-        else
-          store_part(lanes, place + i, dim - i);
-      }
+      for (int64_t row = 0; row < rows - first; ++row)
+        norm_rows<1>(from + row * dim, dim, scale.data(), shift.data(), epsilon, room.data(), place + row * dim);
     }
   }
 }

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <cstring>
 
-namespace {
+namespace kernels {
 
 constexpr int LANES = 16;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -102,9 +102,10 @@ inline void store_part(Floats lanes, T* place, int64_t count) {
 }
 
 inline float sum(Floats lanes) {
-  float total = 0;
-  for (int lane = 0; lane < LANES; ++lane) total += lanes[lane];
-  return total;
+  lanes += __builtin_shufflevector(lanes, lanes, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  lanes += __builtin_shufflevector(lanes, lanes, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+  lanes += __builtin_shufflevector(lanes, lanes, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  return lanes[0] + lanes[1];
 }
 
 // e^x for x <= 0, relative error below 3e-7: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. NaN stays NaN.
@@ -125,4 +126,19 @@ inline float exp_negative(float x) {
   return power * scale;
 }
 
-}  // namespace
+inline Floats clip(Floats numbers, float bound) {
+  numbers = numbers < -bound ? Floats{} - bound : numbers;
+  return numbers > bound ? Floats{} + bound : numbers;
+}
+
+// x * Phi(x), the GELU, for results in bfloat16. Phi(x) - 1/2 is x times a polynomial in x^2, fitted at Chebyshev nodes on
+// |x| <= 4.5; beyond, the result is 0 or x. It is wrong by 6e-5 at most, which is half a step of bfloat16 at 0.03.
+inline Floats gelu(Floats x) {
+  constexpr float COEFFICIENTS[] = {2.870581303e-11f, -3.164220017e-09f, 1.534205552e-07f, -4.336338891e-06f, 8.006293238e-05f, -1.028195546e-03f, 9.549192559e-03f, -6.591735699e-02f, 3.986688293e-01f};
+  const Floats inner = clip(x, 4.5f), square = inner * inner;
+  Floats sum = Floats{} + COEFFICIENTS[0];
+  for (int i = 1; i < 9; ++i) sum = multiply_add(sum, square, Floats{} + COEFFICIENTS[i]);
+  return (x < -4.5f ? Floats{} : x) * (inner * sum + 0.5f);  // what is left of Phi times a huge x would be huge
+}
+
+}  // namespace kernels
