@@ -14,6 +14,7 @@ from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from piip.ops import native
+from piip.ops.native import products
 
 Pair = tuple[int, int]
 
@@ -27,8 +28,25 @@ def can_pack(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
+class PackedLayerNorm(nn.Module):
+    """A layer norm over the last axis by our own kernel.
+
+    Args:
+        norm: The layer to stand for.
+    """
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        weight, bias = (None if item is None else item.detach() for item in (norm.weight, norm.bias))
+        self.norm = products.Norm(weight, bias, norm.eps)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Normalise tokens (..., C)."""
+        return native.layer_norm(tokens, *self.norm)
+
+
 class PackedLinear(nn.Module):
-    """A linear layer that can add to its result.
+    """A linear layer by oneDNN that can add to its result.
 
     Args:
         weight: (out, in), one that `can_pack`.
@@ -100,31 +118,23 @@ class PackedConvTranspose2d(nn.Module):
 class PackedDoubling(nn.Module):
     """A transposed 2x2 convolution of stride 2 as two products, whose rows become rows of the result.
 
-    In bfloat16 this takes about three quarters of the time of oneDNN's transposed convolution.
-
     Args:
-        conv: Layer for which `doubles` holds and whose weight `can_pack`.
-        rows_at_once: Rows of one product, so that it is still in the cache when it is moved to its place.
+        conv: Layer for which `doubles` holds, and `products.are_available` for its weight.
     """
 
-    def __init__(self, conv: nn.ConvTranspose2d, *, rows_at_once: int = 2800) -> None:
+    def __init__(self, conv: nn.ConvTranspose2d) -> None:
         super().__init__()
-        self.rows_at_once = rows_at_once
         weight = conv.weight.detach().permute(2, 3, 1, 0).flatten(1, 2)  # (2, 2 * out, in)
         bias = None if conv.bias is None else conv.bias.detach().repeat(2)
-        self.line_width = weight.shape[1]
-        self.lines = nn.ModuleList([PackedLinear(line, bias, rows=rows_at_once) for line in weight])
+        self.lines = [products.tiled(line, bias) for line in weight]
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', 2 * H, 2 * W)."""
-        batch, channels, height, width = maps.shape
-        rows = maps.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
-        result = rows.new_empty(batch * height, 2, width, self.line_width)
-        step = max(1, self.rows_at_once // width)
-        for first in range(0, batch * height, step):
-            part = rows[first : first + step]
-            for offset, line in enumerate(self.lines):
-                result[first : first + step, offset] = line(part)
+        batch, _, height, width = maps.shape
+        tokens = maps.permute(0, 2, 3, 1)
+        result = maps.new_empty(batch * height, 2, width, self.lines[0].out_features)
+        for offset, line in enumerate(self.lines):
+            products.linear(tokens, line, result[:, offset], gap=(width, width))
         return result.view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
@@ -133,23 +143,6 @@ def doubles(conv: nn.ConvTranspose2d) -> bool:
     return (conv.kernel_size, conv.stride, conv.dilation) == ((2, 2), (2, 2), (1, 1)) and (
         conv.padding == conv.output_padding == (0, 0) and conv.groups == 1
     )
-
-
-class PackedLayerNorm(nn.Module):
-    """A layer norm over the last axis by our own kernel.
-
-    Args:
-        norm: The layer to stand for.
-    """
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.weight, self.bias = (None if item is None else item.detach() for item in (norm.weight, norm.bias))
-        self.eps = norm.eps
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Normalise tokens (..., C)."""
-        return native.layer_norm(tokens, self.weight, self.bias, self.eps)
 
 
 class InPlaceGELU(nn.Module):
@@ -183,11 +176,22 @@ def packed(layer: nn.Module, input_shape: tuple[int, ...]) -> nn.Module | None:
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         return PackedConv2d(layer, input_shape=input_shape)
     if type(layer) is nn.ConvTranspose2d and layer.groups == 1:
-        if doubles(layer) and weight.dtype == torch.bfloat16:
+        if doubles(layer) and products.are_available(weight):
             return PackedDoubling(layer)
         return PackedConvTranspose2d(layer, input_shape=input_shape)
+    return packed_norm(layer) if weight.shape == input_shape[-1:] else None
+
+
+def packed_norm(norm: nn.Module) -> PackedLayerNorm | None:
+    """Return the packed form of a layer norm over the last axis, or None for norms of other kinds."""
     # by type, since other norms of timm's descend from it: of the channels of maps, or in float32
-    is_plain_norm = type(layer) in (nn.LayerNorm, LayerNorm) and layer.normalized_shape == input_shape[-1:]
-    if is_plain_norm and native.is_available():
-        return PackedLayerNorm(layer)  # type: ignore[arg-type]
-    return None
+    if type(norm) not in (nn.LayerNorm, LayerNorm) or norm.weight is None or not can_pack(norm.weight):  # type: ignore[arg-type]
+        return None
+    return PackedLayerNorm(norm) if len(norm.normalized_shape) == 1 and native.is_available() else None  # type: ignore[arg-type]
+
+
+def plain_norm(norm: nn.Module) -> PackedLayerNorm:
+    """Return the packed form of a layer norm that has one."""
+    made = packed_norm(norm)
+    assert made is not None, "callers ask first"
+    return made

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 import piip
 from piip.attention import DeformableCrossAttention
+from piip.branches.fused import FusedBlock, FusedMLP, PackedMLP
 from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.inference import FusedInjector, OptimizedModel, optimize_for_inference
 from piip.ops import native
+from piip.ops.native import products
 from piip.packed import InPlaceGELU, PackedConv2d, PackedDoubling, PackedLayerNorm, PackedLinear
 
 TOLERANCE = 2e-5  # of float32, relative
@@ -208,9 +210,10 @@ def test_layers_are_replaced() -> None:
     config = MODELS["windows that tile"]
     model = build(config)
     found = kinds(optimize_for_inference(model, IMAGES[0]))
-    assert {FusedInjector, PackedConv2d, PackedLinear, PackedLayerNorm, InPlaceGELU} <= found
+    assert {FusedBlock, PackedMLP, FusedInjector, PackedConv2d, PackedLinear, PackedLayerNorm, InPlaceGELU} <= found
     assert not {nn.Linear, nn.LayerNorm, nn.ConvTranspose2d, DeformableCrossAttention} & found
-    assert PackedDoubling in kinds(optimize_for_inference(model.bfloat16(), IMAGES[0].bfloat16()))
+    fused = {FusedBlock, PackedDoubling, FusedMLP} if products.level() else {FusedBlock}
+    assert fused <= kinds(optimize_for_inference(model.bfloat16(), IMAGES[0].bfloat16()))
 
 
 @pytest.mark.parametrize("name", ["layer scales", "windows that tile", "convnext"])

@@ -16,6 +16,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from piip.branches.fused import FusedBlock
 from piip.branches.tokens import TokenBranch
 from piip.branches.window import windowed_block
 from piip.features import BranchFeatures
@@ -118,6 +119,8 @@ class ViTBranch(TokenBranch):
         """Run one block; see `TokenBranch.run_block`."""
         block = self.vit.blocks[index]
         if window and not is_cut:
+            if isinstance(block, FusedBlock):
+                return block.in_windows(tokens, features.grid, window, self.pad_with_bias)
             return self.call(windowed_block, block, tokens, features.grid, window, self.pad_with_bias)
         if features.rotary is None:
             return self.call(block, tokens)

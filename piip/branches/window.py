@@ -80,15 +80,25 @@ def in_windows(
     return joined.view(-1, *padded, joined.shape[-1])[:, : grid[0], : grid[1]].flatten(1, 2)
 
 
-def windowed_attention(attention: Attention, tokens: Tensor, grid: Grid, window: int, *, pad_with_bias: bool) -> Tensor:
-    """Run a timm attention layer inside windows that need not tile the grid.
+def attend(attention: Attention, qkv: Tensor) -> Tensor:
+    """Run what lies between the two products of a timm attention layer: from (B, N, 3 * C) to (B, N, C)."""
+    query, key, value = split_heads(qkv, attention.num_heads)
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    attended = F.scaled_dot_product_attention(
+        attention.q_norm(query), attention.k_norm(key), value, dropout_p=dropout, scale=attention.scale
+    )
+    return attention.norm(attended.transpose(1, 2).flatten(2))
+
+
+def attend_in_windows(attention: Attention, qkv: Tensor, grid: Grid, window: int, *, pad_with_bias: bool) -> Tensor:
+    """Do the same inside windows that need not tile the grid.
 
     Tokens are padded after the qkv product, so that padded ones cost nothing there: with the bias, which is what
     the product of a zero token would be, or with zeros.
 
     Args:
         attention: timm's attention layer.
-        tokens: Normed tokens (B, H * W, C).
+        qkv: Products of normed tokens (B, H * W, 3 * C).
         grid: (H, W).
         window: Window side in tokens.
         pad_with_bias: True pads before the qkv product, False after it.
@@ -96,23 +106,14 @@ def windowed_attention(attention: Attention, tokens: Tensor, grid: Grid, window:
     Returns:
         (B, H * W, C).
     """
-    qkv = attention.qkv(tokens)
-
-    def attend(windows: Tensor) -> Tensor:
-        query, key, value = split_heads(windows, attention.num_heads)
-        dropout = attention.attn_drop.p if attention.training else 0.0
-        attended = F.scaled_dot_product_attention(
-            attention.q_norm(query), attention.k_norm(key), value, dropout_p=dropout, scale=attention.scale
-        )
-        return attended.transpose(1, 2).flatten(2)
-
-    kept = in_windows(attend, qkv, grid, window, fill=attention.qkv.bias if pad_with_bias else None)
-    return attention.proj_drop(attention.proj(attention.norm(kept)))
+    fill = attention.qkv.bias if pad_with_bias else None
+    return in_windows(lambda windows: attend(attention, windows), qkv, grid, window, fill=fill)
 
 
 def windowed_block(block: Block, tokens: Tensor, grid: Grid, window: int, pad_with_bias: bool) -> Tensor:
     """Run one timm ViT block with attention inside windows; tokens (B, H * W, C)."""
     attention: Attention = block.attn  # type: ignore[assignment]  # timm's blocks take any attention layer
-    attended = windowed_attention(attention, block.norm1(tokens), grid, window, pad_with_bias=pad_with_bias)
-    tokens = tokens + block.drop_path1(block.ls1(attended))
+    qkv = attention.qkv(block.norm1(tokens))
+    attended = attend_in_windows(attention, qkv, grid, window, pad_with_bias=pad_with_bias)
+    tokens = tokens + block.drop_path1(block.ls1(attention.proj_drop(attention.proj(attended))))
     return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))

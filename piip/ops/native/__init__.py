@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
-HEADER = Path(__file__).with_name("vectors.h")
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 FLAGS = (
     "-O3 -march=native -std=c++17 -shared -fPIC -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=off".split()
 )
@@ -65,7 +65,7 @@ def is_available() -> bool:
 def _compiled(compiler: str) -> Path:
     """Return the compiled file, made where this source, compiler and processor have none yet."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    texts = (path.read_text() for path in (HEADER, *SOURCES))
+    texts = (path.read_text() for path in (*HEADERS, *SOURCES))
     facts = (*texts, compiler, version, *FLAGS, platform.machine(), _processor())
     name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:20]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "piip"
@@ -92,8 +92,8 @@ def supports(value: Tensor) -> bool:
     return value.device.type == "cpu" and value.dtype in SUFFIXES and 0 < value.shape[3] <= MAX_DIM
 
 
-def _call(name: str, like: Tensor, sizes: tuple[int, ...], *arguments: Tensor | float | None) -> None:
-    """Call a kernel for the dtype of `like`; integers are 64 bits wide there, other numbers doubles."""
+def call(name: str, like: Tensor, sizes: tuple[int, ...], *arguments: Tensor | float | None) -> None:
+    """Call the kernel `name` for the dtype of `like`; integers are 64 bits wide there, other numbers doubles."""
     kernels = library()
     assert kernels is not None, "callers ask is_available() first"
     numbers = (ctypes.c_int64 * len(sizes))(*sizes)
@@ -120,7 +120,7 @@ def sample(value: Tensor, height: int, width: int, locations: Tensor, weights: T
     batch, queries, heads, points = weights.shape
     result = value.new_empty(batch, queries, heads * value.shape[3])
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
-    _call("sample", value, _sizes(value, height, width, queries, points), value, locations, weights, result)
+    call("sample", value, _sizes(value, height, width, queries, points), value, locations, weights, result)
     return result
 
 
@@ -138,7 +138,7 @@ def sample_backward(
     to_value, to_locations = (torch.empty_like(tensor) for tensor in tensors[1:3])
     to_weights = torch.empty_like(tensors[3], dtype=torch.float32)
     sizes = _sizes(value, height, width, *weights.shape[1::2])
-    _call("sample_backward", value, sizes, *tensors, to_value, to_locations, to_weights)
+    call("sample_backward", value, sizes, *tensors, to_value, to_locations, to_weights)
     return to_value, to_locations, to_weights.to(weights.dtype)
 
 
@@ -185,7 +185,7 @@ def sample_raw(value: Tensor, grid: tuple[int, int], raw: Tensor, query_width: i
     """
     value, raw = value.contiguous(), raw.contiguous()
     result = value.new_empty(*raw.shape[:2], value.shape[2] * value.shape[3])
-    _call("sample_raw", value, _sizes(value, *grid, raw.shape[1], points), value, raw, query_width, result)
+    call("sample_raw", value, _sizes(value, *grid, raw.shape[1], points), value, raw, query_width, result)
     return result
 
 
@@ -201,7 +201,7 @@ def layer_norm(tokens: Tensor, weight: Tensor | None, bias: Tensor | None, epsil
     tokens = tokens.contiguous()
     result = torch.empty_like(tokens)
     dim = tokens.shape[-1]
-    _call("layer_norm", tokens, (tokens.numel() // dim, dim), tokens, weight, bias, epsilon, result)
+    call("layer_norm", tokens, (tokens.numel() // dim, dim), tokens, weight, bias, epsilon, result)
     return result
 
 
@@ -212,5 +212,5 @@ def gelu_(numbers: Tensor) -> Tensor:
     """
     if numbers.dtype != torch.bfloat16:
         return torch.ops.aten.gelu_(numbers)
-    _call("gelu", numbers, (numbers.numel(),), numbers)
+    call("gelu", numbers, (numbers.numel(),), numbers)
     return numbers

@@ -11,6 +11,8 @@
 
 namespace {
 
+using namespace kernels;
+
 // Read LANES numbers; lanes from `count` on are arbitrary. `last` is the last place where LANES numbers may be read.
 template <bool CHECKED, typename T>
 inline Floats load_row(const T* from, const T* last, int count) {
