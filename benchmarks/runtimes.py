@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common.measuring import machine
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -71,12 +71,6 @@ def measure(runs: Mapping[str, Run], shape: list[int], repeats: int) -> dict[str
     return {name: statistics.median(values[2:]) for name, values in seconds.items()}
 
 
-def processor() -> str:
-    """Return the processor's name."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     """Measure all models and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -88,7 +82,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     size = tuple(arguments.image_size) if arguments.image_size else None
-    facts: dict[str, Any] = {"date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "machine": processor()}
+    facts: dict[str, Any] = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine()["processor"],
+    }
     facts |= {"threads": arguments.threads, "repeats": arguments.repeats, "models": {}}
     table = Table(
         "model", "image", title=f"{facts['machine']}, {arguments.threads} threads, {facts['date']}; median ms"
