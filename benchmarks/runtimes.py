@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -54,7 +55,9 @@ def ready(model: str, size: tuple[int, int] | None, threads: int, folder: Path) 
             print(f"{name} is left out: {error}")
             continue
         path = folder / f"{name}{form.suffix}"
-        piip.export_model(loaded, path, format=name, image_size=size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of exporters, about themselves
+            piip.export_model(loaded, path, format=name, image_size=size)
         runs[name] = form.load(path, threads)
     return runs, shape
 
