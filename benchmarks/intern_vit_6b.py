@@ -1,6 +1,7 @@
 """Six billion parameters on one machine: a released pyramid with InternViT-6B beside InternViT-6B alone.
 
     python benchmarks/intern_vit_6b.py [--repeats 3] [--depth 4] [--threads 2] [--json PATH] [--weights DIR]
+    python benchmarks/intern_vit_6b.py --depth 4 --write DIR --processes 2
 
 Both models are the authors' backbones at 1024 x 1024 pixels, one image: branches, interactions, merge (the pyramid's)
 and neck, without the detector's head. Each runs in a process of its own, in bfloat16 on the CPU. Weights are random and
@@ -8,7 +9,9 @@ made in bfloat16, one tensor after the other, or read from DIR/pyramid and DIR/s
 or several. `--write DIR` makes such directories of random weights first, without holding a model.
 
 Memory is the process's peak resident size. The first forward pass is a warm-up. `--depth` keeps the first so many of
-the 48 blocks, with the interactions and the ViT-H blocks up to there; `--smoke` makes everything tiny.
+the 48 blocks, with the interactions and the ViT-H blocks up to there; `--smoke` makes everything tiny. `--processes`
+then spreads each model over so many processes (FSDP2, gloo, a share of the threads each), which read their own rows of
+the files and all compute the same image, and compares their outputs with those of the whole model.
 """
 
 from __future__ import annotations
@@ -21,24 +24,26 @@ import json
 import math
 import multiprocessing
 import os
-import platform
-import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from common.measuring import in_own_process, machine, peak_bytes
+from common.spread import Outputs, Place, difference
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 import piip
 from piip.backbone import PIIPBackbone
 from piip.meta import without_values
-from piip.saving import BACKBONE, load_weights
+from piip.saving import BACKBONE, load_weights, write_description
 from piip.shards import StoredTensor, TensorFacts, open_weights, write_weights
 from piip.zoo import model_config, published_results
 
@@ -119,7 +124,9 @@ def show(progress: Progress, task: TaskID, done: int, total: int) -> None:
 def write_random(config: piip.ModelConfig, directory: Path) -> None:
     """Write random weights as a sharded checkpoint, tensor by tensor."""
     directory.mkdir(parents=True, exist_ok=True)
-    stored = random_weights(build_without_values(config).state_dict())
+    model = build_without_values(config)
+    write_description(directory, config, model.pretrained_cfg)
+    stored = random_weights(model.state_dict())
     facts = {name: tensor.facts for name, tensor in stored.items()}
     with Progress() as progress:
         task = progress.add_task(f"write {directory}", total=None)
@@ -131,36 +138,62 @@ def write_random(config: piip.ModelConfig, directory: Path) -> None:
         )
 
 
-def peak_bytes() -> int:
-    """Return this process's peak resident size."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
-
-
-def measure(name: str, config: piip.ModelConfig, repeats: int, threads: int, weights: Path | None) -> Measurement:
-    """Build one model and time it; runs in a process of its own."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    start_bytes, started = peak_bytes(), time.perf_counter()
+def load(name: str, config: piip.ModelConfig, weights: Path | None) -> PIIPBackbone:
+    """Build a whole model, with random weights or those of a directory."""
     model = build_without_values(config)
-    stored = random_weights(model.state_dict()) if weights is None else read_weights(weights / name)
+    stored = random_weights(model.state_dict()) if weights is None else read_weights(weights)
     with Progress() as progress:
         task = progress.add_task(f"{name}: weights", total=None)
         tell = functools.partial(show, progress, task)
         load_weights(model, stored, source=str(weights), dtype="bf16", progress=tell)
+    return model
+
+
+def measure(
+    name: str, config: piip.ModelConfig, repeats: int, threads: int, weights: Path | None, place: Place | None = None
+) -> tuple[Measurement, Outputs]:
+    """Build one model, or a process's share of it, and time it; runs in a process of its own."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    start_bytes, started = peak_bytes(), time.perf_counter()
+    model = load(name, config, weights) if place is None or weights is None else place.load(weights)
     model.eval()
     build_seconds, build_bytes = time.perf_counter() - started, peak_bytes()
-    seconds = time_forward(name, model, repeats)
-    cost = {rule: piip.estimate_cost(config, rule=rule).macs for rule in ("total", "paper")}
-    sizes = [parameter.numel() * parameter.itemsize for parameter in model.parameters()]
+    held = [value.to_local() if isinstance(value, DTensor) else value for value in model.parameters()]
+    weight_bytes = sum(value.numel() * value.itemsize for value in held)
     params = sum(parameter.numel() for parameter in model.parameters())
-    memory = (sum(sizes), start_bytes, build_bytes, peak_bytes())
-    return Measurement(params, cost["total"], cost["paper"], *memory, build_seconds, seconds)
+    seconds, outputs = time_forward(name, model, repeats)
+    memory = (weight_bytes, start_bytes, build_bytes, peak_bytes())
+    cost = {rule: piip.estimate_cost(config, rule=rule).macs for rule in ("total", "paper")}
+    return Measurement(params, cost["total"], cost["paper"], *memory, build_seconds, seconds), outputs
 
 
-def time_forward(name: str, model: PIIPBackbone, repeats: int) -> list[float]:
-    """Return the seconds of forward passes of one image after one warm-up."""
+def measure_spread(
+    name: str, config: piip.ModelConfig, repeats: int, threads: int, weights: Path, processes: int
+) -> list[tuple[Measurement, Outputs]]:
+    """Measure the processes that share a model."""
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(processes) as pool:
+        places = [Place(rank, processes, f"{folder}/meeting") for rank in range(processes)]
+        job = (name, config, repeats, max(1, threads // processes), weights)
+        return pool.starmap(measure, [(*job, place) for place in places], chunksize=1)
+
+
+def compare_spread(name: str, whole: tuple[Measurement, Outputs], shares: list[tuple[Measurement, Outputs]]) -> str:
+    """Return what every process held, and how far its outputs are from the whole model's."""
+    places = {"one process": whole[0], **{f"process {rank}": share for rank, (share, _) in enumerate(shares)}}
+    memory = "weights {:.2f} GiB, peak once built {:.2f} GiB, peak {:.2f} GiB"
+    lines = [
+        f"{name}, {place}: {memory.format(*(size / GIB for size in (m.weight_bytes, m.build_bytes, m.peak_bytes)))}"
+        for place, m in places.items()
+    ]
+    apart = ", ".join(f"{difference(outputs, whole[1]):.1e}" for _, outputs in shares)
+    return "\n".join([*lines, f"{name}: outputs of the processes, relative difference: {apart}"])
+
+
+def time_forward(name: str, model: PIIPBackbone, repeats: int) -> tuple[list[float], Outputs]:
+    """Return the seconds of forward passes of one image after one warm-up, and the maps."""
     side = model.image_sizes[-1]
-    image = torch.randn(1, 3, side, side, dtype=torch.bfloat16)
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1)).bfloat16()
     blocks = [block for branch in model.branches for block in branch.vit.blocks]  # type: ignore[union-attr,operator]
     seconds = []
     with Progress() as progress, torch.inference_mode():
@@ -174,7 +207,7 @@ def time_forward(name: str, model: PIIPBackbone, repeats: int) -> list[float]:
             progress.console.print(f"{name}: pass {index} took {seconds[-1]:.1f} s")
             if not all(bool(level.isfinite().all()) for level in maps):
                 raise ValueError(f"{name} computed numbers that are not finite; check the weights.")
-    return seconds[1:]
+    return seconds[1:], [level.float().numpy() for level in maps]
 
 
 def compare(pyramid: Measurement, single: Measurement) -> str:
@@ -225,13 +258,6 @@ def report(found: dict[str, Measurement], facts: dict[str, Any]) -> Table:
     return table
 
 
-def processor() -> str:
-    """Return what the processor calls itself."""
-    described = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in described.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -241,6 +267,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--weights", type=Path, help="read weights from DIR/pyramid and DIR/single")
     parser.add_argument("--write", type=Path, help="write random weights there, and measure with them")
+    parser.add_argument("--processes", type=int, default=1, help="spread each model over so many, too")
     parser.add_argument("--json", type=Path, help="write the numbers as JSON")
     parser.add_argument("--smoke", action="store_true", help="tiny networks and images, to see that it runs")
     arguments = parser.parse_args()
@@ -248,6 +275,8 @@ def parse() -> argparse.Namespace:
         parser.error(f"--depth is {arguments.depth}, expected a multiple of {BETWEEN} up to {BLOCKS}.")
     if arguments.repeats < 1:
         parser.error(f"--repeats is {arguments.repeats}, expected at least 1.")
+    if arguments.processes > 1 and not (arguments.write or arguments.weights):
+        parser.error("--processes needs files to read: pass --write DIR, or --weights with what that wrote.")
     return arguments
 
 
@@ -255,25 +284,34 @@ def main() -> None:
     """Measure both models and print them side by side."""
     arguments = parse()
     found: dict[str, Measurement] = {}
+    spread: dict[str, list[Measurement]] = {}
+    console = Console(width=120)
     for name in arguments.models:
         config = describe(name, arguments.depth, arguments.smoke)
         check_memory(config)
         if arguments.write is not None:
             write_random(config, arguments.write / name)
-        job = (name, config, arguments.repeats, arguments.threads, arguments.write or arguments.weights)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found[name] = pool.apply(measure, job)
+        directory = arguments.write or arguments.weights
+        job = (name, config, arguments.repeats, arguments.threads, directory and directory / name)
+        whole = in_own_process(measure, *job)
+        found[name] = whole[0]
+        if arguments.processes > 1:
+            shares = measure_spread(*job, arguments.processes)
+            console.print(compare_spread(name, whole, shares), soft_wrap=True)
+            spread[name] = [share for share, _ in shares]
     facts = {
         "depth": arguments.depth,
         "threads": arguments.threads,
-        "machine": f"{os.cpu_count()} x {processor()}",
+        "machine": f"{os.cpu_count()} x {machine()['processor']}",
         "torch": torch.__version__,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
-    Console(width=120).print(report(found, facts))
+    console.print(report(found, facts))
     if arguments.json is not None:
         values = {name: dataclasses.asdict(measurement) for name, measurement in found.items()}
-        arguments.json.write_text(json.dumps({**facts, "models": values}, indent=2) + "\n", encoding="utf-8")
+        shares = {name: [dataclasses.asdict(share) for share in shares] for name, shares in spread.items()}
+        content = {**facts, "models": values, "processes": shares}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,20 +10,18 @@ a busy core make models of many small operations look worst.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
 import statistics
 import time
 from dataclasses import dataclass
 
 import torch
+from common.measuring import DTYPES, in_own_process, peak_bytes
 from rich.console import Console
 from rich.table import Table
 
 import piip
 
 NETWORKS = ("vit_base_patch16_224", "vit_small_patch16_224", "vit_tiny_patch16_224")
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,16 @@ def measure(name: str, image_size: int, repeats: int, dtype: str, threads: int) 
     torch.set_num_threads(threads)
     model = piip.build_backbone(MODELS[name](image_size)).eval().to(DTYPES[dtype])
     image = torch.randn(1, 3, image_size, image_size, dtype=DTYPES[dtype])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     seconds = []
     with torch.inference_mode():
         for _ in range(repeats + 1):  # the first pass warms up
             start = time.perf_counter()
             model(image)
             seconds.append(time.perf_counter() - start)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
+    more = peak_bytes() - before
     macs = piip.estimate_cost(model, image_size=image_size).macs
-    return Measurement(macs, statistics.median(seconds[1:]), 1024 * (after - before))
+    return Measurement(macs, statistics.median(seconds[1:]), more)
 
 
 def main() -> None:
@@ -85,8 +83,7 @@ def main() -> None:
         table.add_column(column, justify="right")
     found: list[Measurement] = []
     for name in MODELS:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found.append(pool.apply(measure, (name, *vars(arguments).values())))
+        found.append(in_own_process(measure, name, *vars(arguments).values()))
         now, first = found[-1], found[0]
         table.add_row(
             name,

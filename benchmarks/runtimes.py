@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common.measuring import machine
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -54,7 +55,9 @@ def ready(model: str, size: tuple[int, int] | None, threads: int, folder: Path) 
             print(f"{name} is left out: {error}")
             continue
         path = folder / f"{name}{form.suffix}"
-        piip.export_model(loaded, path, format=name, image_size=size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of exporters, about themselves
+            piip.export_model(loaded, path, format=name, image_size=size)
         runs[name] = form.load(path, threads)
     return runs, shape
 
@@ -71,12 +74,6 @@ def measure(runs: Mapping[str, Run], shape: list[int], repeats: int) -> dict[str
     return {name: statistics.median(values[2:]) for name, values in seconds.items()}
 
 
-def processor() -> str:
-    """Return the processor's name."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     """Measure all models and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -88,7 +85,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     size = tuple(arguments.image_size) if arguments.image_size else None
-    facts: dict[str, Any] = {"date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "machine": processor()}
+    facts: dict[str, Any] = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine()["processor"],
+    }
     facts |= {"threads": arguments.threads, "repeats": arguments.repeats, "models": {}}
     table = Table(
         "model", "image", title=f"{facts['machine']}, {arguments.threads} threads, {facts['date']}; median ms"

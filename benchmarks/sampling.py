@@ -8,13 +8,11 @@ query, as trained offsets do. The last columns say how much faster the chosen pr
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from common.measuring import DTYPES, in_turn, machine, summary
+from common.command import command_line, parse, write_rows
+from common.measuring import DTYPES, in_turn, summary
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -72,17 +70,9 @@ def measure(shape: str, dtype: str, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path("out/sampling.json"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse(command_line(__doc__, repeats=15, out="out/sampling.json"))
     rows = [measure(shape, dtype, arguments.repeats) for dtype in arguments.dtypes for shape in SHAPES]
-    facts = machine()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    facts = write_rows(rows, arguments.out)
     title = f"ms (min); {facts['processor']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"
     shown = Table("shape", "dtype", title=title)
     for column in (*PROVIDERS, "times", "f+b native", "f+b portable", "times"):

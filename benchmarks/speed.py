@@ -10,8 +10,6 @@ at the fastest stock kernel. Writes OUT.json and OUT.png.
 
 from __future__ import annotations
 
-import argparse
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +18,10 @@ from typing import Any
 
 import matplotlib
 import torch
+from common.command import command_line, parse, write_rows
 from common.competitors import WindowedViT, convnext, equal_pyramid, like_the_authors, open_gates
 from common.floors import floor_seconds
-from common.measuring import DTYPES, PartClock, in_own_process, in_turn, machine, peak_bytes, summary
+from common.measuring import DTYPES, PartClock, in_own_process, in_turn, peak_bytes, summary
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -206,23 +205,17 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, repeats=3, out="out/speed")
     parser.add_argument("--models", nargs="+", choices=CASES, default=DEFAULT)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory (faster)")
-    parser.add_argument("--out", type=Path, default=Path("out/speed"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse(parser)
     rows: list[dict[str, Any]] = []
-    facts = machine()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Any] = {}
     for dtype in arguments.dtypes:  # written after each dtype: what was measured is kept if the next one fails
         rows += measure(arguments.models, dtype, arguments.batch, arguments.repeats, arguments.memory)
         add_ratios(rows)
-        arguments.out.with_suffix(".json").write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+        facts = write_rows(rows, arguments.out.with_suffix(".json"))
         plot(rows, arguments.out.with_suffix(".png"))
     Console(width=120).print(table(rows, facts))
 

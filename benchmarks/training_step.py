@@ -8,15 +8,13 @@ checkpointing; bf16 is autocast with float32 weights. Peak memory is that of a p
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
+from common.command import command_line, parse, write_rows
 from common.competitors import like_the_authors
-from common.measuring import DTYPES, in_own_process, in_turn, machine, peak_bytes, summary
+from common.measuring import DTYPES, in_own_process, in_turn, peak_bytes, summary
 from rich.console import Console
 from rich.table import Table
 from speed import CASES, build
@@ -80,14 +78,9 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, repeats=2, out="out/training.json")
     parser.add_argument("--models", nargs="+", choices=CASES, default=["tsb", "vit_b"])
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path("out/training.json"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse(parser)
     rows = [row for dtype in arguments.dtypes for row in measure(arguments.models, dtype, arguments.repeats)]
     for row in rows:
         if row["form"] == "piip":
@@ -95,9 +88,7 @@ def main() -> None:
                 peak_memory, row["model"], row["checkpointing"], row["dtype"], arguments.threads
             )
     add_ratios(rows)
-    facts = machine()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    facts = write_rows(rows, arguments.out)
     title = f"{facts['processor']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"
     shown = Table("model", "form", "dtype", "checkpointing", title=title)
     for column in ("s min", "median", "MACs/single", "time/single", "peak GB"):

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
+import signal
 import warnings
+from collections.abc import Iterator
 from typing import Literal
+
+
+@contextlib.contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt, so that what is half-written goes away."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def export(
@@ -21,7 +34,7 @@ def export(
 ) -> None:
     """Write a model as one file for ONNX Runtime, OpenVINO or torch.export, and run it beside PyTorch.
 
-    Beside the file, NAME.json tells mean, std, size, classes, and what goes in and comes out. docs/export.md shows how
+    Beside the file, OUT.json tells mean, std, size, classes, and what goes in and comes out. docs/export.md shows how
     to use both where this library is not installed. Needs pip install "piip[export]", but for torch.
 
     Args:
@@ -38,7 +51,7 @@ def export(
     """
     from piip.export import export_model, format_export
 
-    with warnings.catch_warnings():
+    with ended_as_by_ctrl_c(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporters, about themselves
         report = export_model(
             model,

@@ -173,9 +173,15 @@ def _one_line(error: ArgumentError, words: Sequence[str]) -> str:
     """Return jsonargparse's message in one line, without its names of nested commands."""
     called = [word for word in words[1:] if not word.startswith("-")][:2]
     text = " ".join(str(error).split())
+    text = re.sub(r'^Parser key "(\w+)"[^:]*: Expected a <class \'(\w+)\'>\. Got value: ', _expected, text)
     for name in called:
         text = text.replace(f" {name}.", " ").replace(f'"{name}.', '"')
     return f"{text.rstrip('.')}. See `{' '.join([words[0], *called[:1]])} --help`."
+
+
+def _expected(match: re.Match[str]) -> str:
+    name, kind = match.groups()
+    return f"argument --{name.replace('_', '-')}: expected {kind}, got "
 
 
 def documented_arguments(thing: Any) -> dict[str, str]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,8 @@ from torch import nn
 
 from piip.described import DescribedModel
 from piip.exporting.comparison import Difference, compare
-from piip.exporting.formats import Format, find_format
+from piip.exporting.files import keep, scratch_folder, writable_path
+from piip.exporting.formats import find_format
 from piip.exporting.sidecar import describe
 from piip.exporting.targets import export_target
 from piip.exporting.tracing import example_batches, free_sides, trace
@@ -60,7 +58,7 @@ def export_model(
     Args:
         model: A model, which is put in evaluation mode; a model directory, "owner/name" on the Hugging Face hub; or a
             name of `piip.list_models()`, which is built with random weights.
-        out: The file, ending in .pt2, .onnx or .xml; its description ends in .json.
+        out: The file, ending in .pt2, .onnx or .xml; its description has .json after that.
         format: "torch", "onnx" or "openvino".
         features_only: Backbone and neck alone.
         image_size: (H, W) of the images in pixels; None is the model's nominal square.
@@ -69,33 +67,36 @@ def export_model(
         check: Run the file on two images, and refuse one whose outputs are not those of the model.
 
     Raises:
-        ValueError: Something that cannot be exported so, a missing package, or outputs that differ. No file is left.
+        ValueError: Something that cannot be exported so, a missing package, a place that cannot be written to, or
+            outputs that differ. No file is left.
 
     Example:
         >>> export_model("runs/landcover/best", "out/landcover.onnx", dynamic_batch=True)
     """
     written = find_format(format, runs=check)
-    out = _checked_path(out, format, written)
+    out = writable_path(out, written.suffix, format)
     loaded, is_random = (
         load_for_export(model, features_only=features_only) if isinstance(model, (str, Path)) else (model, False)
     )
     target = export_target(loaded, features_only=features_only).eval()
     _check_place(target)
     size = image_size or loaded.pretrained_cfg["input_size"][1:]
+    if min(size) < 1:
+        raise ValueError(f"image_size is {tuple(size)}, expected positive pixels (H, W).")
     free = free_sides(target, format, size, batch=dynamic_batch, any_size=dynamic_size, is_checked=check)
     batches = example_batches(loaded, target, size, free)
     with torch.inference_mode():
         outputs = target(batches[0])  # what is wrong with a size is said here
     shape: tuple[int | str, ...] = tuple(free.get(place, side) for place, side in enumerate(batches[0].shape))
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        path = Path(folder, out.name)
+    with scratch_folder(out) as folder:
+        path = folder / out.name
         written.write(trace(target, batches[-1], free), path, [output.name for output in target.outputs])
         differences = compare(target, written.load(path, None), batches) if check else []
         _refuse(differences)
         text = describe(
             loaded, target, outputs, input_shape=shape, has_random_weights=is_random, differences=differences
         )
-        files = _move(Path(folder), out, {"format": format, **text})
+        files = keep(folder, out, {"format": format, **text})
     return ExportReport(files, shape, is_random, tuple(differences))
 
 
@@ -124,25 +125,6 @@ def load_for_export(name: str | Path, *, features_only: bool = False) -> tuple[D
     model = from_pretrained(name) if is_saved else create_model(str(name), features_only=features_only)
     assert isinstance(model, DescribedModel)  # whatever was built from a description is
     return model, not is_saved
-
-
-def _checked_path(out: str | Path, format: str, written: Format) -> Path:
-    path = Path(out)
-    if path.suffix != written.suffix:
-        raise ValueError(f"out is {out}, expected a file ending in {written.suffix} for the format {format}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _move(folder: Path, out: Path, text: Mapping[str, Any]) -> tuple[str, ...]:
-    """Put finished files and their description where they were asked for; the first one is to be opened."""
-    names = [out.name, *sorted({*os.listdir(folder)} - {out.name})]
-    description = out.with_suffix(".json").name
-    content = json.dumps({"files": names, **text}, indent=2)
-    Path(folder, description).write_text(content + "\n", encoding="utf-8")
-    for name in (*names, description):
-        os.replace(folder / name, out.parent / name)
-    return tuple(str(out.parent / name) for name in (*names, description))
 
 
 def _refuse(differences: Sequence[Difference]) -> None:

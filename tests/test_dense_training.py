@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,51 +141,6 @@ def test_a_resumed_detector_goes_on_bit_for_bit(instance_run, tmp_path: Path) ->
     train(first, device="cpu", progress="none", resume="auto")
     again = {row["step"]: row["train/loss"] for row in read_history(tmp_path / "run") if "train/loss" in row}
     assert again == whole
-
-
-KEEPER = """
-import os, sys
-from pathlib import Path
-import torch
-from piip.cli import main
-from piip.tasks.base import TrainingTask
-
-def keep(self):
-    torch.save(dict(self.model.named_parameters()), Path(sys.argv[1]) / os.environ.get("LOCAL_RANK", "0"))
-TrainingTask.on_train_end = keep
-main(sys.argv[2:])
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("head", ["mask_rcnn", "dino", "upernet"])
-def test_two_processes_end_with_the_same_weights(head: str, tmp_path: Path) -> None:
-    kind = "index_maps" if head == "upernet" else "coco"
-    for split, count in (("train", 8), ("val", 2)):
-        if kind == "coco":
-            shapes.write_coco(tmp_path, split, count, seed=count)
-        else:
-            shapes.write_index_maps(tmp_path, split, count, seed=count)
-    recipe = shapes.dense_recipe(tmp_path, tmp_path / "run", kind)
-    recipe["model"]["head"] |= {"kind": head, "width": 64}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    (tmp_path / "keeper.py").write_text(KEEPER)
-    (tmp_path / "kept").mkdir()
-    command = [sys.executable, str(tmp_path / "keeper.py"), str(tmp_path / "kept"), "train"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "recipe.yaml"), "--device", "cpu", "--devices", "2", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 4  # 8 images, two processes of 2 each, two epochs
-    first, second = (torch.load(tmp_path / "kept" / rank) for rank in ("0", "1"))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
 
 
 def test_data_and_head_must_fit(tmp_path: Path) -> None:

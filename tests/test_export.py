@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import piip
 from piip.build import build_model
 from piip.cli import main
 from piip.exporting.comparison import Difference, check_pictures
+from piip.exporting.files import keep, scratch_folder
 from piip.exporting.formats import FORMATS, find_format
 from piip.exporting.targets import export_target
 from piip.heads.detection.masks import paste_masks
@@ -126,9 +130,9 @@ def test_any_size(tmp_path: Path) -> None:
 
 def test_the_description_is_all_that_a_program_needs(tmp_path: Path) -> None:
     report = piip.export_model(classifier(), tmp_path / "model.onnx", format="onnx", dynamic_batch=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.onnx"]
-    assert report.files == (str(tmp_path / "model.onnx"), str(tmp_path / "model.json"))
-    text = json.loads((tmp_path / "model.json").read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
+    assert report.files == (str(tmp_path / "model.onnx"), str(tmp_path / "model.onnx.json"))
+    text = json.loads((tmp_path / "model.onnx.json").read_text())
     assert text["input"]["shape"] == ["batch", 3, 64, 64]
     assert text["input"]["mean"] == [0.5, 0.5, 0.5]
     assert text["outputs"][0] == {
@@ -149,7 +153,7 @@ def test_a_file_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: pyt
         piip.export_model(classifier(), out, format="torch")
     assert not list(out.parent.iterdir())
     piip.export_model(classifier(), out, format="torch", check=False)
-    assert sorted(path.name for path in out.parent.iterdir()) == ["model.json", "model.pt2"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["model.pt2", "model.pt2.json"]
 
 
 def test_what_is_no_number_is_refused() -> None:
@@ -184,12 +188,33 @@ def test_masks_as_large_as_the_image() -> None:
         ({"format": "tflite"}, "format is 'tflite', expected one of torch, onnx, openvino"),
         ({"format": "torch"}, r"expected a file ending in \.pt2 for the format torch"),
         ({"image_size": (8, 8)}, "smaller than one patch"),
+        ({"image_size": (-64, 64)}, r"image_size is \(-64, 64\), expected positive pixels"),
     ],
 )
 def test_what_cannot_be(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         piip.export_model(classifier(), tmp_path / "model.onnx", **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(ValueError, match=r"file/model.pt2 cannot be written \(File exists\): choose a directory"):
+        piip.export_model(classifier(), tmp_path / "file" / "model.pt2", format="torch")
+    with pytest.raises(ValueError, match=r"folder.pt2', which is a directory, expected a file"):
+        piip.export_model(classifier(), tmp_path / "folder.pt2", format="torch")
+
+
+def test_formats_of_one_name_keep_their_descriptions(tmp_path: Path) -> None:
+    for suffix in SUFFIXES.values():
+        out = tmp_path / f"model{suffix}"
+        with scratch_folder(out) as folder:
+            (folder / out.name).write_text("")
+            assert keep(folder, out, {"input": suffix}) == (str(out), f"{out}.json")
+    for suffix in SUFFIXES.values():
+        described = json.loads((tmp_path / f"model{suffix}.json").read_text())
+        assert described == {"files": [f"model{suffix}"], "input": suffix}
 
 
 @pytest.mark.parametrize(
@@ -257,6 +282,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "Not compared with PyTorch." in capsys.readouterr().out
     assert "Did you mean" in refused(capsys, "piip_tsb", "--out", out, "--format", "torch")
     assert "--image-size: expected 2 arguments" in refused(capsys, "x", "--out", out, "--image-size", "64")
+    assert "--image-size: expected int, got a. See" in refused(capsys, "x", "--out", out, "--image-size", "64", "a")
 
 
 def test_names_get_random_weights_and_say_so(
@@ -265,4 +291,54 @@ def test_names_get_random_weights_and_say_so(
     monkeypatch.setattr("piip.export.create_model", lambda name, features_only: classifier())
     main(["export", "piip_tsb_368_192_128.deit1_in1k", "--out", str(tmp_path / "m.pt2"), "--format", "torch"])
     assert "The weights are random" in capsys.readouterr().out
-    assert json.loads((tmp_path / "m.json").read_text())["random_weights"] is True
+    assert json.loads((tmp_path / "m.pt2.json").read_text())["random_weights"] is True
+
+
+HANGING = """
+import sys, time
+import piip.export
+from piip.cli import main
+
+def hang(*_):
+    print("half-way", flush=True)
+    time.sleep(600)
+
+piip.export.trace = hang
+main(["export", *sys.argv[1:], "--format", "torch"])
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """An export of OUT/model.pt2 in a process of its own, which got half-way."""
+    classifier().save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-c", HANGING, str(tmp_path / "model"), "--out", str(tmp_path / "out" / "model.pt2")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half-way\n"
+        assert len([*(tmp_path / "out").iterdir()]) == 1
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_leaves_nothing(
+    hanging: subprocess.Popen[str], tmp_path: Path, sent: signal.Signals
+) -> None:
+    hanging.send_signal(sent)
+    _, errors = hanging.communicate(timeout=60)
+    assert (hanging.returncode, errors) == (130, "piip: error: Interrupted.\n")
+    assert not [*(tmp_path / "out").iterdir()]
+
+
+def test_what_a_killed_export_left_goes_with_the_next(hanging: subprocess.Popen[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (left,) = out.iterdir()
+    (out / ".other.pt2.part-12345678").mkdir()
+    with scratch_folder(out / "model.pt2") as folder:
+        assert left.exists(), "the other export still runs"
+        assert folder.exists()
+    hanging.kill()
+    hanging.wait()
+    with scratch_folder(out / "model.pt2") as folder:
+        assert {*out.iterdir()} == {folder, out / ".other.pt2.part-12345678"}

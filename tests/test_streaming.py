@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,11 +133,15 @@ def test_two_processes_hold_half_each_and_compute_the_same(tmp_path: Path) -> No
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     options = ["--smoke", "--depth", "4", "--repeats", "1", "--write", str(tmp_path), "--json", str(tmp_path / "seen")]
-    out = finish(start(str(BENCHMARK), *options))
+    out = finish(start(str(BENCHMARK), *options, "--processes", "2"))
     assert "single: pass 1 took" in out
-    seen = json.loads((tmp_path / "seen").read_text())["models"]
-    assert {*seen} == {"pyramid", "single"}
-    for name, measured in seen.items():
+    differences = re.findall(r"relative difference: (\S+), (\S+)", out)
+    assert len(differences) == 2
+    assert max(float(number) for pair in differences for number in pair) < 1e-2
+    seen = json.loads((tmp_path / "seen").read_text())
+    assert {name: len(shares) for name, shares in seen["processes"].items()} == {"pyramid": 2, "single": 2}
+    assert {*seen["models"]} == {"pyramid", "single"}
+    for name, measured in seen["models"].items():
         assert measured["peak_bytes"] >= measured["build_bytes"] >= measured["start_bytes"] > 0, name
         assert measured["macs"] > 0
         assert len(measured["forward_seconds"]) == 1

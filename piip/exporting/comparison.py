@@ -13,7 +13,7 @@ from piip.exporting.formats import Run
 from piip.exporting.targets import ExportTarget
 
 RELATIVE_LIMIT = 1e-4  # relative L2 difference of numbers, float32
-EQUAL_LIMIT = 0.999  # share of equal indices: between two classes a pixel may fall to either
+INDEX_LIMIT = 0.001  # share of different indices: between two classes a pixel may fall to either
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def compare(target: ExportTarget, run: Run, batches: Sequence[Tensor]) -> list[D
 def _difference(name: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> Difference:
     shape = tuple(pairs[-1][0].shape)
     is_index = not pairs[0][0].is_floating_point()
-    limit = 1 - EQUAL_LIMIT if is_index else RELATIVE_LIMIT
+    limit = INDEX_LIMIT if is_index else RELATIVE_LIMIT
     if any(wanted.shape != found.shape for wanted, found in pairs):
         return Difference(name, shape, float("inf"), float("inf"), limit)
     wanted = torch.cat([wanted.flatten() for wanted, _ in pairs]).double()
