@@ -1,0 +1,24 @@
+"""Activation checkpointing: parts of a model that are run again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
+
+
+def call(function: Callable[..., Result], *args: object, recompute: bool) -> Result:
+    """Call a function, keeping its activations for the backward pass or only its arguments.
+
+    Args:
+        function: A module or function without side effects; random numbers are drawn again as they were.
+        *args: Its arguments.
+        recompute: Keep the arguments only and run the function again in the backward pass.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(function, *args, use_reentrant=False)  # type: ignore[no-any-return]
+    return function(*args)
