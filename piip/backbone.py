@@ -121,7 +121,9 @@ class PIIPBackbone(DescribedModel):
 
     def forward_maps(self, features: list[BranchFeatures], stage_maps: Sequence[Tensor] = ()) -> list[Tensor]:
         """Merge finished features and apply the neck; see `forward`."""
-        finals = [tokens.as_map() for tokens in features] if self.merge is None else [self._merged(self.merge, features)]
+        finals = (
+            [tokens.as_map() for tokens in features] if self.merge is None else [self._merged(self.merge, features)]
+        )
         maps = [*stage_maps, *finals]
         return maps if self.neck is None else self.neck(maps)
 
@@ -143,7 +145,7 @@ class PIIPBackbone(DescribedModel):
         return maps if self.neck is None else self.neck.feature_info(maps)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks, interaction units, merges and levels in the backward pass instead of keeping activations."""
+        """Recompute blocks, interaction units, merges and levels in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
         for branch in self.branches:
             branch.set_grad_checkpointing(enable)

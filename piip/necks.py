@@ -37,7 +37,10 @@ class Neck(nn.Module, ABC):
 
     def make_level(self, layers: nn.Module, feature_map: Tensor) -> Tensor:
         """Run the layers of one level, keeping or recomputing their activations in the backward pass."""
-        return recompute.call(layers, feature_map, recompute=self.grad_checkpointing)
+        level = recompute.call(layers, feature_map, recompute=self.grad_checkpointing)
+        if self.grad_checkpointing:
+            recompute.lay_out_gradient(level)
+        return level
 
 
 class SimpleFeaturePyramid(Neck):
