@@ -21,7 +21,7 @@ def call(function: Callable[..., Result], *args: object, recompute: bool) -> Res
         recompute: Keep the arguments only and run the function again in the backward pass.
     """
     if recompute and torch.is_grad_enabled():
-        return checkpoint(function, *args, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(function, *args, use_reentrant=False)
     return function(*args)
 
 
