@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from piip import recompute
 from piip.branches.base import Branch
 from piip.config import ModelConfig
 from piip.described import DescribedModel
@@ -69,6 +70,7 @@ class PIIPBackbone(DescribedModel):
         self.image_sizes = tuple(image_sizes)
         self.ratios = tuple(size / image_sizes[-1] for size in image_sizes)
         self.official_resize = official_resize
+        self.grad_checkpointing = False
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """Return the image (B, 3, H, W) resized for each branch."""
@@ -101,7 +103,7 @@ class PIIPBackbone(DescribedModel):
             features = [branch.run_stage(stage, tokens) for branch, tokens in zip(self.branches, features, strict=True)]
             features = interaction(features)
             if str(stage) in self.stage_merges:
-                stage_maps.append(self.stage_merges[str(stage)](features))
+                stage_maps.append(self._merged(self.stage_merges[str(stage)], features))
         return [branch.finish(tokens) for branch, tokens in zip(self.branches, features, strict=True)], stage_maps
 
     def forward_features(self, image: Tensor) -> list[BranchFeatures]:
@@ -119,9 +121,14 @@ class PIIPBackbone(DescribedModel):
 
     def forward_maps(self, features: list[BranchFeatures], stage_maps: Sequence[Tensor] = ()) -> list[Tensor]:
         """Merge finished features and apply the neck; see `forward`."""
-        finals = [tokens.as_map() for tokens in features] if self.merge is None else [self.merge(features)]
+        finals = (
+            [tokens.as_map() for tokens in features] if self.merge is None else [self._merged(self.merge, features)]
+        )
         maps = [*stage_maps, *finals]
         return maps if self.neck is None else self.neck(maps)
+
+    def _merged(self, merge: BranchMerge | LastMap, features: list[BranchFeatures]) -> Tensor:
+        return recompute.call(merge, features, recompute=self.grad_checkpointing)
 
     @property
     def feature_info(self) -> list[dict[str, float]]:
@@ -138,11 +145,14 @@ class PIIPBackbone(DescribedModel):
         return maps if self.neck is None else self.neck.feature_info(maps)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks and interaction units in the backward pass instead of keeping their activations."""
+        """Recompute blocks, interaction units, merges and levels in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
         for branch in self.branches:
             branch.set_grad_checkpointing(enable)
         for interaction in self.interactions:
             interaction.grad_checkpointing = enable
+        if self.neck is not None:
+            self.neck.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Return names of parameters that are usually not decayed."""

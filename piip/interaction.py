@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from piip import recompute
 from piip.features import BranchFeatures
 
 Grid = tuple[int, int]
@@ -144,7 +144,4 @@ class Interaction(nn.Module):
     def _exchange(
         self, pair: int, coarse: BranchFeatures, fine: BranchFeatures
     ) -> tuple[BranchFeatures, BranchFeatures]:
-        unit = self.units[pair]
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(unit, coarse, fine, use_reentrant=False)
-        return unit(coarse, fine)
+        return recompute.call(self.units[pair], coarse, fine, recompute=self.grad_checkpointing)

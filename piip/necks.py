@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from piip import recompute
 from piip.merge import group_norm
 
 
@@ -20,9 +21,11 @@ class Neck(nn.Module, ABC):
 
     Attributes:
         scales: Size of each level relative to its map.
+        grad_checkpointing: Recompute levels in the backward pass instead of keeping their activations.
     """
 
     scales: tuple[float, ...]
+    grad_checkpointing: bool = False
 
     @abstractmethod
     def feature_info(self, maps: Sequence[dict[str, float]]) -> list[dict[str, float]]:
@@ -31,6 +34,13 @@ class Neck(nn.Module, ABC):
     @abstractmethod
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return levels, finest first, of merged maps (B, C, H, W), the final one last."""
+
+    def make_level(self, layers: nn.Module, feature_map: Tensor) -> Tensor:
+        """Run the layers of one level, keeping or recomputing their activations in the backward pass."""
+        level = recompute.call(layers, feature_map, recompute=self.grad_checkpointing)
+        if self.grad_checkpointing:
+            recompute.lay_out_gradient(level)
+        return level
 
 
 class SimpleFeaturePyramid(Neck):
@@ -58,7 +68,7 @@ class SimpleFeaturePyramid(Neck):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return levels (B, C, H * scale, W * scale) of the last map (B, C, H, W)."""
-        return [level(maps[-1]) for level in self.levels]
+        return [self.make_level(level, maps[-1]) for level in self.levels]
 
 
 def _level(channels: int, scale: float, norm: str) -> nn.Module:
@@ -96,4 +106,4 @@ class InteractionPyramid(Neck):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return one level (B, C_i, H_i * scale_i, W_i * scale_i) for each map."""
-        return [level(feature_map) for level, feature_map in zip(self.levels, maps, strict=True)]
+        return [self.make_level(level, feature_map) for level, feature_map in zip(self.levels, maps, strict=True)]

@@ -19,9 +19,9 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 # Every room may import those to its left. A new room gets its place here and in docs/architecture.md.
 ROOMS = """
-features fields meta config described pyramid ops packed attention branches interaction merge necks backbone heads
-counting inference build zoo shards checkpoints cost scores report saving model_card hub exporting export device data
-views conversion recipe optim run_folder preparation mask_pieces predicted tiles tasks callbacks progress loggers
+features fields meta config described pyramid ops packed recompute attention branches interaction merge necks backbone
+heads counting inference build zoo shards checkpoints cost scores report saving model_card hub exporting export device
+data views conversion recipe optim run_folder preparation mask_pieces predicted tiles tasks callbacks progress loggers
 training dense_prediction prediction writing evaluation dense_report dense_evaluation demo cli_parser cli_help
 cli_convert cli_data cli_export cli_results cli __main__
 """.split()

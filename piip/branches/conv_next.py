@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from timm.models.convnext import ConvNeXt, ConvNeXtStage
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from piip import recompute
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD, Branch
 from piip.features import BranchFeatures, StageInfo
 
@@ -84,10 +83,7 @@ class ConvNeXtBranch(Branch):
         for entry in self.entries[slice(*self.entry_ranges[stage])]:
             network_stage = _stages(self.network)[entry.stage]
             step = network_stage.downsample if entry.block is None else network_stage.blocks[entry.block]
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                maps = checkpoint(step, maps, use_reentrant=False)
-            else:
-                maps = step(maps)
+            maps = recompute.call(step, maps, recompute=self.grad_checkpointing)
         return _tokens(maps)
 
     def finish(self, features: BranchFeatures) -> BranchFeatures:

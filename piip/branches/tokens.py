@@ -11,8 +11,8 @@ from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from piip import recompute
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD, Branch
 from piip.branches.window import join_windows, partition_windows
 from piip.features import BranchFeatures, StageInfo
@@ -98,9 +98,7 @@ class TokenBranch(Branch):
 
     def call(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """Call a block, keeping or recomputing its activations in the backward pass."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *args, use_reentrant=False)
-        return function(*args)
+        return recompute.call(function, *args, recompute=self.grad_checkpointing)
 
     def finish(self, features: BranchFeatures) -> BranchFeatures:
         """Apply the final norm to prefix and patch tokens."""
