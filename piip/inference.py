@@ -18,7 +18,7 @@ from piip.branches.fused import FusedBlock, can_fuse_block
 from piip.branches.vit import ViTBranch
 from piip.interaction import ConvFFN, Injector
 from piip.ops import native
-from piip.packed import PackedLinear, can_pack, in_place, packed
+from piip.packed import can_pack, in_place, packed, packed_linear
 
 Grid = tuple[int, int]
 
@@ -40,11 +40,11 @@ class FusedAttention(nn.Module):
         dim = offsets.in_features
         by_axis = offsets.weight.view(-1, 2, dim).transpose(0, 1).flatten(0, 1)  # all x, then all y
         bias_by_axis = offsets.bias.view(-1, 2).t().flatten()
-        self.raw = PackedLinear(
+        self.raw = packed_linear(
             torch.cat((by_axis, weights.weight)), torch.cat((bias_by_axis, weights.bias)), rows=queries
         )
-        self.value = PackedLinear(attention.value.weight, attention.value.bias, rows=sources)
-        self.output = PackedLinear(*_parameters(scaled_linear(attention.output, gate)), rows=queries)
+        self.value = packed_linear(attention.value.weight, attention.value.bias, rows=sources)
+        self.output = packed_linear(*_parameters(scaled_linear(attention.output, gate)), rows=queries)
 
     def forward(self, query: Tensor, source: Tensor, query_grid: Grid, source_grid: Grid, add: Tensor) -> Tensor:
         """Attend as `DeformableCrossAttention`, times the gate, plus `add` (B, Q, C)."""
@@ -64,10 +64,10 @@ class FusedFFN(nn.Module):
 
     def __init__(self, ffn: ConvFFN, gate: Tensor, *, rows: int) -> None:
         super().__init__()
-        self.fc1 = PackedLinear(ffn.fc1.weight, ffn.fc1.bias, rows=rows)
+        self.fc1 = packed_linear(ffn.fc1.weight, ffn.fc1.bias, rows=rows)
         self.conv = ffn.conv
         self.act = in_place(ffn.act)
-        self.fc2 = PackedLinear(*_parameters(scaled_linear(ffn.fc2, gate)), rows=rows)
+        self.fc2 = packed_linear(*_parameters(scaled_linear(ffn.fc2, gate)), rows=rows)
 
     def forward(self, tokens: Tensor, grid: Grid, add: Tensor) -> Tensor:
         """Map tokens (B, N, C) on `grid` as `ConvFFN`, times the gate, plus `add` (B, N, C)."""

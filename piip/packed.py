@@ -7,6 +7,8 @@ PyTorch's own compiler emits for frozen models.
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +19,8 @@ from piip.ops import native
 from piip.ops.native import products
 
 Pair = tuple[int, int]
+WORTH_A_TRIAL = 2**26  # multiply-adds of a product from which on libraries are compared
+ROUNDS, CLEARLY = 4, 0.96  # of that comparison: MKL must be so much faster, since additions come on top
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -65,6 +69,52 @@ class PackedLinear(nn.Module):
         if add is None:
             return torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, "none", [], "")
         return torch.ops.mkldnn._linear_pointwise.binary(tokens, add, self.weight, self.bias, "add")
+
+
+class MKLLinear(nn.Module):
+    """The same by MKL, for float32; on Intel processors faster for some shapes.
+
+    Args:
+        weight: (out, in), float32.
+        bias: (out,), or None.
+        rows: Rows of the inputs to come; others are multiplied by the weight as it is.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, rows: int) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.rows = rows
+        self.plain_weight = weight.detach().contiguous()
+        self.weight = torch.ops.mkl._mkl_reorder_linear_weight(self.plain_weight, rows)
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, tokens: Tensor, add: Tensor | None = None) -> Tensor:
+        """Map tokens (..., in) to (..., out); `add` (..., out) is added."""
+        result = torch.ops.mkl._mkl_linear(tokens, self.weight, self.plain_weight, self.bias, self.rows)
+        return result if add is None else result.add_(add)
+
+
+def packed_linear(weight: Tensor, bias: Tensor | None, *, rows: int) -> PackedLinear | MKLLinear:
+    """Return a linear layer by the library that is faster here; the arguments are those of `PackedLinear`."""
+    is_large = rows * weight.numel() >= WORTH_A_TRIAL
+    if is_large and weight.dtype == torch.float32 and torch.backends.mkl.is_available():
+        kind = _faster_linear(rows, tuple(weight.shape), torch.get_num_threads())
+        return kind(weight, bias, rows=rows)
+    return PackedLinear(weight, bias, rows=rows)
+
+
+@functools.cache
+def _faster_linear(rows: int, shape: Pair, threads: int) -> type[PackedLinear] | type[MKLLinear]:
+    """Time both for one shape, in turn; `threads` is there to try again when it changes."""
+    weight, tokens = torch.zeros(shape), torch.zeros(rows, shape[1])
+    seconds: dict[type[PackedLinear] | type[MKLLinear], list[float]] = {PackedLinear: [], MKLLinear: []}
+    layers = {kind: kind(weight, None, rows=rows) for kind in seconds}
+    for _ in range(ROUNDS):
+        for kind, layer in layers.items():
+            start = time.perf_counter()
+            layer(tokens)
+            seconds[kind].append(time.perf_counter() - start)
+    return MKLLinear if min(seconds[MKLLinear]) < CLEARLY * min(seconds[PackedLinear]) else PackedLinear
 
 
 class PackedConv2d(nn.Module):
@@ -172,7 +222,7 @@ def packed(layer: nn.Module, input_shape: tuple[int, ...]) -> nn.Module | None:
         return None
     if type(layer) is nn.Linear:
         rows = int(torch.Size(input_shape[:-1]).numel())
-        return PackedLinear(layer.weight, layer.bias, rows=rows)
+        return packed_linear(layer.weight, layer.bias, rows=rows)
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         return PackedConv2d(layer, input_shape=input_shape)
     if type(layer) is nn.ConvTranspose2d and layer.groups == 1:

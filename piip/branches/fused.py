@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from piip.branches.window import Grid, attend, in_windows
 from piip.ops.native import products
-from piip.packed import InPlaceGELU, PackedLinear, can_pack, in_place, packed_norm, plain_norm
+from piip.packed import InPlaceGELU, can_pack, in_place, packed_linear, packed_norm, plain_norm
 
 
 class FusedBlock(nn.Module):
@@ -30,7 +30,7 @@ class FusedBlock(nn.Module):
         self.norm, self.attention = plain_norm(block.norm1), attention
         for name in ("qkv", "proj"):
             layer = getattr(attention, name)
-            setattr(attention, name, PackedLinear(layer.weight, layer.bias, rows=rows))
+            setattr(attention, name, packed_linear(layer.weight, layer.bias, rows=rows))
         norms = (attention.q_norm, attention.k_norm, attention.norm)
         self.is_plain = all(isinstance(norm, nn.Identity) for norm in norms)  # between the two products
         self.mlp = (FusedMLP if _suits_kernel(block.mlp) else PackedMLP)(block.norm2, block.mlp, rows=rows)
@@ -65,7 +65,7 @@ class PackedMLP(nn.Module):
     def __init__(self, norm: nn.Module, mlp: Any, *, rows: int) -> None:
         super().__init__()
         self.norm, self.act = plain_norm(norm), in_place(mlp.act)
-        self.fc1, self.fc2 = (PackedLinear(layer.weight, layer.bias, rows=rows) for layer in (mlp.fc1, mlp.fc2))
+        self.fc1, self.fc2 = (packed_linear(layer.weight, layer.bias, rows=rows) for layer in (mlp.fc1, mlp.fc2))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens (B, N, C) plus the network's result."""

@@ -203,7 +203,8 @@ class RunConfig:
         loggers: Where losses and metrics go: "csv" and "tensorboard" in the run's folder, "wandb" and "mlflow" where
             those are configured to write (`pip install wandb`, `pip install mlflow`).
         patience: Stop after so many validations without a better metric; None trains to the end.
-        grad_checkpointing: Recompute the branches' blocks in the backward pass: less memory, a third more time.
+        grad_checkpointing: Recompute blocks, interactions, merging and neck in the backward pass: less memory, a third
+            more time.
     """
 
     out: str = "runs/piip"

@@ -126,7 +126,9 @@ void sample_all(const Sizes& sizes, const T* value, T* result, int threads, Find
       else
         sample_query<true>(sizes, found, map, last, sampled.data());
       T* place = result + item * width;
-      for (int64_t i = 0; i < width; ++i) narrow(sampled[i], place[i]);
+      const int64_t whole = width / LANES * LANES;
+      for (int64_t i = 0; i < whole; i += LANES) store(load(&sampled[i]), place + i);
+      for (int64_t i = whole; i < width; ++i) narrow(sampled[i], place[i]);
     }
   }
 }
@@ -172,7 +174,8 @@ void forward_raw(const Sizes& sizes, const T* value, const T* raw, int64_t query
     for (int64_t first = 0; first < count; first += sizes.points) {
       float total = 0;
       for (int64_t i = first; i < first + sizes.points; ++i) total += weight[i];
-      for (int64_t i = first; i < first + sizes.points; ++i) weight[i] /= total;
+      const float inverse = 1 / total;
+      for (int64_t i = first; i < first + sizes.points; ++i) weight[i] *= inverse;
     }
   });
 }
