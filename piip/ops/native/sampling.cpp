@@ -93,13 +93,34 @@ inline void sum_rows(const Sizes& sizes, const Points& found, const T* map, cons
   std::memcpy(result, total, sizeof total);
 }
 
+// The same for at most FEW channels.
+template <bool CHECKED, typename T>
+inline void sum_few(const Sizes& sizes, const Points& found, const T* map, const T* last, int64_t head, int64_t first,
+                    float* result) {
+  FewFloats total = {};
+  map += head * sizes.dim + first;
+  for (int64_t i = head * sizes.points; i < (head + 1) * sizes.points; ++i)
+    for (int corner = 0; corner < 4; ++corner) {
+      const T* from = map + found.place[corner][i];
+      T copy[FEW] = {};
+      if (CHECKED && from > last) {
+        std::memcpy(copy, from, sizeof(T) * std::min<int64_t>(sizes.dim - first, FEW));
+        from = copy;
+      }
+      total = multiply_add(FewFloats{} + found.share[corner][i], load_few(from), total);
+    }
+  std::memcpy(result, &total, sizeof total);
+}
+
 // The result of one query, in float32; `result` has LANES places more than heads * dim.
 template <bool CHECKED, typename T>
 void sample_query(const Sizes& sizes, const Points& found, const T* map, const T* last, float* result) {
   for (int64_t head = 0; head < sizes.heads; ++head)
     for (int64_t first = 0; first < sizes.dim; first += 2 * LANES) {  // what is written too far is overwritten next
       float* place = result + head * sizes.dim + first;
-      if (sizes.dim - first > LANES)
+      if (sizes.dim - first <= FEW)
+        sum_few<CHECKED>(sizes, found, map, last, head, first, place);
+      else if (sizes.dim - first > LANES)
         sum_rows<2, CHECKED>(sizes, found, map, last, head, first, place);
       else
         sum_rows<1, CHECKED>(sizes, found, map, last, head, first, place);

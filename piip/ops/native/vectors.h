@@ -68,6 +68,37 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) {
 #endif
 }
 
+// Half as many lanes, for short rows: reads of whole vectors nearly always touch two cache lines there.
+constexpr int FEW = LANES / 2;
+typedef float FewFloats __attribute__((vector_size(4 * FEW)));
+
+inline FewFloats load_few(const float* from) {
+  FewFloats lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+inline FewFloats load_few(const BFloat16* from) {
+  typedef uint32_t FewWords __attribute__((vector_size(4 * FEW)));
+  typedef uint16_t FewHalves __attribute__((vector_size(2 * FEW)));
+  FewHalves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  const FewWords words = __builtin_convertvector(halves, FewWords) << 16;
+  FewFloats lanes;
+  std::memcpy(&lanes, &words, sizeof lanes);
+  return lanes;
+}
+inline FewFloats multiply_add(FewFloats a, FewFloats b, FewFloats c) {
+#ifdef __AVX512F__
+  __m256 left, right, sum;
+  std::memcpy(&left, &a, sizeof a), std::memcpy(&right, &b, sizeof b), std::memcpy(&sum, &c, sizeof c);
+  sum = _mm256_fmadd_ps(left, right, sum);
+  std::memcpy(&c, &sum, sizeof c);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
 inline void store(Floats lanes, float* place) { std::memcpy(place, &lanes, sizeof lanes); }
 #ifdef __AVX512BF16__
 inline void store(Floats lanes, BFloat16* place) {
