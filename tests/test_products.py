@@ -151,6 +151,24 @@ def test_doubling_is_a_transposed_convolution(bias: bool, size: tuple[int, int])
     assert error(got, want) <= ROUNDING
 
 
+@pytest.mark.parametrize("bad", ["query", "key", "value"])
+def test_attention_does_not_hide_bad_numbers(bad: str) -> None:
+    qkv = random(1, 40, 3 * 64)
+    qkv[0, 17, ("query", "key", "value").index(bad) * 64 + 5] = float("nan")
+    found = products.attend(qkv, 1, 0.125).isnan().any(2)[0]
+    assert found.tolist() == [bad != "query" or row == 17 for row in range(40)]
+
+
+def test_large_results_may_begin_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes past the caches need whole cache lines, which rows of 48 numbers in an odd width are not."""
+    torch.manual_seed(0)
+    conv = nn.ConvTranspose2d(40, 24, 2, 2).bfloat16()
+    maps = random(1, 40, 5, 33)
+    want = PackedDoubling(conv)(maps)
+    monkeypatch.setattr(products, "LARGE", 0)
+    assert torch.equal(PackedDoubling(conv)(maps), want)
+
+
 def test_results_too_large_for_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     want, _ = linear(100, 64, 96)
     monkeypatch.setattr(products, "LARGE", 0)

@@ -10,7 +10,7 @@ using namespace kernels;
 
 // e^x for x <= 0, relative error below 3e-7.
 inline __m512 exp_lanes(__m512 x) {
-  const __m512 clipped = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+  const __m512 clipped = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // in this order NaN stays NaN
   const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(clipped, _mm512_set1_ps(1.44269504f)), 0);
   const __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693147182f), clipped);
   __m512 power = _mm512_set1_ps(8.3334519e-3f);

@@ -137,6 +137,7 @@ void linear(int64_t rows, const BFloat16* tokens, const Layer& layer, const Targ
       const int64_t first = i * share.size, count = std::min(share.size, rows - first);
       multiply_to(source.read(tokens + first * layer.in, count), first, count, layer, sums, target);
     }
+    if (target.is_large) _mm_sfence();  // what went past the caches is there for all threads
   }
 }
 

@@ -230,7 +230,7 @@ inline void store_line(Floats left, Floats right, BFloat16* place, bool past_cac
   __m512 halves[2];
   std::memcpy(halves, &left, sizeof left), std::memcpy(halves + 1, &right, sizeof right);
   const __m512i line = (__m512i)_mm512_cvtne2ps_pbh(halves[1], halves[0]);
-  if (past_caches)
+  if (past_caches && reinterpret_cast<uintptr_t>(place) % 64 == 0)
     _mm512_stream_si512((__m512i*)place, line);
   else
     _mm512_storeu_si512(place, line);
