@@ -42,10 +42,10 @@ from torch.distributed.tensor import DTensor
 
 import piip
 from piip.backbone import PIIPBackbone
-from piip.meta import without_values
-from piip.saving import BACKBONE, load_weights, write_description
-from piip.shards import StoredTensor, TensorFacts, open_weights, write_weights
-from piip.zoo import model_config, published_results
+from piip.serialization.load import BACKBONE, load_weights, write_description
+from piip.serialization.meta_device import without_values
+from piip.serialization.weights import StoredTensor, TensorFacts, open_weights, write_weights
+from piip.zoo.create import model_config, published_results
 
 RECORDS = {
     "pyramid": "mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms",

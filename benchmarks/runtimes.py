@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 import piip
-from piip.export import load_for_export
-from piip.exporting.formats import FORMATS, find_format
-from piip.exporting.targets import export_target
+from piip.export.exporter import load_for_export
+from piip.export.formats import FORMATS, find_format
+from piip.export.wrappers import export_target
 
 ASSETS = Path(piip.__file__).parent / "assets"
 DEFAULTS = [str(ASSETS / name / "model") for name in ("landcover", "landcover_maps", "nuclei")]

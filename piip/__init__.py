@@ -18,19 +18,19 @@ _HOMES = {
     "HeadConfig": "piip.config",
     "ModelConfig": "piip.config",
     "PIIPBackbone": "piip.backbone",
-    "Predictor": "piip.prediction",
+    "Predictor": "piip.inference.predictor",
     "PyramidWarning": "piip.build",
     "build_backbone": "piip.build",
     "build_model": "piip.build",
-    "create_model": "piip.zoo",
-    "list_models": "piip.zoo",
-    "from_pretrained": "piip.hub",
-    "load_model": "piip.saving",
-    "estimate_cost": "piip.cost",
-    "export_model": "piip.export",
+    "create_model": "piip.zoo.create",
+    "list_models": "piip.zoo.create",
+    "from_pretrained": "piip.serialization.hub",
+    "load_model": "piip.serialization.load",
+    "estimate_cost": "piip.cost.estimate",
+    "export_model": "piip.export.exporter",
     "checkpoints": "piip.checkpoints",
     "ops": "piip.ops",
-    "optimize_for_inference": "piip.inference",
+    "optimize_for_inference": "piip.optimize.rewrite",
 }
 
 __all__ = sorted(_HOMES)
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     from piip.backbone import PIIPBackbone
     from piip.build import PyramidWarning, build_backbone, build_model
     from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-    from piip.cost import estimate_cost
-    from piip.export import export_model
-    from piip.hub import from_pretrained
-    from piip.inference import optimize_for_inference
-    from piip.prediction import Predictor
-    from piip.saving import load_model
-    from piip.zoo import create_model, list_models
+    from piip.cost.estimate import estimate_cost
+    from piip.export.exporter import export_model
+    from piip.inference.predictor import Predictor
+    from piip.optimize.rewrite import optimize_for_inference
+    from piip.serialization.hub import from_pretrained
+    from piip.serialization.load import load_model
+    from piip.zoo.create import create_model, list_models
 
 
 def __getattr__(name: str) -> Any:

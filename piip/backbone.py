@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from piip import recompute
 from piip.branches.base import Branch
 from piip.config import ModelConfig
-from piip.described import DescribedModel
-from piip.features import BranchFeatures
-from piip.interaction import Interaction
-from piip.merge import BranchMerge, LastMap
-from piip.necks import Neck
-from piip.pyramid import check_image, image_pyramid, official_image_pyramid, pyramid_sizes
+from piip.layers import checkpointing as recompute
+from piip.layers.image_pyramid import check_image, image_pyramid, official_image_pyramid, pyramid_sizes
+from piip.layers.interaction import Interaction
+from piip.layers.merge import BranchMerge, LastMap
+from piip.layers.necks import Neck
+from piip.serialization.base import DescribedModel
+from piip.structures import BranchFeatures
 
 
 class PIIPBackbone(DescribedModel):

@@ -11,22 +11,29 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from piip.attention import CrossAttention, DeformableCrossAttention
 from piip.backbone import PIIPBackbone
 from piip.branches import Branch, create_network, interaction_points, wrap_network
 from piip.config import DENSE_HEADS, BranchConfig, HeadConfig, InteractionConfig, ModelConfig
-from piip.counting import count_forward
-from piip.features import StageInfo
+from piip.cost.counting import count_forward
 from piip.heads.classification import PerBranchHead, PIIPClassifier, PooledHead
-from piip.heads.dense import DenseHead, PIIPDenseModel
-from piip.heads.detr.transformer import LayerSizes
-from piip.heads.dino import DINOHead
-from piip.heads.mask_rcnn import MaskRCNNHead
+from piip.heads.dino.head import DINOHead
+from piip.heads.dino.transformer import LayerSizes
+from piip.heads.mask_rcnn.head import MaskRCNNHead
 from piip.heads.projector import PIIPVisionTower, Projector
 from piip.heads.upernet import UperNetHead
-from piip.interaction import ConvFFN, Injector, Interaction, InteractionUnit
-from piip.merge import BranchMerge, LastMap, conv_projection, linear_projection, short_projection, slim_projection
-from piip.necks import InteractionPyramid, Neck, SimpleFeaturePyramid
+from piip.layers.attention import CrossAttention, DeformableCrossAttention
+from piip.layers.interaction import ConvFFN, Injector, Interaction, InteractionUnit
+from piip.layers.merge import (
+    BranchMerge,
+    LastMap,
+    conv_projection,
+    linear_projection,
+    short_projection,
+    slim_projection,
+)
+from piip.layers.necks import InteractionPyramid, Neck, SimpleFeaturePyramid
+from piip.models import DenseHead, PIIPDenseModel
+from piip.structures import StageInfo
 
 logger = logging.getLogger("piip")
 

@@ -15,9 +15,9 @@ RECORDER = """
 import os, sys
 from pathlib import Path
 import torch
-from piip.cli import main
-from piip.tasks.base import TrainingTask
-from piip.tasks.sharding import full_state
+from piip.cli.main import main
+from piip.training.tasks.base import TrainingTask
+from piip.training.sharding import full_state
 
 step, losses = TrainingTask.training_step, []
 

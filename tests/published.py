@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from piip.checkpoints import load_official
+from piip.checkpoints.convert import Conversion, convert_checkpoint
 from piip.config import HeadConfig, ModelConfig
-from piip.conversion import Conversion, convert_checkpoint
 from piip.zoo.registry import MODELS, OFFICIAL
 
 MODEL = "piip_small.golden"

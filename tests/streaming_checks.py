@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from piip.saving import load_model
-from piip.tasks import sharding
+from piip.serialization.load import load_model
+from piip.training import sharding
 
 IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from piip.data.dense_transforms import DenseTransformConfig
-from piip.data.geometry import cropped
-from piip.data.photometric import distorted
+from piip.data.collate import DenseTransform, PadTogether
 from piip.data.sampler import GroupedSampler
-from piip.data.samples import DenseTransform, PadTogether
+from piip.data.transforms.dense import DenseTransformConfig
+from piip.data.transforms.geometry import cropped
+from piip.data.transforms.photometric import distorted
 from piip.recipe import DataConfig
 
 NORMAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

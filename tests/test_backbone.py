@@ -18,7 +18,7 @@ from piip.config import (
     ModelConfig,
     NeckConfig,
 )
-from piip.pyramid import image_pyramid, pyramid_sizes
+from piip.layers.image_pyramid import image_pyramid, pyramid_sizes
 
 WIDTHS = (64, 48, 32, 24, 16)
 SIZES = (32, 48, 64, 96, 128)

@@ -14,16 +14,16 @@ import torch
 import yaml
 from PIL import Image
 
-from piip.cli import main
-from piip.data.checking import check_images
+from piip.cli.main import main
 from piip.data.coco import CocoInstances, read_coco
+from piip.data.collate import DenseTransform, PadTogether
 from piip.data.dense_images import DenseImages
-from piip.data.dense_transforms import DenseTransformConfig
+from piip.data.image_check import check_images
 from piip.data.image_folder import read_rgb
-from piip.data.index_maps import IndexMaps
 from piip.data.orientation import turn_upright, upright_shape
-from piip.data.samples import DenseTransform, PadTogether
-from piip.scores.coco import score_results, to_results
+from piip.data.semantic_masks import IndexMaps
+from piip.data.transforms.dense import DenseTransformConfig
+from piip.evaluation.metrics.coco import score_results, to_results
 
 ORIENTATION = 0x0112
 KINDS = ("coco", "index_maps")

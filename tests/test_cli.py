@@ -12,8 +12,8 @@ import pytest
 from tiny_run import recipe_values, write_images, write_model, write_recipe
 
 from piip import __version__
-from piip.cli import COMMANDS, main
-from piip.cli_parser import split_overrides
+from piip.cli.main import COMMANDS, main
+from piip.cli.parser import split_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = str(ROOT / "recipes" / "classification" / "landcover_piip.yaml")
@@ -168,7 +168,7 @@ def test_errors_of_the_system_are_one_line(tmp_path: Path, capsys: pytest.Captur
 def test_training_without_its_packages_names_them(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("piip.training")]:
+    for name in [name for name in sys.modules if name.startswith("piip.training.train")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pytorch_lightning.utilities", None)
     with pytest.raises(SystemExit) as caught:

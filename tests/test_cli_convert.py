@@ -16,11 +16,11 @@ import torch
 from published import MODEL, loaded_state, register, same
 
 from piip.checkpoints import build_released, official_shapes
-from piip.cli import main
-from piip.cli_help import conversion_examples
-from piip.conversion import bytes_bar
-from piip.saving import load_model
-from piip.zoo import list_models
+from piip.checkpoints.convert import bytes_bar
+from piip.cli.help import conversion_examples
+from piip.cli.main import main
+from piip.serialization.load import load_model
+from piip.zoo.create import list_models
 
 ROOT = Path(__file__).resolve().parents[1]
 CASE = "det3_deit_global_square"

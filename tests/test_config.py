@@ -11,7 +11,7 @@ from pyramids import tiny_vit
 
 import piip
 from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.zoo import model_config, official_record
+from piip.zoo.create import model_config, official_record
 
 
 @pytest.mark.parametrize("name", piip.list_models())

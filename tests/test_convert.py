@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 
 from piip.build import build_model
 from piip.checkpoints import build_released, load_official, official_shapes
+from piip.checkpoints.convert import convert_checkpoint, format_conversion, parse_size
 from piip.checkpoints.identify import most_alike
 from piip.checkpoints.sources import own_facts, whole_model
 from piip.checkpoints.unwrapping import find_weights
 from piip.config import HeadConfig
-from piip.conversion import convert_checkpoint, format_conversion, parse_size
-from piip.dense_prediction import DensePredictor
-from piip.meta import without_values
-from piip.saving import load_model, read_description
-from piip.shards import open_weights
-from piip.zoo import list_models, model_config, published_results
+from piip.inference.dense_predictor import DensePredictor
+from piip.serialization.load import load_model, read_description
+from piip.serialization.meta_device import without_values
+from piip.serialization.weights import open_weights
+from piip.zoo.create import list_models, model_config, published_results
 from piip.zoo.registry import PUBLISHED
 
 OTHER = "piip_tsb_1120_896_448.deit3_coco_mask_rcnn"
@@ -151,7 +151,7 @@ def test_whole_detectors_and_segmentors_predict_with_the_published_settings(
         "dense": {"short_side": 96, "long_side": 160, "pad_divisor": 32},
     }
     monkeypatch.setattr(
-        "piip.conversion.published_results",
+        "piip.checkpoints.convert.published_results",
         lambda name: dataclasses.replace(published_results(OTHER), evaluation=evaluation),
     )
     generator = torch.Generator().manual_seed(0)
@@ -347,10 +347,10 @@ from piip.checkpoints.sources import own_facts, whole_model
 from piip.checkpoints.unwrapping import find_weights
 from piip.checkpoints.sources import own_facts, whole_model
 from piip.checkpoints.unwrapping import find_weights
-from piip.conversion import convert_checkpoint
-from piip.meta import without_values
-from piip.meta import without_values
-from piip.saving import load_model
+from piip.checkpoints.convert import convert_checkpoint
+from piip.serialization.meta_device import without_values
+from piip.serialization.meta_device import without_values
+from piip.serialization.load import load_model
 NAME = "single_b_1024.deit3_coco_mask_rcnn"
 
 def memory():

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import piip
 from piip.checkpoints import build_released
 from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.cost import format_table
-from piip.meta import without_values
+from piip.cost.estimate import format_table
+from piip.serialization.meta_device import without_values
 
 RELEASED = json.loads((Path(__file__).parent / "data" / "released_models.json").read_text())
 

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 import piip
-from piip.cli import main
+from piip.cli.main import main
 from piip.config import BranchConfig, HeadConfig, InteractionConfig, ModelConfig
 from piip.demo import ASSETS, run_demo
 from piip.demo.figure import ticks, wrap
 from piip.demo.results import read_recorded
-from piip.saving import save_model
+from piip.serialization.load import save_model
 
 CLASSES = ["water", "evergreen_broadleaf_forest", "snow_and_ice"]
 
@@ -127,8 +127,8 @@ def test_shipped_weights_are_small() -> None:
 
 
 def test_recorded_costs_are_those_of_the_recipes() -> None:
-    from piip.preparation import recipe_model_config
     from piip.recipe import load_recipe
+    from piip.training.setup import recipe_model_config
 
     models = read_recorded(ASSETS / "results.json")
     assert [model.name for model in models] == ["piip", "single", "equal"]

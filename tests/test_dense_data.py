@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from piip.data.coco import CocoInstances
-from piip.data.dense_transforms import DenseTransformConfig, resized_shape
-from piip.data.index_maps import IndexMaps
-from piip.data.nuclei import convert_nuclei, split_groups
-from piip.data.official_resize import resize_like_opencv
-from piip.data.samples import DenseTransform, PadTogether, reduce_zero_label
-from piip.data.similar import group_similar
+from piip.data.collate import DenseTransform, PadTogether, reduce_zero_label
+from piip.data.semantic_masks import IndexMaps
+from piip.data.sources.near_duplicates import group_similar
+from piip.data.sources.nuclei import convert_nuclei, split_groups
+from piip.data.transforms.dense import DenseTransformConfig, resized_shape
+from piip.data.transforms.official_resize import resize_like_opencv
 
 PLAIN = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 

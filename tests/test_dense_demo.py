@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 import piip
-from piip.cli import main
+from piip.cli.main import main
 from piip.config import ModelConfig
 from piip.demo.dense import FOLDER, SIDE, TASKS, run_dense_demo
-from piip.preparation import recipe_model_config
 from piip.recipe import Recipe, load_recipe
-from piip.saving import read_description
+from piip.serialization.load import read_description
+from piip.training.setup import recipe_model_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,15 +13,15 @@ import torch
 import yaml
 from PIL import Image
 
-from piip.cli import main
+from piip.cli.main import main
 from piip.data.coco import CocoInstances, read_coco
-from piip.dense_evaluation import evaluate_dense
-from piip.dense_prediction import DensePredictor
+from piip.evaluation.dense import evaluate_dense
+from piip.evaluation.metrics.coco import score_results, to_results
+from piip.evaluation.metrics.semantic import ClassOverlap
+from piip.inference.dense_predictor import DensePredictor
 from piip.recipe import Recipe
-from piip.run_folder import read_history
-from piip.scores.coco import score_results, to_results
-from piip.scores.semantic import ClassOverlap
-from piip.training import train
+from piip.training.run_folder import read_history
+from piip.training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,17 @@ from piip.build import build_model
 from piip.checkpoints import build_official_head, load_official, official_shapes
 from piip.checkpoints.heads import OfficialHead, frame_of
 from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.heads.dense import PIIPDenseModel
-from piip.heads.detection.frames import ImageFrame
-from piip.heads.detr.boxes import generalized_iou, inverse_sigmoid
-from piip.heads.detr.denoising import NoiseLayout, draw_noise
-from piip.heads.detr.losses import mean_count
-from piip.heads.detr.matching import assign, match
-from piip.heads.detr.neck import ChannelMapper
-from piip.heads.detr.selection import cell_boxes
-from piip.heads.detr.tokens import LevelTokens, cell_references, flatten_levels
-from piip.heads.detr.transformer import LayerSizes
-from piip.heads.dino import Decoded, DINOHead
+from piip.heads.dino.boxes import generalized_iou, inverse_sigmoid
+from piip.heads.dino.denoising import NoiseLayout, draw_noise
+from piip.heads.dino.head import Decoded, DINOHead
+from piip.heads.dino.losses import mean_count
+from piip.heads.dino.matching import assign, match
+from piip.heads.dino.neck import ChannelMapper
+from piip.heads.dino.selection import cell_boxes
+from piip.heads.dino.tokens import LevelTokens, cell_references, flatten_levels
+from piip.heads.dino.transformer import LayerSizes
+from piip.heads.image_info import ImageFrame
+from piip.models import PIIPDenseModel
 
 CASES = ["dino_s1", "dino_s2"]
 SIZES = LayerSizes(embed_dim=64, hidden_dim=48)  # wide enough for norms of maps with one cell

@@ -14,11 +14,11 @@ from tiny_run import recipe_values, tiny_recipe, write_images
 from torch import Tensor
 from training_run import losses, run
 
-from piip.callbacks import StepSeed
 from piip.recipe import Recipe
-from piip.saving import load_model
-from piip.tasks.sharding import clip_gradients
-from piip.training import _prepare
+from piip.serialization.load import load_model
+from piip.training.callbacks import StepSeed
+from piip.training.sharding import clip_gradients
+from piip.training.train import _prepare
 
 HEADS = {"mask_rcnn": "coco", "dino": "coco", "upernet": "index_maps"}
 
@@ -66,7 +66,7 @@ def train_on_halves(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
             half.loader.order.set_epoch(epoch)
         for index, batches in enumerate(zip(*(half.loader for half in halves), strict=True)):
             counts = SharedCounts()
-            monkeypatch.setattr("piip.heads.dino.mean_count", counts)
+            monkeypatch.setattr("piip.heads.dino.head.mean_count", counts)
             for counts.shared in (False, True):
                 optimizer.zero_grad()
                 for counts.rank, batch in enumerate(batches):

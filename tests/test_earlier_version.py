@@ -16,8 +16,8 @@ from tiny_run import write_images
 
 import piip
 from piip.recipe import load_recipe
-from piip.training import train
 from piip.training.run_folder import read_history
+from piip.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ARCHIVE = Path(__file__).parent / "data" / "earlier_version.zip"

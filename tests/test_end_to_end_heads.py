@@ -13,9 +13,9 @@ from PIL import Image
 
 from piip.checkpoints import build_official_head, load_official, official_shapes
 from piip.checkpoints.heads import frame_of
-from piip.data.dense_transforms import DenseTransformConfig
-from piip.data.samples import DenseTransform, PadTogether
-from piip.heads.sliding import flip_image, sliding_probabilities, window_corners
+from piip.data.collate import DenseTransform, PadTogether
+from piip.data.transforms.dense import DenseTransformConfig
+from piip.inference.sliding_window import flip_image, sliding_probabilities, window_corners
 
 
 def prepared(case: dict[str, Any], raw: np.ndarray):

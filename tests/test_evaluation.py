@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_run import write_images, write_model
 
-from piip.evaluation import EvaluationReport, evaluate, format_report
-from piip.prediction import Predictor
+from piip.evaluation.classification import EvaluationReport, evaluate, format_report
+from piip.inference.predictor import Predictor
 
 SEVEN = tuple("abcdefg")
 

@@ -20,12 +20,12 @@ from torch import nn
 
 import piip
 from piip.build import build_model
-from piip.cli import main
-from piip.exporting.comparison import Difference, check_pictures
-from piip.exporting.files import keep, scratch_folder
-from piip.exporting.formats import FORMATS, find_format
-from piip.exporting.targets import export_target
-from piip.heads.detection.masks import paste_masks
+from piip.cli.main import main
+from piip.export.comparison import Difference, check_pictures
+from piip.export.files import keep, scratch_folder
+from piip.export.formats import FORMATS, find_format
+from piip.export.wrappers import export_target
+from piip.heads.mask_rcnn.masks import paste_masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 pytest.importorskip("onnxscript")
@@ -147,7 +147,7 @@ def test_the_description_is_all_that_a_program_needs(tmp_path: Path) -> None:
 
 def test_a_file_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     far = Difference("logits", (1, 3), 0.5, 0.5, 1e-4)
-    monkeypatch.setattr("piip.export.compare", lambda *_: [far])
+    monkeypatch.setattr("piip.export.exporter.compare", lambda *_: [far])
     out = tmp_path / "new" / "model.pt2"
     with pytest.raises(ValueError, match=r"does not compute .* logits differs by 5.0e-01, accepted 1.0e-04"):
         piip.export_model(classifier(), out, format="torch")
@@ -288,7 +288,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_names_get_random_weights_and_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("piip.export.create_model", lambda name, features_only: classifier())
+    monkeypatch.setattr("piip.export.exporter.create_model", lambda name, features_only: classifier())
     main(["export", "piip_tsb_368_192_128.deit1_in1k", "--out", str(tmp_path / "m.pt2"), "--format", "torch"])
     assert "The weights are random" in capsys.readouterr().out
     assert json.loads((tmp_path / "m.pt2.json").read_text())["random_weights"] is True
@@ -296,8 +296,8 @@ def test_names_get_random_weights_and_say_so(
 
 HANGING = """
 import sys, time
-import piip.export
-from piip.cli import main
+import piip.export.exporter
+from piip.cli.main import main
 
 def hang(*_):
     print("half-way", flush=True)

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from piip.heads.detection import rpn
-from piip.heads.detection.boxes import MAX_OFFSET_CANDIDATES, BoxCoder, class_offset_nms
-from piip.heads.detection.frames import ImageFrame, Target
-from piip.heads.detection.masks import paste_masks
-from piip.heads.detection.roi import pool_regions
-from piip.heads.detection.rpn import RegionLevel
-from piip.heads.detr.transformer import LayerSizes
-from piip.heads.dino import DINOHead
-from piip.heads.mask_rcnn import MaskRCNNHead
+from piip.evaluation.metrics.coco import score_results, to_results
+from piip.heads.boxes import MAX_OFFSET_CANDIDATES, BoxCoder, class_offset_nms
+from piip.heads.dino.head import DINOHead
+from piip.heads.dino.transformer import LayerSizes
+from piip.heads.image_info import ImageFrame, Target
+from piip.heads.mask_rcnn import rpn
+from piip.heads.mask_rcnn.head import MaskRCNNHead
+from piip.heads.mask_rcnn.masks import paste_masks
+from piip.heads.mask_rcnn.roi import pool_regions
+from piip.heads.mask_rcnn.rpn import RegionLevel
 from piip.heads.upernet import UperNetHead
-from piip.scores.coco import score_results, to_results
 
 FRAME = ImageFrame.make((96, 128), original=(48, 64))
 Head = MaskRCNNHead | DINOHead

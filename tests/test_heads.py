@@ -11,11 +11,11 @@ from pyramids import image, tiny_vit
 import piip
 from piip.checkpoints import build_official_head, load_official, official_shapes
 from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.heads.detection import boxes as box_rules
-from piip.heads.detection.assign import Sample, assign_by_overlap, draw_sample
-from piip.heads.detection.boxes import BoxCoder, class_offset_nms, pairwise_iou
-from piip.heads.detection.frames import ImageFrame
-from piip.heads.detection.masks import mask_targets, paste_masks
+from piip.heads import boxes as box_rules
+from piip.heads.boxes import BoxCoder, class_offset_nms, pairwise_iou
+from piip.heads.image_info import ImageFrame
+from piip.heads.mask_rcnn.assign import Sample, assign_by_overlap, draw_sample
+from piip.heads.mask_rcnn.masks import mask_targets, paste_masks
 
 DETECTORS = ("mrcnn_s1", "mrcnn_s2")
 SEGMENTORS = ("upernet_s1", "upernet_odd")

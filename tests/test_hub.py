@@ -22,9 +22,9 @@ from tiny_run import CLASSES, write_images, write_model
 import piip
 from piip.backbone import PIIPBackbone
 from piip.heads.classification import PIIPClassifier
-from piip.model_card import is_generated
-from piip.prediction import Predictor
-from piip.saving import load_model, read_description
+from piip.inference.predictor import Predictor
+from piip.serialization.load import load_model, read_description
+from piip.serialization.model_card import is_generated
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

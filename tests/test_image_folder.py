@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from piip.data.image_folder import ImageFolder, read_rgb, seeded
 from piip.data.sampler import EpochSampler
-from piip.data.transforms import TransformConfig, build_transform
+from piip.data.transforms.classification import TransformConfig, build_transform
 
 HEAVY = TransformConfig(input_size=32, auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, reprob=0.9, vflip=0.5)
 

@@ -14,13 +14,13 @@ from shapes import dense_recipe
 from torch import Tensor, nn
 
 import piip
-from piip.attention import DeformableCrossAttention
-from piip.branches.fused import FusedBlock, FusedMLP, PackedMLP
 from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.inference import FusedInjector, OptimizedModel, optimize_for_inference
+from piip.layers.attention import DeformableCrossAttention
 from piip.ops import native
-from piip.ops.native import products
-from piip.packed import InPlaceGELU, PackedConv2d, PackedDoubling, PackedLayerNorm, PackedLinear
+from piip.ops.native import gemm as products
+from piip.optimize.fused_block import FusedBlock, FusedMLP, PackedMLP
+from piip.optimize.packing import InPlaceGELU, PackedConv2d, PackedDoubling, PackedLayerNorm, PackedLinear
+from piip.optimize.rewrite import FusedInjector, OptimizedModel, optimize_for_inference
 
 TOLERANCE = 2e-5  # of float32, relative
 STAGES = {"depths": [1, 1, 1, 1], "dims": [16, 24, 32, 48]}

@@ -9,12 +9,12 @@ from pyramids import randomise, tiny_vit
 from torch import nn
 
 import piip
-from piip.attention import CrossAttention, DeformableCrossAttention
 from piip.build import _say_once, fitting_heads
 from piip.config import InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.features import BranchFeatures
-from piip.interaction import Interaction, InteractionUnit
-from piip.merge import BranchMerge, PointwiseLinear, fitting_groups, resize_map
+from piip.layers.attention import CrossAttention, DeformableCrossAttention
+from piip.layers.interaction import Interaction, InteractionUnit
+from piip.layers.merge import BranchMerge, PointwiseLinear, fitting_groups, resize_map
+from piip.structures import BranchFeatures
 
 
 def features(dim: int, grid: tuple[int, int], seed: int) -> BranchFeatures:

@@ -17,12 +17,12 @@ from tiny_run import tiny_recipe, write_model
 from training_run import names, run
 
 import piip
-from piip.callbacks import AveragedWeights, BestModel
-from piip.cli import main
+from piip.cli.main import main
 from piip.recipe import Recipe
-from piip.tasks import dense as dense_tasks
-from piip.tasks.classification import ClassificationTask
-from piip.training import train
+from piip.training.callbacks import AveragedWeights, BestModel
+from piip.training.tasks import dense as dense_tasks
+from piip.training.tasks.classification import ClassificationTask
+from piip.training.train import train
 
 PACKAGE = Path(piip.__file__).parent
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piip.data.index_maps import IndexMaps
-from piip.data.landcover import PLAN, check_target
-from piip.data.landcover_build import LandcoverPlan, select_patches, write_datasets
-from piip.data.landcover_map import (
+from piip.data.semantic_masks import IndexMaps
+from piip.data.sources.landcover import PLAN, check_target
+from piip.data.sources.landcover_build import LandcoverPlan, select_patches, write_datasets
+from piip.data.sources.landcover_map import (
     CLASSES,
     IGNORE,
     SPLITS,
@@ -25,8 +25,8 @@ from piip.data.landcover_map import (
     merge_classes,
     resample_nearest,
 )
-from piip.data.landcover_samples import export_demo_subset
-from piip.data.packages import PinnedFile, read_pinned
+from piip.data.sources.landcover_samples import export_demo_subset
+from piip.data.sources.packages import PinnedFile, read_pinned
 
 SMALL = LandcoverPlan(
     classification=SplitPlan(

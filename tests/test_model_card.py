@@ -14,8 +14,8 @@ from torch import nn
 
 import piip
 from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.described import DescribedModel
-from piip.model_card import is_generated, model_card, write_card
+from piip.serialization.base import DescribedModel
+from piip.serialization.model_card import is_generated, model_card, write_card
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BRANCHES = (tiny_vit(48, 3, 48), tiny_vit(24, 3, 64))

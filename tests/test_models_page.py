@@ -11,10 +11,10 @@ from types import ModuleType
 import pytest
 
 import piip
-from piip.cli import COMMANDS
+from piip.cli.main import COMMANDS
 from piip.config import DENSE_HEADS
 from piip.data.benchmarks import ade_classes, benchmark_metadata, coco_classes
-from piip.zoo import PublishedModel, model_config, official_record, published_models, published_results
+from piip.zoo.create import PublishedModel, model_config, official_record, published_models, published_results
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")

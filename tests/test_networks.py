@@ -28,15 +28,15 @@ from pyramids import image
 from torch import Tensor, nn
 
 from piip.checkpoints import build_released, official_shapes
+from piip.checkpoints.convert import convert_checkpoint, format_conversion
 from piip.checkpoints.networks import branch_shapes, fit_branch, read_network
 from piip.checkpoints.networks.resizing import fitted
 from piip.config import BranchConfig, InteractionConfig, MergeConfig, ModelConfig
-from piip.conversion import convert_checkpoint, format_conversion
-from piip.meta import without_values
 from piip.ops.relative_positions import resize_table
-from piip.saving import load_model, read_description
-from piip.shards import StoredTensor
-from piip.zoo import list_models, model_config
+from piip.serialization.load import load_model, read_description
+from piip.serialization.meta_device import without_values
+from piip.serialization.weights import StoredTensor
+from piip.zoo.create import list_models, model_config
 
 KERNELS = ("patch_embed.proj.weight", "patch_embedding.weight", "patch_embeddings.weight", "stem.0.weight")
 SIZES = {"depth": 2, "embed_dim": 48, "num_heads": 3}

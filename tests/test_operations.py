@@ -13,10 +13,10 @@ import torch
 from pyramids import tiny_vit
 
 import piip
-from piip.attention import DeformableCrossAttention
 from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.cost import list_operations
-from piip.meta import without_values
+from piip.cost.estimate import list_operations
+from piip.layers.attention import DeformableCrossAttention
+from piip.serialization.meta_device import without_values
 
 RELEASED = sorted((Path(__file__).parent / "data" / "operations").glob("*.json"))
 

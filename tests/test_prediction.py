@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from tiny_run import write_images, write_model
 
-from piip.data.reading import find_images
-from piip.prediction import ClassPredictor, Predictor
+from piip.data.image_files import find_images
+from piip.inference.predictor import ClassPredictor, Predictor
 
 
 @pytest.fixture(scope="module")

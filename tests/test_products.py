@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piip.ops import native
-from piip.ops.native import products
-from piip.packed import PackedDoubling
+from piip.ops.native import gemm as products
+from piip.optimize.packing import PackedDoubling
 
 ROUNDING = 4e-3  # of one bfloat16 result; those of a sum of products are relative to all of them
 pytestmark = pytest.mark.skipif(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from piip.cli import COMMANDS
+from piip.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

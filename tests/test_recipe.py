@@ -13,9 +13,9 @@ from tiny_run import recipe_values, tiny_recipe, write_recipe
 
 from piip.config import ModelConfig
 from piip.fields import CommandText
-from piip.preparation import build_recipe_model, recipe_model_config, resolve
 from piip.recipe import NamedModel, Recipe, load_recipe, save_recipe
-from piip.zoo import model_config
+from piip.training.setup import build_recipe_model, recipe_model_config, resolve
+from piip.zoo.create import model_config
 from piip.zoo.published import published_results
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,8 @@ from pyramids import image, randomise, tiny_vit
 from torch import Tensor, nn
 
 import piip
-from piip import InteractionConfig, MergeConfig, ModelConfig, NeckConfig, recompute
+from piip import InteractionConfig, MergeConfig, ModelConfig, NeckConfig
+from piip.layers import checkpointing as recompute
 
 
 @contextmanager

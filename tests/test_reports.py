@@ -19,18 +19,18 @@ from test_views import write_model
 from tiny_run import write_images
 from tiny_run import write_model as write_classifier
 
-from piip.cli import main
+from piip.cli.main import main
 from piip.data.coco import CocoInstances
-from piip.dense_evaluation import evaluate_dense
-from piip.evaluation import evaluate
-from piip.report import plots
-from piip.report.drawing import class_colour, draw_map, draw_objects
-from piip.report.page import Page, write_page
-from piip.report.sheet import SheetRow, Worst, write_sheet
-from piip.scores.coco import score_results, to_results
-from piip.scores.counting import NAMES, count_objects, count_results
-from piip.scores.matching import box_agreement
-from piip.scores.semantic import ClassOverlap
+from piip.evaluation.classification import evaluate
+from piip.evaluation.dense import evaluate_dense
+from piip.evaluation.metrics.coco import score_results, to_results
+from piip.evaluation.metrics.matching import box_agreement
+from piip.evaluation.metrics.precision_tables import NAMES, count_objects, count_results
+from piip.evaluation.metrics.semantic import ClassOverlap
+from piip.evaluation.report import plots
+from piip.evaluation.report.drawing import class_colour, draw_map, draw_objects
+from piip.evaluation.report.page import Page, write_page
+from piip.evaluation.report.sheet import SheetRow, Worst, write_sheet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIMITS = (1, 10, 100)

@@ -18,15 +18,15 @@ import torch
 from tiny_run import branch, recipe_values, tiny_recipe, write_images, write_recipe
 from training_run import EVERYTHING, losses, names, newest_step, run
 
-from piip.callbacks import StepCheckpoint
 from piip.data.image_folder import ImageFolder
 from piip.data.loader import ResumableLoader
 from piip.data.sampler import EpochSampler
-from piip.preparation import open_images
 from piip.recipe import save_recipe
-from piip.run_folder import read_history
-from piip.tasks import classification
-from piip.tasks.base import NonFiniteLoss
+from piip.training.callbacks import StepCheckpoint
+from piip.training.run_folder import read_history
+from piip.training.setup import open_images
+from piip.training.tasks import classification
+from piip.training.tasks.base import NonFiniteLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tiny_run import branch, recipe_values, tiny_recipe, write_images
 from training_run import losses, run
 
-from piip.optim import parameter_groups
-from piip.preparation import build_recipe_model, run_length
 from piip.recipe import OptimConfig, Recipe
+from piip.training.optim import parameter_groups
+from piip.training.setup import build_recipe_model, run_length
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,8 @@ from tiny_run import write_model
 
 from piip.build import build_model
 from piip.config import BranchConfig, HeadConfig, MergeConfig, ModelConfig
-from piip.saving import load_model, read_description, save_model
-from piip.shards import weight_files
+from piip.serialization.load import load_model, read_description, save_model
+from piip.serialization.weights import weight_files
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

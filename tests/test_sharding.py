@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from piip.build import build_model
 from piip.config import ModelConfig
-from piip.tasks import sharding
-from piip.tasks.sharding import clip_gradients, full_state, gradient_norm, is_sharded, shard
+from piip.training import sharding
+from piip.training.sharding import clip_gradients, full_state, gradient_norm, is_sharded, shard
 
 VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 BRANCHES: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from piip.shards import TensorFacts, open_safetensors, open_weights, weight_files, write_weights
+from piip.serialization.weights import TensorFacts, open_safetensors, open_weights, weight_files, write_weights
 
 TENSORS = {
     "scalar": torch.tensor(1.5),

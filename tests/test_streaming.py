@@ -18,9 +18,9 @@ from streaming_checks import IMAGE
 
 from piip.build import build_backbone
 from piip.config import BranchConfig, InteractionConfig, ModelConfig, NeckConfig
-from piip.saving import load_model, load_weights, save_model
-from piip.shards import open_weights, weight_files
-from piip.tasks.sharding import gradient_norm
+from piip.serialization.load import load_model, load_weights, save_model
+from piip.serialization.weights import open_weights, weight_files
+from piip.training.sharding import gradient_norm
 
 CHECKS = Path(__file__).with_name("streaming_checks.py")
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "intern_vit_6b.py"

@@ -20,14 +20,14 @@ from torch import Tensor
 
 import piip
 from piip.build import build_model
-from piip.cli import main
+from piip.cli.main import main
 from piip.config import ModelConfig
-from piip.data.dense_transforms import DenseTransformConfig
-from piip.dense_prediction import DensePredictor
-from piip.mask_pieces import MaskPiece, Region
-from piip.predicted import InstancePrediction, MapPrediction
-from piip.saving import save_model
-from piip.tiles import Found, Tiling, merge_objects, objects_of, tiled_labels, whole_within
+from piip.data.transforms.dense import DenseTransformConfig
+from piip.inference.compact_masks import MaskPiece, Region
+from piip.inference.dense_predictor import DensePredictor
+from piip.inference.predictions import InstancePrediction, MapPrediction
+from piip.inference.tiling import Found, Tiling, merge_objects, objects_of, tiled_labels, whole_within
+from piip.serialization.load import save_model
 
 Object = tuple[int, np.ndarray]  # class and mask (H, W)
 SHAPE = (230, 310)

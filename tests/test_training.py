@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from tiny_run import recipe_values, tiny_recipe, write_images, write_recipe
 from training_run import EVERYTHING, losses, names, run
 
-from piip.callbacks import AveragedWeights
-from piip.cli import main
+from piip.cli.main import main
 from piip.recipe import Recipe, load_recipe
-from piip.run_folder import read_history
-from piip.training import train
+from piip.training.callbacks import AveragedWeights
+from piip.training.run_folder import read_history
+from piip.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -199,7 +199,7 @@ def test_devices_are_checked_first(
 READER = """
 import os, sys
 from pathlib import Path
-from piip.cli import main
+from piip.cli.main import main
 from piip.data.image_folder import ImageFolder
 read, out = ImageFolder._read, Path(sys.argv[1])
 def note(self, index):

@@ -14,16 +14,16 @@ from PIL import Image
 
 from piip.build import build_model
 from piip.config import ModelConfig
-from piip.data.dense_transforms import DenseTransformConfig
-from piip.data.samples import Batch
-from piip.dense_prediction import DensePredictor
-from piip.heads.detection import augmented
-from piip.heads.detection.augmented import View, mirror
-from piip.heads.detection.frames import ImageFrame
-from piip.predicted import InstancePrediction
-from piip.prediction import Predictor
-from piip.saving import save_model
-from piip.views import mean_probabilities, scaled_config, with_flips
+from piip.data.collate import Batch
+from piip.data.transforms.dense import DenseTransformConfig
+from piip.heads.image_info import ImageFrame
+from piip.heads.mask_rcnn import tta as augmented
+from piip.heads.mask_rcnn.tta import View, mirror
+from piip.inference.dense_predictor import DensePredictor
+from piip.inference.predictions import InstancePrediction
+from piip.inference.predictor import Predictor
+from piip.inference.tta import mean_probabilities, scaled_config, with_flips
+from piip.serialization.load import save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NORMAL = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}

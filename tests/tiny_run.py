@@ -13,9 +13,9 @@ from PIL import Image
 
 from piip.build import build_model
 from piip.config import ModelConfig
-from piip.data.transforms import TransformConfig
+from piip.data.transforms.classification import TransformConfig
 from piip.recipe import Recipe
-from piip.saving import save_model
+from piip.serialization.load import save_model
 
 CLASSES = ("blue", "green", "red")
 

@@ -8,8 +8,8 @@ from typing import Any
 from tiny_run import branch
 
 from piip.recipe import Recipe
-from piip.run_folder import read_history
-from piip.training import TrainingResult, train
+from piip.training.run_folder import read_history
+from piip.training.train import TrainingResult, train
 
 # Everything that draws random numbers, or holds state between steps.
 EVERYTHING: dict[str, dict[str, Any]] = {

@@ -27,10 +27,10 @@ from PIL import Image
 
 from piip.config import ModelConfig
 from piip.demo.dense import FOLDER, SIDE, TASKS, ComparedModel, compare
-from piip.dense_evaluation import evaluate_dense
-from piip.preparation import recipe_model_config
+from piip.evaluation.dense import evaluate_dense
 from piip.recipe import load_recipe
-from piip.saving import load_model, read_description, save_model
+from piip.serialization.load import load_model, read_description, save_model
+from piip.training.setup import recipe_model_config
 
 PICTURES = 5
 SAMPLE = "skimage/data/ihc.png"

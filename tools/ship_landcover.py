@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 import piip
-from piip.data.landcover_samples import export_demo_subset
+from piip.data.sources.landcover_samples import export_demo_subset
 from piip.demo import ASSETS
-from piip.evaluation import evaluate
-from piip.run_folder import checkpoint_step, find_checkpoint
-from piip.saving import load_model, read_description, save_model
+from piip.evaluation.classification import evaluate
+from piip.serialization.load import load_model, read_description, save_model
+from piip.training.run_folder import checkpoint_step, find_checkpoint
 
 NAMES = ("piip", "single", "equal")
 ROUNDS, BATCH = 15, 16

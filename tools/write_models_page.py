@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from piip.cost import estimate_cost
-from piip.zoo import PublishedModel, list_models, published_models
+from piip.cost.estimate import estimate_cost
+from piip.zoo.create import PublishedModel, list_models, published_models
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 HUB = "https://huggingface.co/OpenGVLab"

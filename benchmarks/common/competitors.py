@@ -12,9 +12,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 import piip
-from piip import attention
 from piip.branches.tokens import TokenBranch
-from piip.features import BranchFeatures
+from piip.layers import attention
+from piip.structures import BranchFeatures
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.distributed.device_mesh import init_device_mesh
 
 from piip.backbone import PIIPBackbone
-from piip.tasks.sharding import load_sharded
+from piip.training.sharding import load_sharded
 
 Outputs = list[NDArray[np.float32]]
 

@@ -1,8 +1,15 @@
-"""Networks as branches of a pyramid, one file a family."""
+"""Networks as branches of a pyramid: one file a family, with all knowledge of timm's insides.
+
+`base` is what every branch offers (`embed`, `run_stage`, `finish`); `registry` lists the families and picks the first
+one that matches a network. `window` runs blocks inside attention windows.
+
+Imports `structures`, `layers.checkpointing`, `ops` and `config`. A new family is a file here and one line in
+`registry.FAMILIES`.
+"""
 
 from piip.branches.base import Branch
 from piip.branches.conv_next import ConvNeXtBranch
-from piip.branches.factory import create_network, interaction_points, is_network, wrap_network
+from piip.branches.registry import create_network, interaction_points, is_network, wrap_network
 from piip.branches.staged import StagedBranch
 from piip.branches.tokens import TokenBranch
 from piip.branches.vit import ViTBranch

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from piip.features import BranchFeatures, StageInfo
 from piip.ops.positions import channel_values
+from piip.structures import BranchFeatures, StageInfo
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

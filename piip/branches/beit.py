@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from piip.branches.tokens import TokenBranch
 from piip.branches.window import in_windows, split_heads
-from piip.features import BranchFeatures
 from piip.ops.relative_positions import relative_positions, resize_table
+from piip.structures import BranchFeatures
 
 PREFIX_ROWS = 3  # of a table, its last ones: class to patch, patch to class, class to class
 

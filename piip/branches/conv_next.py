@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from timm.models.convnext import ConvNeXt, ConvNeXtStage
 from torch import Tensor, nn
 
-from piip import recompute
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD, Branch
-from piip.features import BranchFeatures, StageInfo
+from piip.layers import checkpointing as recompute
+from piip.structures import BranchFeatures, StageInfo
 
 
 class Entry(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
 
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD, Branch
-from piip.features import BranchFeatures, StageInfo
+from piip.structures import BranchFeatures, StageInfo
 
 FINEST_STAGE_STRIDE = 4  # maps at stride 2 belong to the stem: as tokens they would be four times as many
 

@@ -12,10 +12,10 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from piip import recompute
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD, Branch
 from piip.branches.window import join_windows, partition_windows
-from piip.features import BranchFeatures, StageInfo
+from piip.layers import checkpointing as recompute
+from piip.structures import BranchFeatures, StageInfo
 
 PlainViT = VisionTransformer | Eva | Beit
 

@@ -16,10 +16,10 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from piip.branches.fused import FusedBlock
 from piip.branches.tokens import TokenBranch
 from piip.branches.window import windowed_block
-from piip.features import BranchFeatures
+from piip.optimize.fused_block import FusedBlock
+from piip.structures import BranchFeatures
 
 MOST_SIZES = 16  # image sizes whose positions are kept
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from piip.checkpoints.head_names import DINO, MASK_RCNN, UPERNET, HeadNames
-from piip.heads.detection.frames import ImageFrame, Prediction, Target
-from piip.heads.detr.transformer import LayerSizes
-from piip.heads.dino import DINOHead
-from piip.heads.mask_rcnn import MaskRCNNHead
+from piip.heads.dino.head import DINOHead
+from piip.heads.dino.transformer import LayerSizes
+from piip.heads.image_info import ImageFrame, Prediction, Target
+from piip.heads.mask_rcnn.head import MaskRCNNHead
 from piip.heads.upernet import UperNetHead
 
 Metas = Sequence[Mapping[str, Any]]

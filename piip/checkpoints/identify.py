@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from piip.branches import create_network
 from piip.checkpoints.networks import branch_shapes, describe_network, first_width
 from piip.checkpoints.official import INDEX_BUFFERS, build_released, official_shapes
-from piip.checkpoints.report import explain_mismatch
 from piip.config import BranchConfig, ModelConfig
-from piip.meta import without_values
-from piip.zoo import list_models, model_config
+from piip.serialization.meta_device import without_values
+from piip.serialization.mismatch import explain_mismatch
+from piip.zoo.create import list_models, model_config
 from piip.zoo.registry import OFFICIAL
 
 HEAD_PARTS = ("mm_projector.", "roi_head.", "bbox_head.", "decode_head.")  # multimodal, detectors, segmentors

@@ -1,7 +1,7 @@
 """Learning rates by depth as the authors' optimiser gave them.
 
-Our own rule by depth index (`piip.optim`) is the default for new models: it treats every family alike and counts from
-each branch's own end. This one is for repeating a released run.
+Our own rule by depth index (`piip.training.optim`) is the default for new models: it treats every family alike and
+counts from each branch's own end. This one is for repeating a released run.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from piip.branches import ConvNeXtBranch
 from piip.checkpoints.official import INDEX_BUFFERS, build_released, official_shapes
 from piip.config import DENSE_HEADS
-from piip.meta import without_values
-from piip.zoo import model_config, official_record
+from piip.serialization.meta_device import without_values
+from piip.zoo.create import model_config, official_record
 
 PLAIN_RATE, SLOW_RATE, MIXED_RATE = 0.85, 0.95, 0.8  # pyramids; single networks and segmentors; with ConvNeXt
 MIXED_LAYERS = 12

@@ -19,13 +19,13 @@ from piip.checkpoints.head_names import HEAD_NAMES
 from piip.checkpoints.heads import OfficialHead
 from piip.checkpoints.keymap import OfficialNames
 from piip.checkpoints.layouts import Shape, layout_of
-from piip.checkpoints.report import explain_mismatch
 from piip.checkpoints.translate import CODE_BASES, OFFICIAL_CLASSES, translate_config
 from piip.config import DENSE_HEADS, HeadConfig, ModelConfig
 from piip.heads.classification import PIIPClassifier
-from piip.heads.dense import PIIPDenseModel
 from piip.heads.projector import PIIPVisionTower
-from piip.zoo import model_config, official_record, published_config
+from piip.models import PIIPDenseModel
+from piip.serialization.mismatch import explain_mismatch
+from piip.zoo.create import model_config, official_record, published_config
 
 INDEX_BUFFERS = ("relative_position_index", "position_ids", "num_batches_tracked")
 

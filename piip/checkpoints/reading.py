@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from piip.shards import INDEX_NAME, WEIGHTS_NAME, StoredTensor, TensorFacts, open_safetensors, read_index
+from piip.serialization.weights import INDEX_NAME, WEIGHTS_NAME, StoredTensor, TensorFacts, open_safetensors, read_index
 
 TORCH_INDEX_NAME = "pytorch_model.bin.index.json"
 ENTRIES = (INDEX_NAME, TORCH_INDEX_NAME, WEIGHTS_NAME, "pytorch_model.bin")  # of a directory, the first that is there

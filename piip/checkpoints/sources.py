@@ -15,7 +15,7 @@ from piip.checkpoints.identify import HEAD_PARTS, count_branches, equal_share, e
 from piip.checkpoints.networks import FittedBranch, SingleNetwork, branch_shapes, fit_branch, read_network
 from piip.checkpoints.official import OfficialModel, official_shapes, own_tensors
 from piip.checkpoints.unwrapping import FoundWeights, sort_names
-from piip.shards import StoredTensor, TensorFacts
+from piip.serialization.weights import StoredTensor, TensorFacts
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from piip.shards import StoredTensor
+from piip.serialization.weights import StoredTensor
 
 # Keys under which training programs put the weights, in the order of preference; averages only where nothing else is.
 WRAPPINGS = ("state_dict", "model", "module", "model_state_dict", "model_state", "network", "net", "teacher")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from piip.cost.counting import OperationCounter, evaluating
 from piip.cost.total import find_backbone, naming_parts
-from piip.counting import OperationCounter, evaluating
 
 Operation = dict[str, Any]
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piip.attention import CrossAttention, DeformableCrossAttention
 from piip.backbone import PIIPBackbone
 from piip.branches import ConvNeXtBranch, TokenBranch
 from piip.build import build_model
 from piip.config import DENSE_HEADS, HeadConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.cost.report import CostReport, PartCost
 from piip.heads.classification import PIIPClassifier
+from piip.layers.attention import CrossAttention, DeformableCrossAttention
 
 PUBLISHED_POINTS = 4  # the counting script fixes the number of points
 

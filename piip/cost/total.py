@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from piip.backbone import PIIPBackbone
 from piip.checkpoints.official import OfficialModel
+from piip.cost.counting import NamesParts, OperationCounter, counting_sampling, evaluating
 from piip.cost.report import CostReport, PartCost
-from piip.counting import NamesParts, OperationCounter, counting_sampling, evaluating
 from piip.heads.classification import PIIPClassifier
-from piip.heads.dense import PIIPDenseModel
 from piip.heads.projector import PIIPVisionTower
+from piip.models import PIIPDenseModel
 
 
 @torch.inference_mode(False)  # also where the caller infers: activations are counted as autograd keeps them

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from piip.config import ModelConfig
-from piip.data.dense_transforms import DenseTransformConfig
+from piip.data.transforms.dense import DenseTransformConfig
 
 ADE_FILE = "ade20k.txt"
 

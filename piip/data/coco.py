@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from piip.data.annotations import check_box, check_image, decode_mask, outline_problem
 from piip.data.dense_images import DenseImages
 from piip.data.image_folder import NAMES_SHOWN
-from piip.data.outlines import check_box, check_image, decode_mask, outline_problem
-from piip.heads.detection.frames import Target
+from piip.heads.image_info import Target
 
 logger = logging.getLogger(__name__)
 Entry = Mapping[str, Any]

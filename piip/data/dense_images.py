@@ -12,9 +12,9 @@ import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
+from piip.data.collate import DenseTransform, Sample
 from piip.data.image_folder import ADVICE, ON_ERROR, read_rgb, seeded
-from piip.data.samples import DenseTransform, Sample
-from piip.heads.detection.frames import Target
+from piip.heads.image_info import Target
 
 logger = logging.getLogger(__name__)
 

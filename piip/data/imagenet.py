@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from piip.config import ModelConfig
-from piip.data.transforms import TransformConfig
+from piip.data.transforms.classification import TransformConfig
 
 NUM_CLASSES = 1000
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from PIL import Image
 
-from piip.cost import CostReport, estimate_cost
+from piip.cost.estimate import CostReport, estimate_cost
+from piip.data.image_files import find_images
 from piip.data.image_folder import read_rgb
-from piip.data.reading import find_images
 from piip.demo.figure import draw_demo
 from piip.demo.results import DemoPicture, RecordedModel, read_recorded
-from piip.predicted import ClassPrediction
-from piip.prediction import ClassPredictor
+from piip.inference.predictions import ClassPrediction
+from piip.inference.predictor import ClassPredictor
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "landcover"
 BATCH = 16  # pictures at a time

@@ -22,12 +22,12 @@ from torch import nn
 
 from piip.build import build_model
 from piip.config import ModelConfig
-from piip.cost import estimate_cost
+from piip.cost.estimate import estimate_cost
+from piip.data.image_files import find_images
 from piip.data.image_folder import read_rgb
-from piip.data.reading import find_images
 from piip.demo.sheet import Bar, Row, draw_sheet
-from piip.predicted import DRAWN_SCORE, InstancePrediction, MapPrediction
-from piip.prediction import Predictor
+from piip.inference.predictions import DRAWN_SCORE, InstancePrediction, MapPrediction
+from piip.inference.predictor import Predictor
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets"
 SIDE = 512  # pixels of the square image that cost and time are compared at

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from piip.cost import CostReport
+from piip.cost.estimate import CostReport
 from piip.demo.results import DemoPicture, RecordedModel
 
 Point = tuple[float, float]

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from piip.predicted import ClassPrediction
+from piip.inference.predictions import ClassPrediction
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from piip.backbone import PIIPBackbone
 from piip.config import ModelConfig
-from piip.described import DescribedModel
-from piip.features import BranchFeatures
+from piip.serialization.base import DescribedModel
+from piip.structures import BranchFeatures
 
 
 class PooledHead(nn.Module):

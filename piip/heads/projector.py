@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from piip.backbone import PIIPBackbone
 from piip.config import ModelConfig
-from piip.described import DescribedModel
-from piip.merge import PointwiseLinear, group_norm, resize_map
+from piip.layers.merge import PointwiseLinear, group_norm, resize_map
+from piip.serialization.base import DescribedModel
 
 
 class Projector(nn.Module):

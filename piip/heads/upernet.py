@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piip.heads.detection.frames import ImageFrame, Prediction, Target
+from piip.heads.image_info import ImageFrame, Prediction, Target
 
 IGNORED = 255
 POOLED_SIDES = (1, 2, 3, 6)

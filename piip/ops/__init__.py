@@ -1,4 +1,10 @@
-"""Operations without parameters."""
+"""Operations without parameters: deformable attention and position tables.
+
+`deform_attn` is the one function for all providers (native C++ on CPU, Triton on CUDA, `grid_sample` anywhere);
+`positions` and `relative_positions` make grids and tables; `native` compiles and calls the C++ kernels.
+
+Imports nothing of the package. A new provider is a line in `deform_attn.PROVIDERS`.
+"""
 
 from piip.ops.deform_attn import PROVIDERS, deformable_attention
 from piip.ops.positions import cell_centres, grid_extent

@@ -39,7 +39,7 @@ class NamedModel:
         Raises:
             ValueError: An unknown name or field, with the nearest known ones.
         """
-        from piip.zoo import model_config
+        from piip.zoo.create import model_config
 
         values = _merged(model_config(self.name).to_dict(), {"head": {"num_classes": None}})
         values = _merged(values, self.overrides)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from piip.data.dense_transforms import DenseTransformConfig
-from piip.data.transforms import TransformConfig
+from piip.data.transforms.classification import TransformConfig
+from piip.data.transforms.dense import DenseTransformConfig
 from piip.fields import at_least, at_most, one_of
 
 PRECISIONS = ("32", "bf16")

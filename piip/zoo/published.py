@@ -125,7 +125,7 @@ class PublishedModel:
 @functools.cache
 def published_models() -> tuple[PublishedModel, ...]:
     """Return all 50 models in the order of the authors' tasks."""
-    text = files("piip.zoo").joinpath("published.json").read_text(encoding="utf-8")
+    text = files("piip.zoo.create").joinpath("published.json").read_text(encoding="utf-8")
     return tuple(_read(record, values) for record, values in json.loads(text)["models"].items())
 
 

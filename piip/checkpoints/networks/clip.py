@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from piip.checkpoints.networks.names import Tensors, rename
-from piip.shards import StoredTensor
+from piip.serialization.weights import StoredTensor
 
 OPENAI_RULES = (
     (r"^class_embedding$", "embeddings.class_embedding"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from piip.checkpoints.networks.names import Tensors, rename
-from piip.shards import StoredTensor
+from piip.serialization.weights import StoredTensor
 
 AUTHORS_RULES = (
     (r"^norm\.", "head.norm."),

@@ -11,7 +11,7 @@ from piip.checkpoints.networks.layouts import SingleNetwork
 from piip.checkpoints.networks.names import Tensors, count_blocks, rename
 from piip.checkpoints.networks.resizing import fitted
 from piip.checkpoints.official import INDEX_BUFFERS
-from piip.shards import StoredTensor
+from piip.serialization.weights import StoredTensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 

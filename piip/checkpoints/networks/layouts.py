@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from piip.checkpoints.networks import clip, convnext, vit
 from piip.checkpoints.networks.names import Tensors, below
-from piip.shards import StoredTensor
+from piip.serialization.weights import StoredTensor
 
 Translate = Callable[[Tensors], dict[str, StoredTensor]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from piip.shards import StoredTensor
+from piip.serialization.weights import StoredTensor
 
 Tensors = Mapping[str, StoredTensor]
 Rules = Sequence[tuple[str, str]]  # regular expression for a part of the name -> what takes its place

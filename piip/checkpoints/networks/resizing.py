@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piip.ops.relative_positions import resize_table as resize_bias_table
-from piip.shards import StoredTensor
+from piip.serialization.weights import StoredTensor
 
 CLASS_ROWS = 3  # of BEiT's tables, at the end: class to patch, patch to class, class to class
 TABLES = ("pos_embed", "position_embedding.weight", "spatial_pos_embed.weight")

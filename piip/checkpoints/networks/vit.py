@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from piip.checkpoints.networks.names import Tensors, count_blocks, rename
-from piip.shards import StoredTensor, TensorFacts
+from piip.serialization.weights import StoredTensor, TensorFacts
 
 LAYER_SCALE = ((r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma"),)
 INTERN_RULES = (

@@ -1,0 +1,94 @@
+"""Resizing, cutting and flipping images (C, H, W) together with their truth; see `piip.data.collate`."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from piip.data.transforms.official_resize import resize_like_opencv
+from piip.heads.image_info import Target
+
+IGNORED = 255
+LEAST_SIDE = 1.0  # pixels; smaller boxes are no objects after cropping
+ATTEMPTS = 10  # crops drawn until no class covers too much
+
+
+def resize_image(image: Tensor, size: tuple[int, int], rule: str) -> Tensor:
+    """Resize an 8-bit image (C, H, W) to another (H, W) by a rule of `DenseTransformConfig.resize`."""
+    if rule == "official":
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        return torch.from_numpy(np.ascontiguousarray(resize_like_opencv(pixels, size))).permute(2, 0, 1)
+    return F.resize(image, list(size), antialias=True) if tuple(image.shape[-2:]) != size else image
+
+
+def resize_target(target: Target, shape: tuple[int, int], size: tuple[int, int]) -> Target:
+    """Resize a truth from an image of one (H, W) to another; masks and index maps by the nearest pixel."""
+    if shape == size:
+        return target
+    resized = dict(target)
+    if "boxes" in target:
+        factor = torch.tensor([size[1] / shape[1], size[0] / shape[0]] * 2)
+        resized["boxes"] = target["boxes"] * factor
+    for name in ("masks", "labels"):
+        if name in target and target[name].dim() > 1:
+            maps = target[name] if target[name].dim() == 3 else target[name][None]
+            nearest = F.resize(maps.byte(), list(size), interpolation=v2.InterpolationMode.NEAREST)
+            resized[name] = nearest.to(target[name].dtype).view(*target[name].shape[:-2], *size)
+    return resized
+
+
+def cropped(image: Tensor, target: Target, size: tuple[int, int], *, most: float = 1.0) -> tuple[Tensor, Target]:
+    """Cut a random window out of an image.
+
+    Args:
+        image: (C, H, W).
+        target: Its truth; objects of which nothing is left are removed.
+        size: Height and width of the window, at most the image's.
+        most: Largest share of a window's labelled pixels that one class of an index map may cover; after ten windows
+            the last one is taken as it is.
+
+    Source:
+        mmsegmentation's `RandomCrop(cat_max_ratio=...)`, for the limit on a class.
+    """
+    height, width = min(size[0], image.shape[1]), min(size[1], image.shape[2])
+    for _ in range(ATTEMPTS):
+        top, left = random.randint(0, image.shape[1] - height), random.randint(0, image.shape[2] - width)
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        if most == 1 or _largest_share(target["labels"][rows, columns]) < most:
+            break
+    cut = {name: values[..., rows, columns] if values.dim() > 1 else values for name, values in target.items()}
+    if "boxes" in target:
+        boxes = target["boxes"] - torch.tensor([left, top, left, top])
+        cut["boxes"] = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
+        sides = cut["boxes"][:, 2:] - cut["boxes"][:, :2]
+        kept = (sides >= LEAST_SIDE).all(1) & cut["masks"].flatten(1).any(1)
+        cut = {name: values[kept] for name, values in cut.items()}
+    return image[:, rows, columns], cut
+
+
+def _largest_share(labels: Tensor) -> float:
+    """Return the share of the most frequent class; 1 where there is at most one."""
+    counts = labels[labels != IGNORED].unique(return_counts=True)[1]
+    return float(counts.max() / counts.sum()) if len(counts) > 1 else 1.0
+
+
+def flipped(target: Target, side: int, dimension: int) -> Target:
+    """Return the truth of a flipped image.
+
+    Args:
+        target: The truth.
+        side: Pixels of the flipped dimension.
+        dimension: -1 flips left and right, -2 up and down.
+    """
+    turned = {name: values.flip(dimension) if values.dim() > 1 else values for name, values in target.items()}
+    if "boxes" in target:
+        low, high = (0, 2) if dimension == -1 else (1, 3)
+        boxes = target["boxes"].clone()
+        boxes[:, low], boxes[:, high] = side - target["boxes"][:, high], side - target["boxes"][:, low]
+        turned["boxes"] = boxes
+    return turned

@@ -1,0 +1,213 @@
+"""Evaluation of an exported classifier on a labelled image folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from piip.data.image_files import read_batches
+from piip.data.image_folder import ImageFolder, read_rgb
+from piip.evaluation.report.page import Page, Value, write_page
+from piip.evaluation.report.sheet import SheetRow, Worst, write_sheet
+from piip.inference.predictor import ClassPredictor
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """How often a classifier is right.
+
+    Args:
+        images: Images that were read.
+        skipped: Images that could not be read.
+        top1: Share of images whose class comes first, in [0, 1].
+        top5: Share of images whose class is among the first five, in [0, 1].
+        mean_class: Mean of the classes' accuracies, in [0, 1].
+        per_class: Accuracy of every class, in [0, 1]; None for a class without readable images.
+        per_class_top5: Share of its images that have it among the first five, likewise.
+        confusion: Number of images of class i (row) taken for class j (column).
+    """
+
+    images: int
+    skipped: int
+    top1: float
+    top5: float
+    mean_class: float
+    per_class: dict[str, float | None]
+    per_class_top5: dict[str, float | None]
+    confusion: list[list[int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def evaluate(
+    model_dir: str | Path,
+    data: str | Path,
+    *,
+    split: str = "val",
+    batch_size: int = 64,
+    workers: int = 2,
+    device: str = "auto",
+    dtype: str = "f32",
+    on_error: str = "stop",
+    out: str | Path | None = None,
+) -> EvaluationReport:
+    """Run an exported classifier over one split.
+
+    Args:
+        model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
+        data: Folder with one folder a split, each with one folder a class.
+        split: The split's folder name.
+        batch_size: Images at a time.
+        workers: Reading processes; 0 reads in this process.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        dtype: "f32" or "bf16".
+        on_error: "stop" at an unreadable image, or "skip" it with a warning that names it.
+        out: Folder for the report; None writes nothing.
+
+    Raises:
+        ValueError: No model, no data, other classes than the model's, or an unreadable image.
+    """
+    predictor = ClassPredictor(model_dir, device=device, dtype=dtype)
+    folder = ImageFolder(Path(data) / split, expected_classes=predictor.classes)
+    labels = torch.tensor([label for _, label in folder.samples])
+    num_classes = len(predictor.classes)
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    hits = torch.zeros(num_classes, dtype=torch.int64)
+    images, worst = 0, Worst()
+    for indices, batch in read_batches(
+        [path for path, _ in folder.samples],
+        predictor.transform,
+        batch_size=batch_size,
+        workers=workers,
+        on_error=on_error,
+    ):
+        label = labels[indices]  # (B,)
+        logits = predictor.logits(batch)
+        best = logits.topk(min(5, num_classes)).indices  # (B, 5)
+        hits += torch.bincount(label[(best == label[:, None]).any(1)], minlength=num_classes)
+        if out is not None:
+            _rank(worst, folder, indices, logits.softmax(1))
+        confusion += torch.bincount(label * num_classes + best[:, 0], minlength=num_classes**2).view_as(confusion)
+        images += len(label)
+    if images == 0:
+        raise ValueError(f"None of the {len(labels)} images in {folder.root} can be read.")
+    report = _report(predictor.classes, confusion, hits, skipped=len(labels) - images)
+    if out is not None:
+        write_page(classifier_page(report, {"model": str(model_dir), "split": split}, worst.rows()), out)
+    return report
+
+
+def _rank(worst: Worst, folder: ImageFolder, indices: list[int], chances: torch.Tensor) -> None:
+    """Offer a batch's images, ranked by the probability (B, K) of their own class."""
+    for index, row in zip(indices, chances, strict=True):
+        path, label = folder.samples[index]
+        own, (first, guess) = float(row[label]), [part.item() for part in row.max(0)]
+        caption = f"{path.name}: {folder.classes[label]} {own:.0%}, taken for {folder.classes[int(guess)]} {first:.0%}"
+        if int(guess) != label:
+            worst.add(own, index, partial(_sheet_row, caption, path))
+
+
+def _sheet_row(caption: str, path: Path) -> SheetRow:
+    return SheetRow(caption, [read_rgb(path)])
+
+
+def _report(classes: list[str], confusion: torch.Tensor, hits: torch.Tensor, *, skipped: int) -> EvaluationReport:
+    totals = confusion.sum(1)
+    images = int(totals.sum())
+    present = totals > 0
+    accuracy = confusion.diagonal() / totals.clamp(min=1)  # (K,)
+
+    def by_name(shares: torch.Tensor) -> dict[str, float | None]:
+        rows = zip(classes, shares.tolist(), present.tolist(), strict=True)
+        return {name: value if seen else None for name, value, seen in rows}
+
+    return EvaluationReport(
+        images=images,
+        skipped=skipped,
+        top1=int(confusion.diagonal().sum()) / images,
+        top5=int(hits.sum()) / images,
+        mean_class=float(accuracy[present].mean()),
+        per_class=by_name(accuracy),
+        per_class_top5=by_name(hits / totals.clamp(min=1)),
+        confusion=confusion.tolist(),
+    )
+
+
+def classifier_page(report: EvaluationReport, setup: Mapping[str, str], worst: Sequence[SheetRow] = ()) -> Page:
+    """Return the report's page.
+
+    Args:
+        report: The report.
+        setup: What was measured: "model" and "split".
+        worst: The images that went worst.
+    """
+    from piip.evaluation.report.plots import class_bars, confusion
+
+    names = list(report.per_class)
+    pictures: dict[str, Callable[[Path], None]] = {
+        "per_class_top1.png": partial(class_bars, values=report.per_class, label="top-1"),
+        "confusion.png": partial(confusion, counts=report.confusion, names=names, unit="images"),
+    }
+    if worst:
+        pictures["worst.png"] = partial(write_sheet, rows=worst, heads=("lowest probability of the true class",))
+    columns = list(map(sum, zip(*report.confusion, strict=True)))
+    classes: list[dict[str, Value]] = [
+        {
+            "class": name,
+            "images": sum(row),
+            "top1": report.per_class[name],
+            "top5": report.per_class_top5[name],
+            "precision": row[place] / columns[place] if columns[place] else None,
+        }
+        for place, (name, row) in enumerate(zip(names, report.confusion, strict=True))
+    ]
+    return Page(
+        title="Evaluation",
+        facts={**setup, "images": report.images, "skipped": report.skipped},
+        scores=[
+            {"score": "top-1", "value": report.top1},
+            {"score": "top-5", "value": report.top5},
+            {"score": "mean class", "value": report.mean_class},
+        ],
+        classes=classes,
+        numbers={**report.to_dict(), **setup},
+        pictures=pictures,
+    )
+
+
+def format_report(report: EvaluationReport, *, confusions: int = 5) -> str:
+    """Return the report as a table for people, with the most frequent confusions.
+
+    Args:
+        report: The report.
+        confusions: Number of confusions to list.
+    """
+    width = max(len("mean class"), *(len(name) for name in report.per_class))
+    counts = [sum(row) for row in report.confusion]
+    lines = [
+        f"{'images':<{width}} {report.images:>8}" + (f" ({report.skipped} skipped)" if report.skipped else ""),
+        f"{'top-1':<{width}} {report.top1:>8.4f}",
+        f"{'top-5':<{width}} {report.top5:>8.4f}",
+        f"{'mean class':<{width}} {report.mean_class:>8.4f}",
+        "",
+        f"{'class':<{width}} {'accuracy':>8} {'images':>8}",
+    ]
+    for (name, value), count in zip(report.per_class.items(), counts, strict=True):
+        lines.append(f"{name:<{width}} {'-' if value is None else f'{value:.4f}':>8} {count:>8}")
+    names = list(report.per_class)
+    wrong = sorted(
+        ((n, names[i], names[j]) for i, row in enumerate(report.confusion) for j, n in enumerate(row) if i != j and n),
+        reverse=True,
+    )
+    if wrong:
+        lines += ["", "most frequent confusions"]
+        lines += [f"{count:>8} {true} taken for {guess}" for count, true, guess in wrong[:confusions]]
+    return "\n".join(lines)

@@ -1,0 +1,83 @@
+"""Deformable attention over several levels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from piip.heads.dino.tokens import LevelTokens
+from piip.layers.attention import ray_offsets
+from piip.ops import deformable_attention, grid_extent
+
+
+class LevelsDeformableAttention(nn.Module):
+    """Every query reads a few points of every level around its reference.
+
+    Args:
+        embed_dim: Width of queries, tokens and result.
+        num_heads: Attention heads; must divide `embed_dim`.
+        num_levels: Number of levels L.
+        num_points: Points a head and level.
+
+    Raises:
+        ValueError: `num_heads` does not divide `embed_dim`.
+
+    Source: arXiv 2010.04159, section 4.1, equation 3.
+    """
+
+    def __init__(self, embed_dim: int, *, num_heads: int = 8, num_levels: int = 4, num_points: int = 4) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"{num_heads} heads do not divide the width {embed_dim}; choose a divisor.")
+        self.samples = (num_heads, num_levels, num_points)
+        self.offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
+        self.weights = nn.Linear(embed_dim, num_heads * num_levels * num_points)
+        self.value = nn.Linear(embed_dim, embed_dim)
+        self.output = nn.Linear(embed_dim, embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start with points on rays around each reference, the same on all levels, all weighted alike."""
+        num_heads, num_levels, num_points = self.samples
+        rays = ray_offsets(num_heads, num_points)[:, None].expand(num_heads, num_levels, num_points, 2)
+        for layer in (self.offsets, self.weights):
+            nn.init.zeros_(layer.weight)
+        for layer in (self.value, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+        for layer in (self.weights, self.value, self.output):
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.offsets.bias.copy_(rays.flatten())
+
+    def forward(self, query: Tensor, tokens: Tensor, references: Tensor, levels: LevelTokens) -> Tensor:
+        """Attend to the tokens of all levels.
+
+        Args:
+            query: Queries with their positions, (B, Q, C).
+            tokens: Tokens to read, (B, N, C); padding reads as zeros.
+            references: Of every query on every level, points (B, Q, L, 2) or boxes x, y, w, h (B, Q, L, 4), relative
+                to the level, float32. Offsets count cells around points, and quarters of half the sides of boxes.
+            levels: Grids and padding of the tokens.
+
+        Returns:
+            (B, Q, C).
+        """
+        num_heads = self.samples[0]
+        value = self.value(tokens).masked_fill(levels.padding[..., None], 0).unflatten(2, (num_heads, -1))
+        offsets = self.offsets(query).unflatten(2, (*self.samples, 2)).float()
+        weights = self.weights(query).unflatten(2, (num_heads, -1)).softmax(-1).to(value.dtype)
+        weights = weights.unflatten(3, self.samples[1:])
+        results = [
+            deformable_attention(part, grid, self._locations(offsets[:, :, :, i], references[:, :, i], grid), weight)
+            for i, (part, grid, weight) in enumerate(
+                zip(value.split(levels.sizes, 1), levels.grids, weights.unbind(3), strict=True)
+            )
+        ]
+        return self.output(sum(results[1:], results[0]))
+
+    def _locations(self, offsets: Tensor, references: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return points (B, Q, heads, points, 2) on one level, float32 in every precision."""
+        centres = references[:, :, None, None, :2]
+        if references.shape[-1] == 2:
+            return centres + offsets / grid_extent(grid, offsets.device)
+        return centres + offsets / self.samples[2] * references[:, :, None, None, 2:] * 0.5

@@ -1,0 +1,197 @@
+"""Encoder and decoder of the DINO head.
+
+Layers normalise behind the residual sum. Positions are added to what asks and to what is compared, never to values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from piip.heads.dino.attention import LevelsDeformableAttention
+from piip.heads.dino.boxes import inverse_sigmoid
+from piip.heads.dino.tokens import LevelTokens, cell_references, sine_embedding
+
+BOX_TEMPERATURE = 10_000.0
+
+
+class LayerSizes(NamedTuple):
+    """Sizes that all layers share.
+
+    Attributes:
+        embed_dim: Width C.
+        hidden_dim: Hidden width of the feed-forward parts.
+        num_heads: Attention heads.
+        num_levels: Number of levels L.
+        num_points: Sampling points a head and level.
+    """
+
+    embed_dim: int = 256
+    hidden_dim: int = 2048
+    num_heads: int = 8
+    num_levels: int = 4
+    num_points: int = 4
+
+    def deformable_attention(self) -> LevelsDeformableAttention:
+        """Build an attention of these sizes."""
+        return LevelsDeformableAttention(
+            self.embed_dim, num_heads=self.num_heads, num_levels=self.num_levels, num_points=self.num_points
+        )
+
+    def feed_forward(self) -> nn.Sequential:
+        """Build a feed-forward part of these sizes."""
+        return mlp([self.embed_dim, self.hidden_dim, self.embed_dim])
+
+    def norms(self, count: int) -> nn.ModuleList:
+        """Build layer norms of these sizes."""
+        return nn.ModuleList([nn.LayerNorm(self.embed_dim) for _ in range(count)])
+
+
+def mlp(widths: Sequence[int]) -> nn.Sequential:
+    """Build linear layers between the widths with ReLUs between the layers, Xavier-uniform, without offsets."""
+    layers: list[nn.Module] = []
+    for in_features, out_features in zip(widths[:-1], widths[1:], strict=True):
+        linear = nn.Linear(in_features, out_features)
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class EncoderLayer(nn.Module):
+    """Cells of all levels read each other.
+
+    Args:
+        sizes: Sizes of the layer.
+    """
+
+    def __init__(self, sizes: LayerSizes) -> None:
+        super().__init__()
+        self.attention = sizes.deformable_attention()
+        self.feed_forward = sizes.feed_forward()
+        self.norms = sizes.norms(2)
+
+    def forward(self, tokens: Tensor, references: Tensor, levels: LevelTokens) -> Tensor:
+        """Return the tokens (B, N, C) after one layer."""
+        attended = self.attention(tokens + levels.positions, tokens, references, levels)
+        tokens = self.norms[0](tokens + attended)
+        return self.norms[1](tokens + self.feed_forward(tokens))
+
+
+class Encoder(nn.Module):
+    """Several encoder layers, and the embeddings of the levels.
+
+    Args:
+        sizes: Sizes of the layers.
+        depth: Number of layers.
+    """
+
+    def __init__(self, sizes: LayerSizes, depth: int) -> None:
+        super().__init__()
+        self.level_embeds = nn.Parameter(torch.randn(sizes.num_levels, sizes.embed_dim))
+        self.layers = nn.ModuleList([EncoderLayer(sizes) for _ in range(depth)])
+
+    def forward(self, levels: LevelTokens) -> Tensor:
+        """Return the memory (B, N, C) of the tokens."""
+        references = cell_references(levels)
+        tokens = levels.tokens
+        for layer in self.layers:
+            tokens = layer(tokens, references, levels)
+        return tokens
+
+
+class DecoderLayer(nn.Module):
+    """Queries read each other, then the memory.
+
+    Args:
+        sizes: Sizes of the layer.
+    """
+
+    def __init__(self, sizes: LayerSizes) -> None:
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(sizes.embed_dim, sizes.num_heads, batch_first=True)
+        self.cross_attention = sizes.deformable_attention()
+        self.feed_forward = sizes.feed_forward()
+        self.norms = sizes.norms(3)
+
+    def forward(
+        self,
+        states: Tensor,
+        positions: Tensor,
+        memory: Tensor,
+        references: Tensor,
+        levels: LevelTokens,
+        hidden: Tensor | None,
+    ) -> Tensor:
+        """Return the states (B, Q, C) after one layer; `hidden` (Q, Q) is True where a query cannot see another."""
+        query = states + positions
+        seen, _ = self.self_attention(query, query, states, attn_mask=hidden, need_weights=False)
+        states = self.norms[0](states + seen)
+        read = self.cross_attention(states + positions, memory, references, levels)
+        states = self.norms[1](states + read)
+        return self.norms[2](states + self.feed_forward(states))
+
+
+class Decoder(nn.Module):
+    """Several decoder layers that refine the box of every query.
+
+    Args:
+        sizes: Sizes of the layers.
+        depth: Number of layers.
+    """
+
+    def __init__(self, sizes: LayerSizes, depth: int) -> None:
+        super().__init__()
+        width = sizes.embed_dim
+        self.layers = nn.ModuleList([DecoderLayer(sizes) for _ in range(depth)])
+        self.positions = mlp([2 * width, width, width])
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        content: Tensor,
+        boxes: Tensor,
+        memory: Tensor,
+        levels: LevelTokens,
+        *,
+        refine: Sequence[nn.Module],
+        hidden: Tensor | None = None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Decode the queries.
+
+        parity: refinement reads the state as it is, the prediction elsewhere reads the normed one, with one branch.
+
+        Args:
+            content: What queries start from, (B, Q, C).
+            boxes: Their first boxes x, y, w, h in [0, 1], relative to the image, float32, (B, Q, 4).
+            memory: What they read, (B, N, C).
+            levels: Grids and padding of the memory.
+            refine: For every layer the branch that moves the boxes, in logits.
+            hidden: True where a query (row) cannot see another (column), (Q, Q); None is nowhere.
+
+        Returns:
+            For every layer the normed states (B, Q, C); boxes before the first layer and after each one, (B, Q, 4).
+            Boxes carry gradients of the last refinement only: "look forward twice" (arXiv 2203.03605, section 3.5).
+        """
+        states, normed, references = content, [], [boxes]
+        for layer, branch in zip(self.layers, refine, strict=True):
+            states = layer(states, self._embed(boxes, levels, states), memory, on_levels(boxes, levels), levels, hidden)
+            refined = (branch(states).float() + inverse_sigmoid(boxes)).sigmoid()
+            normed.append(self.norm(states))
+            references.append(refined)
+            boxes = refined.detach()
+        return normed, references
+
+    def _embed(self, boxes: Tensor, levels: LevelTokens, like: Tensor) -> Tensor:
+        # parity: boxes are relative to the padded batch here (by the finest level's share), not to the image
+        x, y, w, h = on_levels(boxes, levels)[:, :, 0].unbind(-1)
+        embedding = sine_embedding(torch.stack((y, x, w, h), -1), like.shape[-1] // 2, BOX_TEMPERATURE)
+        return self.positions(embedding.to(like.dtype))
+
+
+def on_levels(boxes: Tensor, levels: LevelTokens) -> Tensor:
+    """Return boxes relative to their images (B, Q, 4) relative to every, perhaps padded, level, (B, Q, L, 4)."""
+    return boxes[:, :, None] * levels.valid.repeat(1, 1, 2)[:, None]

@@ -1,0 +1,135 @@
+"""Region proposals: where objects might be, on every level.
+
+Source: Faster R-CNN (arXiv 1506.01497); rules as released (`docs/official.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from piip.heads.boxes import BoxCoder, class_offset_nms
+from piip.heads.image_info import ImageFrame, Target
+from piip.heads.mask_rcnn.anchors import ANCHOR_SCALE, RATIOS, cells_inside, grid_anchors
+from piip.heads.mask_rcnn.assign import Sample, assign_by_overlap, draw_sample
+
+STRIDES = (4, 8, 16, 32, 64)
+KEPT_BY_LEVEL = {False: 1000, True: 2000}  # in training twice as many
+KEPT = 1000
+OVERLAP = 0.7
+SAMPLES = 256
+
+
+class RegionLevel(NamedTuple):
+    """What the network says of one level.
+
+    Attributes:
+        scores: Logits (B, N).
+        deltas: (B, N, 4).
+        anchors: (N, 4).
+        grid: (H, W) of the map.
+    """
+
+    scores: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    grid: tuple[int, int]
+
+
+class RegionProposals(nn.Module):
+    """Scores and boxes of three anchors a cell.
+
+    Args:
+        in_channels: Width of the maps.
+        hidden_channels: Width of the shared layer.
+        anchor_scale: Side of a square anchor in cells of its map.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int, *, anchor_scale: float = ANCHOR_SCALE) -> None:
+        super().__init__()
+        self.anchor_scale = anchor_scale
+        self.conv = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
+        self.scores = nn.Conv2d(hidden_channels, len(RATIOS), 1)
+        self.deltas = nn.Conv2d(hidden_channels, 4 * len(RATIOS), 1)
+        self.coder = BoxCoder()
+
+    def forward(self, maps: Sequence[Tensor]) -> list[RegionLevel]:
+        """Return scores, deltas and anchors of every map (B, C, H_i, W_i)."""
+        levels = []
+        for feature_map, stride in zip(maps, STRIDES, strict=True):
+            hidden = F.relu(self.conv(feature_map))
+            scores = self.scores(hidden).permute(0, 2, 3, 1).flatten(1)
+            deltas = self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4)
+            grid = (feature_map.shape[2], feature_map.shape[3])
+            anchors = grid_anchors(stride, grid, scores.device, self.anchor_scale)
+            levels.append(RegionLevel(scores, deltas, anchors, grid))
+        return levels
+
+    @torch.no_grad()
+    def proposals(self, levels: Sequence[RegionLevel], frames: Sequence[ImageFrame]) -> list[tuple[Tensor, Tensor]]:
+        """Return the best boxes of every image (N, 4) with their scores (N,), best first."""
+        results = []
+        for index, frame in enumerate(frames):
+            best = [self._best(level, index) for level in levels]
+            score, delta, anchor = (torch.cat(parts) for parts in zip(*best, strict=True))
+            number = torch.cat([torch.full_like(part[0], i) for i, part in enumerate(best)])
+            boxes = self.coder.decode(anchor, delta, frame.size)
+            real = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+            boxes, score, number = boxes[real], score[real], number[real]
+            chosen = class_offset_nms(boxes, score, number, OVERLAP)[:KEPT]
+            results.append((boxes[chosen], score[chosen]))
+        return results
+
+    def _best(self, level: RegionLevel, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        score, delta = level.scores[index].float().sigmoid(), level.deltas[index].float()
+        most = KEPT_BY_LEVEL[self.training]
+        if len(score) <= most:
+            return score, delta, level.anchors
+        ranked, order = score.sort(descending=True)
+        return ranked[:most], delta[order[:most]], level.anchors[order[:most]]
+
+    def losses(
+        self,
+        levels: Sequence[RegionLevel],
+        targets: Sequence[Target],
+        frames: Sequence[ImageFrame],
+        samples: Sequence[Sample] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return "loss_rpn_cls" and "loss_rpn_bbox".
+
+        Args:
+            levels: What the network says.
+            targets: "boxes" (G, 4) of every image.
+            frames: The images.
+            samples: Which anchors to look at, instead of drawing them.
+        """
+        anchors = torch.cat([level.anchors for level in levels])
+        scores = torch.cat([level.scores.float() for level in levels], 1)
+        deltas = torch.cat([level.deltas.float() for level in levels], 1)
+        if samples is None:
+            samples = [
+                self._sample(levels, anchors, target["boxes"], frame)
+                for target, frame in zip(targets, frames, strict=True)
+            ]
+        total = sum(max(len(sample.positives), 1) + max(len(sample.negatives), 1) for sample in samples)
+        score_loss, box_loss = scores.sum() * 0, deltas.sum() * 0
+        for index, (sample, target) in enumerate(zip(samples, targets, strict=True)):
+            chosen = torch.cat((sample.positives, sample.negatives))
+            wanted = torch.zeros(len(chosen), device=scores.device)
+            wanted[: len(sample.positives)] = 1
+            score_loss = score_loss + F.binary_cross_entropy_with_logits(scores[index, chosen], wanted, reduction="sum")
+            if len(sample.positives):
+                truth = self.coder.encode(anchors[sample.positives], target["boxes"][sample.matched])
+                box_loss = box_loss + (deltas[index, sample.positives] - truth).abs().sum()
+        return {"loss_rpn_cls": score_loss / total, "loss_rpn_bbox": box_loss / total}
+
+    def _sample(self, levels: Sequence[RegionLevel], anchors: Tensor, boxes: Tensor, frame: ImageFrame) -> Sample:
+        grids = [level.grid for level in levels]
+        inside = torch.cat(cells_inside(STRIDES, grids, frame.padded)).to(anchors.device)
+        assigned = torch.full((len(anchors),), -2, device=anchors.device)
+        assigned[inside] = assign_by_overlap(anchors[inside], boxes, positive=0.7, negative=0.3, least=0.3)
+        return draw_sample(assigned, SAMPLES, 0.5)

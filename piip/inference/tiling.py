@@ -1,0 +1,248 @@
+"""Big pictures in overlapping tiles: where tiles lie, and how what is found in them becomes one answer.
+
+A tile is prepared and predicted like a picture of its own. Source: own; overlap relative to the smaller object is that
+of sliced prediction (SAHI, arXiv 2202.06934), here counted where both tiles look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from piip.fields import at_least
+from piip.inference.compact_masks import MaskPiece, Region
+from piip.inference.sliding_window import window_corners
+
+SAME = 0.5  # from this overlap on, two findings are one object
+BORDER = 0.02  # share of a tile's side: a box this near to an inner border may be cut
+LEAST_BORDER = 4  # pixels; boxes are not more exact
+LEAST_SCORE = 0.05  # findings below would only join others into wrong objects
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a picture is cut.
+
+    Args:
+        side: Height and width of a tile in pixels of the picture.
+        overlap: Share of the side that neighbours have in common, in [0, 1).
+
+    Raises:
+        ValueError: A value outside its range.
+    """
+
+    side: int
+    overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        at_least("tile", self.side, 1)
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"tile_overlap is {self.overlap}, expected a share of the side from 0 to below 1.")
+
+    def corners(self, length: int) -> list[int]:
+        """Return where tiles begin along a side of the picture; the last one ends with it."""
+        return window_corners(length, self.side, max(1, round(self.side * (1 - self.overlap))))
+
+    def tiles(self, shape: tuple[int, int]) -> list[Region]:
+        """Return the tiles of a picture (H, W), row by row."""
+        height, width = shape
+        return [
+            Region(left, top, min(left + self.side, width), min(top + self.side, height))
+            for top in self.corners(height)
+            for left in self.corners(width)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """One object as a tile sees it, in pixels of the picture.
+
+    Args:
+        tile: The tile.
+        box: x1, y1, x2, y2.
+        score: In [0, 1].
+        label: Index of its class.
+        mask: Its mask, None where the model finds boxes only.
+        is_cut: Its box comes near a side of the tile that is no side of the picture.
+    """
+
+    tile: Region
+    box: tuple[float, float, float, float]
+    score: float
+    label: int
+    mask: MaskPiece | None
+    is_cut: bool
+
+    def overlap(self, other: Found) -> float:
+        """Return how much this and another tile's object overlap where both tiles look, in [0, 1].
+
+        Relative to their union where both are whole, as in a model's own suppression of duplicates, so that small
+        objects within large ones stay; relative to the smaller where one is cut, as little may be left of it.
+
+        Args:
+            other: The other object.
+        """
+        seen = self.tile.shared(other.tile)
+        parts = [each.extent.shared(seen) for each in (self, other)]
+        common = parts[0].shared(parts[1])
+        if not common.area:
+            return 0.0
+        shared, areas = common.area, [part.area for part in parts]
+        if self.mask is not None and other.mask is not None:
+            areas = [int(each.within(part).sum()) for each, part in zip((self.mask, other.mask), parts, strict=True)]
+            shared = int((self.mask.within(common) & other.mask.within(common)).sum())
+        whole = min(areas) if self.is_cut or other.is_cut else sum(areas) - shared
+        return shared / max(1, whole)
+
+    @property
+    def extent(self) -> Region:
+        """The pixels that it may have."""
+        if self.mask is not None:
+            return self.mask.region
+        left, top, right, bottom = (round(number) for number in self.box)
+        return Region(left, top, right, bottom)
+
+
+def objects_of(values: Mapping[str, Tensor], tile: Region, shape: tuple[int, int]) -> list[Found]:
+    """Return what a tile shows, in pixels of the picture.
+
+    Args:
+        values: "boxes" (N, 4), "scores" (N,), "labels" (N,) and perhaps "masks" bool (N, h, w), in pixels of the tile.
+        tile: Where it lies.
+        shape: (H, W) of the picture.
+    """
+    middle = whole_within(tile, shape)
+    found = []
+    rows = zip(values["boxes"].tolist(), values["scores"].tolist(), values["labels"].tolist(), strict=True)
+    for index, (box, score, label) in enumerate(rows):
+        if score < LEAST_SCORE:
+            continue
+        mask = None
+        if "masks" in values:
+            mask = MaskPiece.cut(values["masks"][index].numpy(), left=tile.left, top=tile.top)
+        moved = (box[0] + tile.left, box[1] + tile.top, box[2] + tile.left, box[3] + tile.top)
+        is_whole = moved[0] >= middle[0] and moved[1] >= middle[1] and moved[2] <= middle[2] and moved[3] <= middle[3]
+        found.append(Found(tile, moved, score, label, mask, not is_whole))
+    return found
+
+
+def whole_within(tile: Region, shape: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return where (x1, y1, x2, y2) a tile of a picture (H, W) sees boxes whole: not near a side inside the picture."""
+    near = max(LEAST_BORDER, round(BORDER * max(tile.right - tile.left, tile.bottom - tile.top)))
+    return (
+        tile.left + near if tile.left > 0 else -math.inf,
+        tile.top + near if tile.top > 0 else -math.inf,
+        tile.right - near if tile.right < shape[1] else math.inf,
+        tile.bottom - near if tile.bottom < shape[0] else math.inf,
+    )
+
+
+def merge_objects(found: list[Found], tiles: Sequence[Region], shape: tuple[int, int]) -> list[Found]:
+    """Return every object once, best first.
+
+    1. What a tile's border cuts is left to another tile that sees that place whole, whether that finds it or not.
+    2. Of the others, objects of one class in different tiles are the same from an overlap of `SAME` on
+       (`Found.overlap`). The highest score stays, one seen whole before one that is cut.
+    3. An object that no tile sees whole is put together from its parts.
+
+    Args:
+        found: Objects of all tiles.
+        tiles: All tiles, those without objects too.
+        shape: (H, W) of the picture.
+    """
+    middles = np.array([whole_within(tile, shape) for tile in tiles]).reshape(-1, 4)
+
+    def is_seen_whole(box: tuple[float, float, float, float]) -> bool:
+        corners = np.array(box)
+        return bool(((middles[:, :2] <= corners[:2]) & (corners[2:] <= middles[:, 2:])).all(1).any())
+
+    found = [each for each in found if not (each.is_cut and is_seen_whole(each.box))]
+    partners = _partners(found)
+    order = sorted(range(len(found)), key=lambda index: (found[index].is_cut, -found[index].score))
+    kept, gone = [], set()
+    for index in order:
+        if not found[index].is_cut and index not in gone:
+            kept.append(found[index])
+            gone |= partners[index]
+    parts = [index for index in order if found[index].is_cut and index not in gone]
+    kept += [_united([found[index] for index in group]) for group in _connected(parts, partners)]
+    return sorted(kept, key=lambda each: -each.score)
+
+
+def _partners(found: list[Found]) -> list[set[int]]:
+    """Return for every object those that are the same one."""
+    partners: list[set[int]] = [set() for _ in found]
+    if not found:
+        return partners
+    boxes = np.array([each.box for each in found])
+    tiles = np.array([each.tile for each in found])
+    labels = np.array([each.label for each in found])
+    for index, each in enumerate(found[:-1]):
+        later = slice(index + 1, None)
+        near = (boxes[later, :2] < boxes[index, 2:]).all(1) & (boxes[later, 2:] > boxes[index, :2]).all(1)
+        near &= (labels[later] == labels[index]) & (tiles[later] != tiles[index]).any(1)
+        for other in (near.nonzero()[0] + index + 1).tolist():
+            if each.overlap(found[other]) >= SAME:
+                partners[index].add(other)
+                partners[other].add(index)
+    return partners
+
+
+def _connected(members: list[int], partners: list[set[int]]) -> Iterable[list[int]]:
+    """Yield groups of members that are partners, or partners of partners; the first member of each leads."""
+    left = dict.fromkeys(members)
+    while left:
+        group = [next(iter(left))]
+        del left[group[0]]
+        for index in group:  # grows while it is walked through
+            joined = sorted(partners[index] & left.keys())
+            group += joined
+            for other in joined:
+                del left[other]
+        yield group
+
+
+def _united(parts: list[Found]) -> Found:
+    """Return one object from parts, with the score and class of the first."""
+    first = parts[0]
+    lefts, tops, rights, bottoms = zip(*(part.box for part in parts), strict=True)
+    box = (min(lefts), min(tops), max(rights), max(bottoms))
+    masks = [part.mask for part in parts if part.mask is not None]
+    mask = MaskPiece.united(masks) if masks else None
+    return Found(first.tile, box, first.score, first.label, mask, is_cut=False)
+
+
+def tiled_labels(probabilities: Callable[[Region], Tensor], shape: tuple[int, int], tiling: Tiling) -> Tensor:
+    """Return the classes of pixels by probabilities averaged over overlapping tiles, uint8 (H, W).
+
+    Holds probabilities for one row of tiles at a time: K * side * W numbers.
+
+    Args:
+        probabilities: A tile -> float (K, h, w) on the CPU, in pixels of the tile.
+        shape: (H, W) of the picture.
+        tiling: How it is cut.
+    """
+    height, width = shape
+    labels = torch.zeros(shape, dtype=torch.uint8)
+    tops = tiling.corners(height)
+    rest: Tensor | None = None  # sums of the rows above that this row of tiles sees too
+    for top, following in zip(tops, [*tops[1:], height], strict=True):
+        bottom = min(top + tiling.side, height)
+        band: Tensor | None = None
+        for left in tiling.corners(width):
+            right = min(left + tiling.side, width)
+            chances = probabilities(Region(left, top, right, bottom)).float()
+            if band is None:
+                band = chances.new_zeros(len(chances), bottom - top, width)
+            band[:, :, left:right] += chances
+        assert band is not None  # a row has at least one tile
+        if rest is not None:
+            band[:, : rest.shape[1]] += rest
+        labels[top:following] = band[:, : following - top].argmax(0)  # the largest sum is the largest average
+        rest = band[:, following - top :].clone()
+    return labels

@@ -1,0 +1,105 @@
+"""Transformer blocks for inference on CPU in fewer steps than they are made of."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+from timm.layers import Attention, Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from piip.branches.window import Grid, attend, in_windows
+from piip.ops.native import gemm as products
+from piip.optimize.packing import InPlaceGELU, can_pack, in_place, packed_linear, packed_norm, plain_norm
+
+
+class FusedBlock(nn.Module):
+    """A plain transformer block of timm whose sums are part of its products.
+
+    In bfloat16, where the processor multiplies such numbers, attention of short sequences and the whole MLP are one
+    kernel each.
+
+    Args:
+        block: The block to stand for, one that `can_fuse_block`; its attention is packed in place.
+        rows: Tokens of a batch, for which layouts are chosen.
+    """
+
+    def __init__(self, block: Block, *, rows: int) -> None:
+        super().__init__()
+        attention: Any = block.attn
+        self.norm, self.attention = plain_norm(block.norm1), attention
+        for name in ("qkv", "proj"):
+            layer = getattr(attention, name)
+            setattr(attention, name, packed_linear(layer.weight, layer.bias, rows=rows))
+        norms = (attention.q_norm, attention.k_norm, attention.norm)
+        self.is_plain = all(isinstance(norm, nn.Identity) for norm in norms)  # between the two products
+        self.mlp = (FusedMLP if _suits_kernel(block.mlp) else PackedMLP)(block.norm2, block.mlp, rows=rows)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Run the block on tokens (B, N, C)."""
+        attended = self._attend(self.attention.qkv(self.norm(tokens)))
+        return self.mlp(self.attention.proj(attended, tokens))
+
+    def in_windows(self, tokens: Tensor, grid: Grid, window: int, pad_with_bias: bool) -> Tensor:
+        """Run the block with attention inside windows; see `windowed_block`."""
+        qkv = self.attention.qkv(self.norm(tokens))
+        fill = self.attention.qkv.bias if pad_with_bias else None
+        attended = in_windows(self._attend, qkv, grid, window, fill=fill)
+        return self.mlp(self.attention.proj(attended, tokens))
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        if self.is_plain and products.can_attend(qkv, self.attention.num_heads):
+            return products.attend(qkv, self.attention.num_heads, self.attention.scale)
+        return attend(self.attention, qkv)
+
+
+class PackedMLP(nn.Module):
+    """Norm, two-layer network and sum.
+
+    Args:
+        norm: Layer norm.
+        mlp: The network.
+        rows: Tokens of a batch, for which layouts are chosen.
+    """
+
+    def __init__(self, norm: nn.Module, mlp: Any, *, rows: int) -> None:
+        super().__init__()
+        self.norm, self.act = plain_norm(norm), in_place(mlp.act)
+        self.fc1, self.fc2 = (packed_linear(layer.weight, layer.bias, rows=rows) for layer in (mlp.fc1, mlp.fc2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens (B, N, C) plus the network's result."""
+        return self.fc2(self.act(self.fc1(self.norm(tokens))), tokens)
+
+
+class FusedMLP(nn.Module):
+    """The same in one kernel; the arguments are those of `PackedMLP`."""
+
+    def __init__(self, norm: nn.Module, mlp: Any, *, rows: int) -> None:
+        super().__init__()
+        self.norm = plain_norm(norm).norm
+        self.first, self.second = (products.tiled(layer.weight, layer.bias) for layer in (mlp.fc1, mlp.fc2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens (B, N, C) plus the network's result."""
+        return products.network(tokens, self.norm, self.first, self.second)
+
+
+def can_fuse_block(block: nn.Module) -> TypeGuard[Block]:
+    """Return whether `FusedBlock` can stand for a module: a plain block of timm whose layer scales are folded."""
+    if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
+        return False
+    attention, mlp = block.attn, block.mlp
+    layers = (attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
+    return (
+        all(type(layer) is nn.Linear and can_pack(layer.weight) for layer in layers)
+        and all(type(step) is nn.Identity for step in (block.ls1, block.ls2, mlp.norm))
+        and attention.gate is None
+        and packed_norm(block.norm1) is not None
+        and packed_norm(block.norm2) is not None
+    )
+
+
+def _suits_kernel(mlp: Any) -> bool:
+    is_gelu = type(in_place(mlp.act)) is InPlaceGELU
+    return is_gelu and products.are_available(mlp.fc1.weight) and mlp.fc1.in_features == mlp.fc2.out_features

@@ -1,1 +1,0 @@
-"""How good predictions are: COCO average precision, intersection over union of classes."""

@@ -1,0 +1,315 @@
+"""Training: from a recipe to a folder with checkpoints, logs and an exported model (see `piip.training.run_folder`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from piip.data.image_check import check_images
+from piip.data.image_folder import ImageFolder
+from piip.data.loader import ResumableLoader
+from piip.data.sampler import EpochSampler, GroupedSampler
+from piip.device import check_devices, pick_device
+from piip.recipe import Recipe
+from piip.serialization.load import save_model
+from piip.training.callbacks import (
+    AveragedWeights,
+    BestModel,
+    KeptWeights,
+    Patience,
+    SameData,
+    SavedRecipe,
+    StepCheckpoint,
+    StepSeed,
+    StopAtStep,
+    export_from_all,
+    validation_metrics,
+)
+from piip.training.loggers import build_loggers
+from piip.training.progress import progress_callbacks
+from piip.training.run_folder import BEST, CHECKPOINTS, MODEL, check_same_recipe, checkpoint_step, find_checkpoint
+from piip.training.setup import (
+    Images,
+    RunLength,
+    build_recipe_model,
+    check_classes,
+    collate,
+    open_images,
+    resolve,
+    run_length,
+    set_transforms,
+)
+from piip.training.tasks.base import TrainingTask
+from piip.training.tasks.build import build_task
+
+LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run left behind.
+
+    Args:
+        model_dir: The exported model after the last step.
+        metrics: Its validation metrics: "val/top1" and "val/top5" in [0, 1], "val/loss".
+        steps: Optimiser steps since the beginning, over all restarts.
+    """
+
+    model_dir: Path
+    metrics: dict[str, float]
+    steps: int
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: str | Path | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    progress: str = "auto",
+) -> TrainingResult:
+    """Train a model, checking recipe, data and model before the first step.
+
+    Args:
+        recipe: The run; its folder is `recipe.run.out`.
+        resume: A checkpoint, or "auto" for the newest one in the folder (none: start from the beginning).
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        devices: Processes on this machine; more than one trains data-parallel, with `batch_size` images each.
+        nodes: Machines, each with as many processes, started by `torchrun`.
+        progress: "auto", "bar", "lines" or "none".
+
+    Raises:
+        ValueError: Recipe, data and model do not fit together, or the folder holds another run.
+        NonFiniteLoss: The loss or its gradient became NaN; the last checkpoints are kept.
+        KeyboardInterrupt: Ctrl-C or SIGTERM.
+    """
+    folder = Path(recipe.run.out)
+    checkpoint = find_checkpoint(folder, resume)
+    check_devices(device, devices)
+    replicas = devices * nodes
+    parts = _prepare(recipe, checkpoint, replicas=replicas, on_gpu=pick_device(device).type == "cuda")
+    if recipe.data.on_error == "stop":
+        rank_zero_only(check_images)(parts.paths, workers=recipe.data.workers, show=progress != "none")
+    export = functools.partial(export_model, recipe=parts.recipe, classes=parts.classes)
+    averaging = _averaging(recipe)
+    shown = progress_callbacks(
+        progress,
+        batch_size=recipe.data.batch_size * replicas,
+        every=parts.length.log_every,
+        total_steps=parts.length.total_steps,
+    )
+    callbacks = [SameData(parts.loader), *_callbacks(parts, export, averaging, checkpoint), *shown]
+    trainer = build_trainer(
+        recipe, parts.length, callbacks, device=device, devices=devices, nodes=nodes, checkpoint=checkpoint
+    )
+    parts.loader.order.share(trainer.global_rank, trainer.world_size)
+    try:
+        trainer.fit(parts.task, parts.loader, parts.val_loader, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
+        raise KeyboardInterrupt from error
+    for average in averaging:
+        average.copy_to(parts.task)  # Lightning does not where a finished run is resumed
+    metrics = validation_metrics(trainer) or dict(trainer.validate(parts.task, parts.val_loader, verbose=False)[0])
+    export_from_all(trainer, parts.task.model, functools.partial(export, directory=folder / MODEL), metrics)
+    return TrainingResult(folder / MODEL, metrics, trainer.global_step)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the trainer runs, checked.
+
+    Args:
+        recipe: The resolved recipe.
+        length: Of the run.
+        task: Holds the model.
+        loader: Training batches.
+        val_loader: Validation batches.
+        classes: Names of the classes in the order of the logits.
+        paths: All images of both splits.
+    """
+
+    recipe: Recipe
+    length: RunLength
+    task: TrainingTask
+    loader: ResumableLoader
+    val_loader: DataLoader[Any]
+    classes: list[str]
+    paths: list[Path]
+
+
+def _prepare(recipe: Recipe, checkpoint: Path | None, *, replicas: int, on_gpu: bool) -> _Parts:
+    images, val_images = open_images(recipe)
+    torch.manual_seed(recipe.run.seed)
+    model = build_recipe_model(recipe, num_classes=len(images.classes), resumed=checkpoint is not None)
+    check_classes(model, images.classes)
+    recipe = resolve(recipe, model)
+    if checkpoint is not None:
+        check_same_recipe(recipe, checkpoint, resolve=functools.partial(resolve, model=model))
+    set_transforms(images, val_images, recipe.data)
+    loader = _train_loader(recipe, images, replicas, pin_memory=on_gpu)
+    length = run_length(recipe, len(loader))
+    return _Parts(
+        recipe,
+        length,
+        task=build_task(recipe, model, length, val_images),
+        loader=loader,
+        val_loader=DataLoader(
+            val_images,
+            # what one image's padding lets a model see must not depend on the images beside it
+            batch_size=recipe.data.batch_size if recipe.data.kind == "folder" else 1,
+            num_workers=recipe.data.workers,
+            collate_fn=collate(recipe.data, train=False),
+        ),
+        classes=images.classes,
+        paths=[path for path, _ in images.samples + val_images.samples],
+    )
+
+
+def build_trainer(
+    recipe: Recipe,
+    length: RunLength,
+    callbacks: list[pl.Callback],
+    *,
+    device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    checkpoint: Path | None = None,
+) -> pl.Trainer:
+    """Return Lightning's trainer with loggers in the run's folder.
+
+    Args:
+        recipe: The run.
+        length: Its length.
+        callbacks: All that watch or change the run.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        devices: Processes a machine.
+        nodes: Machines.
+        checkpoint: Where the run goes on, for TensorBoard to forget the steps after it.
+    """
+    folder = recipe.run.out
+    place = pick_device(device)
+    resumed_at = checkpoint_step(checkpoint) if checkpoint is not None else None
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator=place.type,
+        devices=devices if place.index is None else [place.index],
+        num_nodes=nodes,
+        strategy=_strategy(recipe, devices * nodes),
+        # each process of a dense model sees too few images for statistics of its own; PyTorch synchronises on GPUs only
+        sync_batchnorm=place.type == "cuda" and devices * nodes > 1,
+        precision=LIGHTNING_PRECISION[recipe.run.precision],
+        max_epochs=length.epochs,
+        accumulate_grad_batches=recipe.run.accumulate,
+        gradient_clip_val=recipe.optim.clip,
+        callbacks=callbacks,
+        logger=build_loggers(recipe.run, log_every=length.log_every, resumed_at=resumed_at),
+        log_every_n_steps=length.log_every,
+        num_sanity_val_steps=1,
+        use_distributed_sampler=False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_model_summary=False,
+    )
+
+
+def _strategy(recipe: Recipe, processes: int) -> Strategy | str:
+    if recipe.run.strategy == "fsdp2":
+        return ModelParallelStrategy(
+            data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return "auto"
+
+
+def export_model(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    metrics: dict[str, float],
+    steps: int,
+    *,
+    directory: Path,
+    recipe: Recipe,
+    classes: list[str],
+) -> None:
+    """Write the model with all that evaluation and prediction need.
+
+    Args:
+        model: The trained model.
+        state: Its weights, whole.
+        metrics: Its validation metrics.
+        steps: Optimiser steps behind it.
+        directory: Where to write.
+        recipe: The resolved recipe of the run.
+        classes: Names of its classes in the order of the logits.
+    """
+    metadata = {
+        "classes": classes,
+        **_input_facts(recipe),
+        "metrics": metrics,
+        "steps": steps,
+        "recipe": recipe.to_dict(),
+    }
+    save_model(model, directory, metadata, state=state)
+
+
+def _order(recipe: Recipe, images: Images, replicas: int) -> EpochSampler:
+    data, seed = recipe.data, recipe.run.seed
+    if not data.group_by_aspect or isinstance(images, ImageFolder):
+        return EpochSampler(len(images), seed=seed, num_replicas=replicas)
+    groups = [int(width > height) for height, width in images.shapes]
+    return GroupedSampler(groups, batch_size=data.batch_size, seed=seed, num_replicas=replicas)
+
+
+def _train_loader(recipe: Recipe, images: Images, replicas: int, *, pin_memory: bool) -> ResumableLoader:
+    return ResumableLoader(
+        images,
+        _order(recipe, images, replicas),
+        batch_size=recipe.data.batch_size,
+        workers=recipe.data.workers,
+        pin_memory=pin_memory,
+        collate=collate(recipe.data, train=True),
+    )
+
+
+def _input_facts(recipe: Recipe) -> dict[str, Any]:
+    """Return how images are prepared, under the name that prediction looks for."""
+    if recipe.data.kind == "folder":
+        return {"transform": dataclasses.asdict(recipe.data.transform)}
+    return {"dense": dataclasses.asdict(recipe.data.dense), "detections": list(recipe.data.detections)}
+
+
+def _callbacks(
+    parts: _Parts, export: Callable[..., None], averaging: list[AveragedWeights], checkpoint: Path | None
+) -> list[pl.Callback]:
+    """Return what changes or saves the run; the best model is exported before the averaged weights are swapped back."""
+    recipe = parts.recipe
+    folder = Path(recipe.run.out)
+    watched = parts.task.watched
+    patience = [Patience(watched, mode="max", patience=recipe.run.patience)] if recipe.run.patience else []
+    return [
+        *patience,
+        StepSeed(recipe.run.seed),
+        BestModel(functools.partial(export, directory=folder / BEST), monitor=watched),
+        KeptWeights(functools.partial(export, directory=folder / MODEL), folder / MODEL),
+        *averaging,
+        SavedRecipe(recipe, folder / CHECKPOINTS),
+        StopAtStep(parts.length.total_steps),
+        StepCheckpoint(folder / CHECKPOINTS, every=recipe.run.checkpoint_every, resumed=checkpoint),
+    ]
+
+
+def _averaging(recipe: Recipe) -> list[AveragedWeights]:
+    if recipe.run.ema_decay is None:
+        return []
+    return [AveragedWeights(recipe.run.ema_decay, warmup=recipe.run.ema_warmup)]

@@ -1,0 +1,137 @@
+"""Models by name.
+
+Names are `<arch>_<resolutions>.<pretraining>_<task>[_<variant>]`: networks from smallest to largest, resolutions
+from highest to lowest. Every model also answers to the name of its official record; that name builds the official
+rules (resize by factors, class from the top-left patch), ours the rules of this library (whole patches, class from the
+mean). The parameters are the same; the authors' classifiers were trained for theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from typing import Any
+
+from torch import nn
+
+from piip.build import build_backbone, build_model
+from piip.config import HeadConfig, ModelConfig
+from piip.fields import nearest_names
+from piip.zoo import convnext, intern_vit, multimodal, pretrainings, vit  # noqa: F401 - these fill the registry
+from piip.zoo.published import PublishedModel, published_models, published_results
+from piip.zoo.registry import MODELS, OFFICIAL, PUBLISHED
+
+__all__ = [
+    "PublishedModel",
+    "create_model",
+    "list_models",
+    "model_config",
+    "official_record",
+    "published_config",
+    "published_models",
+    "published_results",
+]
+
+
+def list_models(pattern: str = "*", *, official: bool = False) -> list[str]:
+    """List model names.
+
+    Args:
+        pattern: Shell-style pattern, e.g. "*tsb*".
+        official: List the names of the official records instead of ours.
+    """
+    return sorted(fnmatch.filter(OFFICIAL if official else MODELS, pattern))
+
+
+def official_record(name: str) -> str:
+    """Return the name of the official record of a model.
+
+    Args:
+        name: Our name or already the record's.
+
+    Raises:
+        ValueError: An unknown name, with the nearest known ones.
+    """
+    records = {ours: record for record, ours in OFFICIAL.items()}
+    if name not in records and name not in OFFICIAL:
+        raise ValueError(f"No model is called {name!r}. {nearest_names(name, [*MODELS, *OFFICIAL])}")
+    return records.get(name, name)
+
+
+def model_config(name: str) -> ModelConfig:
+    """Return the description of a named model: ours, or with official rules for an official record's name.
+
+    Raises:
+        ValueError: An unknown name, with the nearest known ones.
+    """
+    record = official_record(name)
+    config = MODELS[OFFICIAL[record]]()
+    if name != record:
+        return config
+    head = config.head
+    if head.kind == "per_branch":
+        head = dataclasses.replace(head, pool="first_patch")
+    return dataclasses.replace(config, resize="official", head=head)
+
+
+def published_config(name: str) -> ModelConfig:
+    """Return the model whose cost was published under a name.
+
+    parity: the four-branch detectors are built with two ViT-S but published with the ViT-T that was meant.
+
+    Raises:
+        ValueError: An unknown name, with the nearest ones.
+    """
+    ours = OFFICIAL[official_record(name)]
+    return PUBLISHED.get(ours, MODELS[ours])()
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    pretrained: bool = False,
+    pretrained_branches: bool = False,
+    features_only: bool = False,
+    **overrides: Any,
+) -> nn.Module:
+    """Build a model by name.
+
+    Args:
+        name: One of `list_models()`, or the name of an official record.
+        num_classes: Classes of the head, instead of the model's own.
+        pretrained: Weights of the whole model.
+        pretrained_branches: Each branch's own weights, through timm.
+        features_only: Backbone and neck alone: image -> list of maps.
+        **overrides: Fields of `ModelConfig`, e.g. `resize="official"` or `merge={"kind": "slim"}`.
+
+    Returns:
+        The model of the name's task.
+
+    Raises:
+        ValueError: An unknown name or field (with the nearest ones), weights that are not to be had, or a task whose
+            head this version does not have.
+
+    Example:
+        >>> model = create_model("piip_tsb_368_192_128.deit1_in1k", num_classes=10)
+        >>> logits = model(torch.randn(1, 3, 368, 368))
+    """
+    config = model_config(name)
+    if pretrained:
+        raise ValueError(
+            f"No downloadable weights are known for {name}. Get the authors' file and turn it into a checkpoint with "
+            "`piip convert`, or start from pretrained_branches=True."
+        )
+    config = ModelConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
+    if pretrained_branches:
+        branches = tuple(dataclasses.replace(branch, pretrained=True) for branch in config.branches)
+        config = dataclasses.replace(config, branches=branches)
+    if features_only:
+        return build_backbone(dataclasses.replace(config, head=HeadConfig()))
+    if config.head.kind == "none":
+        raise ValueError(f"{name} was asked for without a head; pass features_only=True for its backbone and neck.")
+    if num_classes is not None and config.head.kind == "projector":
+        raise ValueError(f"{name} has a projector and no classes; leave num_classes out.")
+    if num_classes is not None:
+        config = dataclasses.replace(config, head=dataclasses.replace(config.head, num_classes=num_classes))
+    return build_model(config)
