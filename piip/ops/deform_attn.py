@@ -12,7 +12,7 @@ Providers are interchangeable and tested against each other, forward and backwar
 - `gather`: the four neighbours of every point are rows of one table; a weighted `embedding_bag` reads and sums them
   in one pass. The fastest stock forward on CPU.
 - `index`: the same rows by plain indexing; only operations that every exporter and compiler knows.
-- `triton`: kernels for GPUs (`triton_sampling.py`); untimed, therefore never chosen by itself.
+- `triton`: kernels for GPUs (`triton_sampling.py`); untimed, therefore never selected automatically.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piip.ops import native
+from piip.ops.compat import is_exporting
 from piip.ops.positions import bag_starts, grid_extent
-
-Grid = tuple[int, int]
+from piip.structures import Grid
 
 
 def deformable_attention(
@@ -40,13 +40,13 @@ def deformable_attention(
         locations: Points as (x, y), (B, Q, heads, points, 2), float32 (or float64), normalised so that (0, 0) and
             (1, 1) are the outer corners of the map; may lie outside, where zeros are read.
         weights: Weight of each point, (B, Q, heads, points), in the dtype of `value`; need not sum to 1.
-        provider: "native", "portable", "gather", "index" or "triton"; None chooses for the situation.
+        provider: "native", "portable", "gather", "index" or "triton"; None selects automatically.
 
     Returns:
         (B, Q, heads * dim) in the dtype of `value`.
 
     Raises:
-        ValueError: Shapes that do not fit together, or a provider that is unknown or cannot take these tensors.
+        ValueError: Shapes do not match, or the provider is unknown or does not support these tensors.
 
     Source: arXiv 2010.04159, equation 2; sampling convention of `docs/official.md` (own implementation).
     """
@@ -79,7 +79,7 @@ def _check(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Non
 
 
 def _choose(value: Tensor, locations: Tensor, weights: Tensor) -> str:
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return "index"  # GridSample is miscompiled or slow in several runtimes, bags are unknown to most
     if native.supports(value) and native.is_available():
         return "native"
@@ -92,11 +92,11 @@ def _choose(value: Tensor, locations: Tensor, weights: Tensor) -> str:
 def _native(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
     if not native.supports(value):
         raise ValueError(
-            f"Provider 'native' takes float32 or bfloat16 values on CPU of at most {native.MAX_DIM} channels a head, "
-            f"got {value.dtype} on {value.device} with {value.shape[3]}; leave the choice to piip (provider=None)."
+            f"Provider 'native' takes float32 or bfloat16 values on CPU of at most {native.MAX_DIM} channels per head, "
+            f"got {value.dtype} on {value.device} with {value.shape[3]}; use provider=None for automatic selection."
         )
     if not native.is_available():
-        raise ValueError("Provider 'native' needs a C++ compiler; install g++, or leave the choice to piip.")
+        raise ValueError("Provider 'native' needs a C++ compiler; install g++, or use provider=None.")
     return native.sample(value, *grid, locations.float(), weights.to(value.dtype))
 
 
@@ -130,8 +130,8 @@ def _neighbour_rows(grid: Grid, locations: Tensor, weights: Tensor) -> tuple[Ten
     # the clamp only matters for NaN coordinates: their weights are NaN, but their rows must exist
     corner = (y_first * (width + 2) + x_first).clamp(0, last_start)
     rows = torch.stack((corner, corner + 1, corner + width + 2, corner + width + 3), -1)
-    share = torch.stack((y_near * x_near, y_near * x_far, y_far * x_near, y_far * x_far), -1)
-    return rows, share * weights.unsqueeze(-1).to(share.dtype)
+    corner_weight = torch.stack((y_near * x_near, y_near * x_far, y_far * x_near, y_far * x_far), -1)
+    return rows, corner_weight * weights.unsqueeze(-1).to(corner_weight.dtype)
 
 
 def _bordered_table(value: Tensor, grid: Grid) -> Tensor:
@@ -150,20 +150,20 @@ def _table_rows(grid: Grid, rows: Tensor) -> Tensor:
 
 def _gather(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
     batch, queries = weights.shape[:2]
-    rows, shares = _neighbour_rows(grid, locations, weights)
+    rows, corner_weights = _neighbour_rows(grid, locations, weights)
     table = _bordered_table(value, grid)
     bag_rows = _table_rows(grid, rows)
-    bag_weights = shares.to(value.dtype).view_as(bag_rows)
+    bag_weights = corner_weights.to(value.dtype).view_as(bag_rows)
     summed = F.embedding_bag(bag_rows, table, mode="sum", per_sample_weights=bag_weights)
     return summed.view(batch, queries, -1)
 
 
 def _index(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
     batch, queries = weights.shape[:2]
-    rows, shares = _neighbour_rows(grid, locations, weights)
+    rows, corner_weights = _neighbour_rows(grid, locations, weights)
     bag_rows = _table_rows(grid, rows)
     read = _bordered_table(value, grid)[bag_rows]  # (B * Q * heads, points * 4, dim)
-    summed = (read * shares.to(value.dtype).view(*bag_rows.shape, 1)).sum(1)
+    summed = (read * corner_weights.to(value.dtype).view(*bag_rows.shape, 1)).sum(1)
     return summed.view(batch, queries, -1)
 
 

@@ -1,4 +1,4 @@
-"""Tensors that depend only on sizes: made once a size and kept, so that nothing is rebuilt or sent per call."""
+"""Tensors that depend only on sizes, cached per size to avoid rebuilding and transfers in every call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_KEPT = 128  # a function: sizes seen in multi-scale training must not pile 
 
 
 def kept(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Keep results by their arguments."""
+    """Cache results by arguments."""
     results: dict[Any, Tensor] = {}
 
     @wraps(make)
@@ -41,7 +41,7 @@ def cell_centres(grid: tuple[int, int], device: torch.device) -> Tensor:
 
     Args:
         grid: (H, W).
-        device: Where the result lives.
+        device: Device of the result.
 
     Source: own; convention of Deformable DETR (arXiv 2010.04159).
     """
@@ -57,7 +57,7 @@ def grid_extent(grid: tuple[int, int], device: torch.device) -> Tensor:
 
     Args:
         grid: (H, W).
-        device: Where the result lives.
+        device: Device of the result.
     """
     return torch.tensor((grid[1], grid[0]), dtype=torch.float32, device=device)
 
@@ -72,7 +72,7 @@ def bag_starts(batch: int, cells: int, heads: int, device: torch.device) -> Tens
         batch: Number of images B.
         cells: Cells of one map.
         heads: Number of heads.
-        device: Where the result lives.
+        device: Device of the result.
     """
     image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1) * (cells * heads)
     return image + torch.arange(heads, device=device).view(1, 1, -1, 1, 1)
@@ -80,10 +80,10 @@ def bag_starts(batch: int, cells: int, heads: int, device: torch.device) -> Tens
 
 @kept
 def channel_values(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return one float32 value a channel, (C, 1, 1).
+    """Return one float32 value per channel, (C, 1, 1).
 
     Args:
         values: The values.
-        device: Where the result lives.
+        device: Device of the result.
     """
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

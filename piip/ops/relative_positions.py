@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from piip.ops.positions import kept
-
-Grid = tuple[int, int]
+from piip.structures import Grid
 
 
 @kept
@@ -27,7 +26,7 @@ def relative_positions(grid: Grid, has_class: bool, device: torch.device) -> Ten
     Args:
         grid: (H, W).
         has_class: Whether there is a class token.
-        device: Where the result lives.
+        device: Device of the result.
 
     Source: BEiT (arXiv 2106.08254), Swin (arXiv 2103.14030).
     """
@@ -74,7 +73,7 @@ def spline_weights(stored: int, wanted: int, device: torch.device) -> Tensor:
     Args:
         stored: Side of the window the table belongs to.
         wanted: Side of the wanted window.
-        device: Where the result lives.
+        device: Device of the result.
     """
     known = geometric_distances(stored, wanted)
     asked = np.clip(np.arange(1 - wanted, wanted, dtype=np.float64), known[0], known[-1])

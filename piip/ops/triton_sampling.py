@@ -19,19 +19,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRETED = triton.knobs.runtime.interpret  # decided for the kernels below when they are made
 MAX_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TILE = 1024  # values of one neighbour that a program holds: queries times channels, both powers of two
 
 
 @triton.jit
-def _places(queries, heads, block_queries: tl.constexpr):
+def _positions(queries, heads, block_queries: tl.constexpr):
     """Say which queries, image and head a program has: programs are numbered (blocks of queries, images * heads)."""
     query = tl.program_id(0) * block_queries + tl.arange(0, block_queries)
     image = (tl.program_id(1) // heads).to(tl.int64)
     head = tl.program_id(1) % heads
     return (image * queries + query) * heads + head, query < queries, image, head
+
+
+INTERPRETED = not isinstance(_positions, triton.JITFunction)  # decided when kernels are made
 
 
 @triton.jit
@@ -58,11 +60,11 @@ def _forward(
     value, locations, weights, out, queries, heads, height, width, dim,
     num_points: tl.constexpr, block_queries: tl.constexpr, block_channels: tl.constexpr
 ):  # fmt: skip
-    place, present, image, head = _places(queries, heads, block_queries)
+    position, present, image, head = _positions(queries, heads, block_queries)
     channel = tl.arange(0, block_channels)[None, :]
     total = tl.zeros((block_queries, block_channels), tl.float32)
     for point in range(num_points):
-        x, y, weight = _point(locations, weights, place * num_points + point, present, height, width)
+        x, y, weight = _point(locations, weights, position * num_points + point, present, height, width)
         for corner in tl.static_range(4):
             cell, inside, x_share, y_share = _neighbour(x, y, corner % 2, corner // 2, height, width)
             at = ((image * height * width + cell) * heads + head) * dim
@@ -70,7 +72,7 @@ def _forward(
             values = tl.load(value + at[:, None] + channel, mask=read, other=0.0).to(tl.float32)
             total += (weight * x_share * y_share)[:, None] * values
     kept = present[:, None] & (channel < dim)
-    tl.store(out + place[:, None] * dim + channel, total.to(out.dtype.element_ty), mask=kept)
+    tl.store(out + position[:, None] * dim + channel, total.to(out.dtype.element_ty), mask=kept)
 
 
 @triton.jit
@@ -79,12 +81,12 @@ def _backward(
     num_points: tl.constexpr, block_queries: tl.constexpr, block_channels: tl.constexpr
 ):  # fmt: skip
     """Same programs as forward. Points belong to one program each, cells to many: only their gradients are atomic."""
-    place, present, image, head = _places(queries, heads, block_queries)
+    position, present, image, head = _positions(queries, heads, block_queries)
     channel = tl.arange(0, block_channels)[None, :]
     kept = present[:, None] & (channel < dim)
-    given = tl.load(grad + place[:, None] * dim + channel, mask=kept, other=0.0).to(tl.float32)
+    given = tl.load(grad + position[:, None] * dim + channel, mask=kept, other=0.0).to(tl.float32)
     for point in range(num_points):
-        x, y, weight = _point(locations, weights, place * num_points + point, present, height, width)
+        x, y, weight = _point(locations, weights, position * num_points + point, present, height, width)
         x_slope, y_slope, read_sum = tl.zeros_like(x), tl.zeros_like(x), tl.zeros_like(x)
         for corner in tl.static_range(4):
             right, below = corner % 2, corner // 2
@@ -96,7 +98,7 @@ def _backward(
             read_sum += along * x_share * y_share
             x_slope += along * y_share * (2 * right - 1)
             y_slope += along * x_share * (2 * below - 1)
-        at = place * num_points + point
+        at = position * num_points + point
         tl.store(weight_grad + at, read_sum.to(weight_grad.dtype.element_ty), mask=present)
         tl.store(location_grad + 2 * at, x_slope * weight * width, mask=present)
         tl.store(location_grad + 2 * at + 1, y_slope * weight * height, mask=present)

@@ -1,8 +1,8 @@
-"""Kernels of our own for CPU, compiled where a C++ compiler is at hand.
+"""Our own kernels for CPU, compiled if a C++ compiler is available.
 
-The C++ files here are compiled for the processor at hand when they are first needed (a few seconds) and kept in the
-user's cache. Without a compiler nothing is lost but time: the stock operations of PyTorch do the same, and a warning
-says once what is missing.
+The C++ files are compiled for the current processor on first use (a few seconds) and cached in the user's cache
+directory. Without a compiler the slower stock operations of PyTorch give the same results, and a warning is issued
+once.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ FLAGS = (
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ["-mprefer-vector-width=512"]
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
-MAX_DIM = 128  # channels a head, of the backward kernel
+MAX_DIM = 128  # channels per head, of the backward kernel
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, or None with a warning where they cannot be had."""
+    """Return the compiled kernels, or None with a warning if they are unavailable."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:
         warnings.warn(
@@ -58,12 +58,12 @@ def library() -> ctypes.CDLL | None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_available() -> bool:
-    """Return whether the kernels can be used; compiles them the first time."""
+    """Return whether the kernels can be used; compile them on the first call."""
     return library() is not None
 
 
 def _compiled(compiler: str) -> Path:
-    """Return the compiled file, made where this source, compiler and processor have none yet."""
+    """Return the compiled file for this source, compiler and processor, compiling it if necessary."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     texts = (path.read_text() for path in (*HEADERS, *SOURCES))
     facts = (*texts, compiler, version, *FLAGS, platform.machine(), _processor())
@@ -81,14 +81,14 @@ def _compiled(compiler: str) -> Path:
 
 
 def _processor() -> str:
-    """Return what tells processors with other instructions apart; a home directory may be shared by many."""
+    """Return an identifier of the processor's instruction sets, because a home directory may be shared."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text().splitlines() if facts.exists() else [platform.processor()]
     return next((line for line in lines if line.lower().startswith(("flags", "features"))), lines[0])
 
 
 def supports(value: Tensor) -> bool:
-    """Return whether the kernels take such values (B, H * W, heads, dim): on CPU, float32 or bfloat16, not too wide."""
+    """Return whether the kernels support values (B, H * W, heads, dim): on CPU, float32 or bfloat16, not too wide."""
     return value.device.type == "cpu" and value.dtype in SUFFIXES and 0 < value.shape[3] <= MAX_DIM
 
 
@@ -178,7 +178,7 @@ def sample_raw(value: Tensor, grid: tuple[int, int], raw: Tensor, query_width: i
         raw: Offsets x, offsets y (in cells of the map) and logits, (B, Q, 3 * heads * points), in this order, in the
             dtype of `value`.
         query_width: Columns of the grid that the queries lie on.
-        points: Points a head.
+        points: Points per head.
 
     Returns:
         (B, Q, heads * dim).
@@ -195,7 +195,7 @@ def layer_norm(tokens: Tensor, weight: Tensor | None, bias: Tensor | None, epsil
     Args:
         tokens: float32 or bfloat16; statistics are taken in float32.
         weight: (C,) in the dtype of `tokens`, or None.
-        bias: Likewise.
+        bias: In the same form.
         epsilon: Added to the variance.
     """
     tokens = tokens.contiguous()

@@ -17,7 +17,7 @@ SIDE, DEPTH, BLOCK = 16, 32, 32  # of tiles, as in gemm.cpp
 
 
 LARGE = 2**24  # numbers of a result that is written past the caches
-MOST_TOKENS = 4096  # of attention: with these, what a thread works on stays in its cache
+MAX_TOKENS = 4096  # of attention: with these, what a thread works on stays in its cache
 
 
 class Layer(NamedTuple):
@@ -100,7 +100,7 @@ def network(tokens: Tensor, norm: Norm, first: Layer, second: Layer) -> Tensor:
 def can_attend(qkv: Tensor, heads: int) -> bool:
     """Return whether `attend` takes such products (B, N, 3 * C)."""
     dim = qkv.shape[2] // heads // 3
-    return are_available(qkv) and qkv.shape[1] <= MOST_TOKENS and dim % DEPTH == 0 and dim * heads * 3 == qkv.shape[2]
+    return are_available(qkv) and qkv.shape[1] <= MAX_TOKENS and dim % DEPTH == 0 and dim * heads * 3 == qkv.shape[2]
 
 
 def attend(qkv: Tensor, heads: int, scale: float) -> Tensor:
