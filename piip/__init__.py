@@ -24,7 +24,7 @@ _HOMES = {
     "build_model": "piip.build",
     "create_model": "piip.zoo.create",
     "list_models": "piip.zoo.create",
-    "from_pretrained": "piip.serialization.hub",
+    "from_pretrained": "piip.serialization.load",
     "load_model": "piip.serialization.load",
     "estimate_cost": "piip.cost.estimate",
     "export_model": "piip.export.exporter",
@@ -44,8 +44,7 @@ if TYPE_CHECKING:
     from piip.export.exporter import export_model
     from piip.inference.predictor import Predictor
     from piip.optimize.rewrite import optimize_for_inference
-    from piip.serialization.hub import from_pretrained
-    from piip.serialization.load import load_model
+    from piip.serialization.load import from_pretrained, load_model
     from piip.zoo.create import create_model, list_models
 
 

@@ -1,5 +1,5 @@
 """`python -m piip`, e.g. under torchrun."""
 
-from piip.cli.main import main
+from piip.cli import main
 
 main()

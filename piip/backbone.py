@@ -2,54 +2,59 @@
 
 One image is resized to several resolutions; each resolution has its own network (branch). Index 0 is the largest
 network at the lowest resolution, the last one the smallest at the highest. After every stage neighbouring branches
-exchange features; at the end the branches are merged into one map, from which a neck may make several levels.
+exchange features. Finally the branches are merged into one map, from which a neck may make several levels.
 
 Source: arXiv 2406.04330, Figure 2.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from piip.branches.base import Branch
 from piip.config import ModelConfig
-from piip.layers import checkpointing as recompute
+from piip.layers import checkpointing
 from piip.layers.image_pyramid import check_image, image_pyramid, official_image_pyramid, pyramid_sizes
 from piip.layers.interaction import Interaction
-from piip.layers.merge import BranchMerge, LastMap
+from piip.layers.merge import Merge
 from piip.layers.necks import Neck
-from piip.serialization.base import DescribedModel
+from piip.layers.outputs import ExportWrapper, NamedOutputs, Output
+from piip.serialization.base import PyramidModel
 from piip.structures import BranchFeatures
 
 
-class PIIPBackbone(DescribedModel):
+class PIIPBackbone(PyramidModel):
     """Any number of branches that interact and are merged.
 
     Args:
-        branches: Networks cut into the same number of stages.
-        interactions: One exchange after each stage.
-        merge: Makes one map of all branches; None keeps one map a branch.
+        branches: Networks split into the same number of stages.
+        interactions: One interaction after each stage.
+        merge: Merges all branches into one map; None keeps one map per branch.
         neck: Makes levels from merged maps, or None.
         image_sizes: Nominal side of each branch's image; only the ratios matter.
-        stage_merges: Further merges after some stages, whose maps the neck gets before the final one.
-        official_resize: Resize by factors as the released code does, instead of to whole patches.
-        config: What the parts were built from, for saving.
+        stage_merges: Additional merges after some stages; their maps precede the final one in the neck.
+        official_resize: Resize by factors as in the released code, instead of to whole patches.
+        config: Description of the model, for saving.
 
     Raises:
-        ValueError: Branches that are not cut into as many stages as there are interactions.
+        ValueError: The number of stages of a branch differs from the number of interactions.
     """
+
+    title = "Backbone"
+    hub_task = "image-feature-extraction"
 
     def __init__(
         self,
         branches: Sequence[Branch],
         interactions: Sequence[Interaction],
-        merge: BranchMerge | None = None,
+        merge: Merge | None = None,
         neck: Neck | None = None,
         *,
         image_sizes: Sequence[int],
-        stage_merges: Mapping[int, BranchMerge | LastMap] | None = None,
+        stage_merges: Mapping[int, Merge] | None = None,
         official_resize: bool = False,
         config: ModelConfig | None = None,
     ) -> None:
@@ -58,7 +63,7 @@ class PIIPBackbone(DescribedModel):
             if len(branch.stages) != len(interactions):
                 raise ValueError(
                     f"Branch {index} has {len(branch.stages)} stages and there are {len(interactions)} interactions; "
-                    "cut every branch into one stage an interaction."
+                    "cut every branch into one stage per interaction."
                 )
         # typed as what they hold: the types of nn.ModuleList know only modules
         self.branches: Sequence[Branch] = nn.ModuleList(branches)  # type: ignore[assignment]
@@ -66,7 +71,7 @@ class PIIPBackbone(DescribedModel):
         self.merge = merge
         self.neck = neck
         after = {str(stage): part for stage, part in (stage_merges or {}).items()}
-        self.stage_merges: Mapping[str, BranchMerge | LastMap] = nn.ModuleDict(after)  # type: ignore[assignment]
+        self.stage_merges: Mapping[str, Merge] = nn.ModuleDict(after)  # type: ignore[assignment]
         self.image_sizes = tuple(image_sizes)
         self.ratios = tuple(size / image_sizes[-1] for size in image_sizes)
         self.official_resize = official_resize
@@ -93,7 +98,7 @@ class PIIPBackbone(DescribedModel):
             The finished features of every branch, and the intermediate merged maps.
 
         Raises:
-            ValueError: Something that is not such a batch of images.
+            ValueError: The input is not a batch of images.
         """
         check_image(image, min_size=self.branches[-1].stride)
         images = self.pyramid(image)
@@ -114,7 +119,7 @@ class PIIPBackbone(DescribedModel):
         """Return feature maps of images (B, 3, H, W).
 
         Returns:
-            One map (B, C, H, W) after a merge, one a branch without, or the levels of the neck, finest first.
+            One map (B, C, H, W) after a merge, one per branch without, or the levels of the neck, finest first.
         """
         features, stage_maps = self.run(image)
         return self.forward_maps(features, stage_maps)
@@ -127,8 +132,8 @@ class PIIPBackbone(DescribedModel):
         maps = [*stage_maps, *finals]
         return maps if self.neck is None else self.neck(maps)
 
-    def _merged(self, merge: BranchMerge | LastMap, features: list[BranchFeatures]) -> Tensor:
-        return recompute.call(merge, features, recompute=self.grad_checkpointing)
+    def _merged(self, merge: Merge, features: list[BranchFeatures]) -> Tensor:
+        return checkpointing.call(merge, features, recompute=self.grad_checkpointing)
 
     @property
     def feature_info(self) -> list[dict[str, float]]:
@@ -139,13 +144,48 @@ class PIIPBackbone(DescribedModel):
             maps.append({"num_chs": part.out_channels, "reduction": finest[int(stage)].stride})
         if self.merge is not None:
             maps.append({"num_chs": self.merge.out_channels, "reduction": finest[-1].stride})
-        else:  # strides count pixels of the given image, branches see smaller ones
+        else:  # strides are in pixels of the input image, branches see smaller images
             stages = zip((branch.stages[-1] for branch in self.branches), self.ratios, strict=True)
             maps += [{"num_chs": stage.channels, "reduction": stage.stride / ratio} for stage, ratio in stages]
         return maps if self.neck is None else self.neck.feature_info(maps)
 
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Return the modules of each part; see `ModelParts`."""
+        parts: dict[str, list[nn.Module]] = {f"branch {i}": [branch] for i, branch in enumerate(self.branches)}
+        if len(self.branches) > 1:
+            parts["interactions"] = list(self.interactions)
+        if self.merge is not None:
+            parts["merge"] = [*self.stage_merges.values(), self.merge]
+        if self.neck is not None:
+            parts["neck"] = [self.neck]
+        return parts
+
+    def get_backbone(self) -> PIIPBackbone:
+        """Return the model itself."""
+        return self
+
+    def summary(self) -> str:
+        """Return one sentence about the output of the model, for cards."""
+        return "There is no head: the model returns a list of feature maps."
+
+    def usage(self) -> str:
+        """Return Python code that runs the model on `image`; see `PyramidModel`."""
+        return "for feature_map in model((image - mean) / std):\n    print(tuple(feature_map.shape))"
+
+    def export_wrapper(self) -> ExportWrapper:
+        """Return the backbone as one graph with an output per map."""
+        shapes = ["B, {num_chs:g}, H / {reduction:g}, W / {reduction:g}".format(**info) for info in self.feature_info]
+        outputs = [Output(f"map_{i}", f"feature map, float32 ({shape})") for i, shape in enumerate(shapes)]
+        return NamedOutputs(self, outputs, stride=self.branches[-1].stride, min_side=self.min_side)
+
+    @property
+    def min_side(self) -> int:
+        """Minimum side in pixels for dynamic image sizes: two patches of every branch."""
+        sides = zip(self.branches, self.ratios, strict=True)
+        return max(math.ceil(2 * branch.stride / ratio) for branch, ratio in sides)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks, interaction units, merges and levels in the backward pass instead of keeping them."""
+        """Recompute blocks, interaction units, merges and levels in the backward pass instead of storing them."""
         self.grad_checkpointing = enable
         for branch in self.branches:
             branch.set_grad_checkpointing(enable)
@@ -155,5 +195,5 @@ class PIIPBackbone(DescribedModel):
             self.neck.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Return names of parameters that are usually not decayed."""
+        """Return the names of parameters that are usually excluded from weight decay."""
         return {f"branches.{i}.{name}" for i, branch in enumerate(self.branches) for name in branch.no_weight_decay()}

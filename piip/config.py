@@ -1,6 +1,6 @@
-"""Descriptions of models: frozen dataclasses of plain values, checked when they are made.
+"""Descriptions of models: frozen dataclasses of plain values, checked on construction.
 
-Builders read them, modules never see them. Everything here can be written to and read from JSON or YAML
+Only builders read them, modules do not. Everything here can be written to and read from JSON or YAML
 (`ModelConfig.to_dict`, `ModelConfig.from_dict`).
 """
 
@@ -12,13 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from piip.fields import at_least, check_fields, one_of, read_fields
+from piip.kinds import ATTENTION_KINDS, HEAD_KINDS, MERGE_KINDS, NECK_KINDS
 
-MERGE_KINDS = ("linear", "conv", "slim", "none")
-NECK_KINDS = ("none", "simple", "interaction", "stages")
-HEAD_KINDS = ("none", "pooled", "per_branch", "projector", "mask_rcnn", "upernet", "dino")
-DENSE_HEADS = ("mask_rcnn", "upernet", "dino")  # read the maps of the neck
 POOL_KINDS = ("token", "mean", "first_patch")
-ATTENTION_KINDS = ("deformable", "dense")
 DIRECTIONS = ("both", "to_coarse", "to_fine")
 RESIZE_KINDS = ("exact", "official")
 NORMALIZE_KINDS = ("shared", "per_branch")
@@ -27,29 +23,29 @@ WINDOW_PADDINGS = ("before_qkv", "after_qkv")
 
 @dataclass(frozen=True)
 class BranchConfig:
-    """One network of the pyramid and the resolution it sees.
+    """One network of the pyramid and its resolution.
 
     Args:
         network: A timm name, with or without pretraining tag, e.g. "vit_small_patch16_224.augreg_in21k".
-        image_size: Nominal side in pixels of this branch's (square) image. Only the ratios between branches
-            matter at run time, except for networks with a fixed input size.
+        image_size: Nominal side in pixels of this branch's square image. Only the ratios between branches matter at
+            run time, except for networks with a fixed input size.
         pretrained: Load the network's own weights through timm.
         drop_path_rate: Stochastic depth of the network's blocks, in [0, 1).
-        drop_path_rule: "linear" from 0 to the rate over the depth (timm), "constant" for all blocks.
-        window_size: Side of attention windows in tokens: one for all blocks, or one a block; 0 is global.
-            Plain ViTs without prefix tokens only.
-        window_padding: Where a grid that windows do not tile is padded with zeros: "before_qkv" (padded tokens
-            have the biases as keys and values) or "after_qkv" (keys and values are zero).
-        block_groups: Blocks (ViTs) or stages (other networks, see `cut`) run before each interaction: counts, or
+        drop_path_rule: "linear" increases from 0 to the rate over the depth (timm), "constant" is equal for all blocks.
+        window_size: Side of attention windows in tokens: one value for all blocks, or one per block; 0 is global
+            attention. Only for plain ViTs without prefix tokens.
+        window_padding: How to zero-pad a grid that is not a multiple of the window: "before_qkv" (padded tokens have
+            the biases as keys and values) or "after_qkv" (keys and values are zero).
+        block_groups: Blocks (ViTs) or stages (other networks, see `cut`) that run before each interaction: counts, or
             inclusive (first, last) pairs; None splits evenly.
-        cut: Where networks with stages are cut: after "stages", or (ConvNeXt) after any of its "blocks", downsampling
-            layers counting as blocks of their own. ViTs are cut after any block.
+        cut: Where networks with stages may be split: after "stages", or (ConvNeXt) after any of its "blocks", where
+            downsampling layers count as blocks. ViTs are split after any block.
         prefix_tokens: Keep class and register tokens; False removes them (detection, windows).
-        final_norm: Apply the network's own final norm before merging, where it has one before pooling (some EVA and
-            average-pooling networks norm only the pooled features, which a pyramid does not use).
+        final_norm: Apply the network's own final norm before merging, if it has one before pooling (some EVA and
+            average-pooling networks normalise only the pooled features, which a pyramid does not use).
         position_resize: "timm" (antialiased bicubic) or "official" (bicubic without antialias, float32).
-        position_grid: Side of the stored position table in tokens; None follows image_size.
-        timm_args: Further arguments of the timm model, e.g. {"depth": 6, "embed_dim": 96}.
+        position_grid: Side of the stored position table in tokens; None derives it from image_size.
+        timm_args: Additional arguments of the timm model, e.g. {"depth": 6, "embed_dim": 96}.
     """
 
     network: str
@@ -89,14 +85,14 @@ class BranchConfig:
         if self.block_groups is None:
             return
         if not self.block_groups:
-            raise ValueError("BranchConfig.block_groups is empty, expected one group before each interaction or None.")
+            raise ValueError("BranchConfig.block_groups is empty, expected one group per interaction, or None.")
         before = -1
         for group in self.block_groups:
             if isinstance(group, int):
                 at_least("BranchConfig.block_groups", group, 1)
             elif not before < group[0] <= group[1]:
                 raise ValueError(
-                    f"BranchConfig.block_groups holds {group}, expected rising (first, last) pairs without overlap."
+                    f"BranchConfig.block_groups holds {group}, expected increasing (first, last) pairs without overlap."
                 )
             else:
                 before = group[1]
@@ -107,15 +103,15 @@ class InteractionConfig:
     """How neighbouring branches exchange features.
 
     Args:
-        count: Number of interactions; None takes the largest number that every branch can offer. A single branch has
-            none; its `block_groups` cut it where a neck of kind "interaction" needs stages.
+        count: Number of interactions; None uses the maximum that every branch supports. A single branch has no
+            interactions; its `block_groups` split it if a neck of kind "interaction" needs stages.
         attention: "deformable" or "dense" cross-attention.
-        num_heads: Wanted attention heads; the largest fitting number below it is taken where a width does not divide.
-        num_points: Sampling points a head (deformable).
+        num_heads: Number of attention heads; if it does not divide a width, the largest smaller divisor is used.
+        num_points: Sampling points per head (deformable).
         value_ratio: Width of the values relative to the query (deformable).
-        ffn_ratio: Hidden width of the ConvFFN relative to the branch; 0 leaves the ConvFFN out.
-        projection: Map the other branch to this branch's width before attending.
-        norm: LayerNorm on query, source and FFN input.
+        ffn_ratio: Hidden width of the ConvFFN relative to the branch; 0 omits the ConvFFN.
+        projection: Project the other branch to this branch's width before attention.
+        norm: Apply LayerNorm to query, source and FFN input.
         direction: "both", or only "to_coarse" (towards the larger network) or "to_fine".
         drop_path_rate: Stochastic depth of the ConvFFN, in [0, 1).
     """
@@ -150,12 +146,12 @@ class InteractionConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """How the branches become one map.
+    """How the branches are merged into one map.
 
     Args:
-        kind: "linear" (official classification), "conv" (official detection), "slim" (ours: to the wanted width
-            first) or "none" (one map a branch).
-        width: Channels of the merged map; None takes the first branch's width (for "slim" 256).
+        kind: "linear" (official classification), "conv" (official detection), "slim" (ours: projects to
+            `width` first) or "none" (one map per branch).
+        width: Channels of the merged map; None uses the first branch's width (for "slim" 256).
     """
 
     kind: str = "linear"
@@ -167,17 +163,22 @@ class MergeConfig:
         if self.width is not None:
             at_least("MergeConfig.width", self.width, 1)
 
+    @property
+    def makes_one_map(self) -> bool:
+        """Whether the branches are merged into one map."""
+        return MERGE_KINDS[self.kind].makes_one_map
+
 
 @dataclass(frozen=True)
 class NeckConfig:
-    """How the merged map becomes levels of several strides.
+    """How levels of several strides are made from the merged map.
 
     Args:
-        kind: "none", "simple" (levels from the merged map), "interaction" (one level an intermediate merge) or "stages"
-            (single networks: their own map after each stage).
+        kind: "none", "simple" (levels from the merged map), "interaction" (one level per intermediate merge) or
+            "stages" (single networks: the map after each stage).
         scales: Level sizes relative to the merged map, finest first, from {4, 2, 1, 0.5}.
         norm: "group" (GroupNorm) or "layer" (LayerNorm over channels) in the 4x level.
-        interactions: With kind "interaction": interactions (from 0) after which to merge, one fewer than levels.
+        interactions: For kind "interaction": indices of the interactions after which to merge, one fewer than levels.
     """
 
     kind: str = "none"
@@ -193,26 +194,36 @@ class NeckConfig:
         if wrong or not self.scales:
             raise ValueError(f"NeckConfig.scales is {self.scales}, expected values from 4, 2, 1, 0.5.")
         if any(later <= earlier for earlier, later in zip(self.interactions, self.interactions[1:], strict=False)):
-            raise ValueError(f"NeckConfig.interactions is {self.interactions}, expected rising numbers.")
-        if self.kind == "interaction" and len(self.interactions) != len(self.scales) - 1:
+            raise ValueError(f"NeckConfig.interactions is {self.interactions}, expected increasing numbers.")
+        if self.reads == "interactions" and len(self.interactions) != len(self.scales) - 1:
             raise ValueError(
                 f"NeckConfig.interactions has {len(self.interactions)} entries, "
                 f"expected {len(self.scales) - 1}: one fewer than levels (the last level is the final merge)."
             )
 
+    @property
+    def reads(self) -> str:
+        """Source of the levels; see `NeckFacts`."""
+        return NECK_KINDS[self.kind].reads
+
+    @property
+    def makes_levels(self) -> bool:
+        """Whether there is a neck."""
+        return NECK_KINDS[self.kind].makes_levels
+
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What stands on top: a classifier, or the projector of a multimodal model.
+    """Head of the model: classifier, detector, segmentor, or projector of a multimodal model.
 
     Args:
-        kind: "none", "pooled" (one linear layer on the merged map), "per_branch" (one a branch, logits averaged),
+        kind: "none", "pooled" (one linear layer on the merged map), "per_branch" (one per branch, logits averaged),
             "projector" (tokens for a language model from the maps of all branches), "mask_rcnn" (instances),
-            "dino" (boxes) or "upernet" (a class a pixel).
+            "dino" (boxes) or "upernet" (semantic segmentation).
         num_classes: Number of classes K.
-        pool: "mean" over patches, "first_patch" (official releases), or "token" (class token, per_branch only; what
-            the last interaction brings to the patches no longer reaches it).
-        width: Channels of the tokens of a projector, or inside a dense head; None takes the released width.
+        pool: "mean" over patches, "first_patch" (official releases), or "token" (class token, per_branch only; it does
+            not receive the last interaction's update of the patches).
+        width: Channels of a projector's tokens, or inside a dense head; None uses the released width.
         anchor_scale: Mask R-CNN: side of a square anchor in cells of its map; 8 (released) gives 32 to 512 pixels.
     """
 
@@ -231,8 +242,23 @@ class HeadConfig:
             at_least("HeadConfig.width", self.width, 1)
         if self.anchor_scale <= 0:
             raise ValueError(f"HeadConfig.anchor_scale is {self.anchor_scale}, expected a value above 0.")
-        if self.kind == "pooled" and self.pool == "token":
+        if self.reads == "map" and self.pool == "token":
             raise ValueError("HeadConfig.pool 'token' needs kind 'per_branch': a merged map has no class token.")
+
+    @property
+    def task(self) -> str:
+        """Task of the head; see `HeadFacts`."""
+        return HEAD_KINDS[self.kind].task
+
+    @property
+    def reads(self) -> str:
+        """Input of the head; see `HeadFacts`."""
+        return HEAD_KINDS[self.kind].reads
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the head reads the levels of a neck, as in detectors and segmentors."""
+        return self.reads == "levels"
 
 
 @dataclass(frozen=True)
@@ -241,15 +267,15 @@ class ModelConfig:
 
     Args:
         branches: Index 0 is the largest network at the lowest resolution.
-        interaction: Exchange between neighbours; unused with one branch.
+        interaction: Interactions between neighbouring branches; unused with one branch.
         merge: Branch merging.
         neck: Levels from the merged map.
-        head: Classifier or projector.
+        head: Classifier, detector, segmentor or projector.
         resize: "exact" rounds every branch's image to its stride; "official" resizes by the released code's factor.
-        normalize: "shared" (every branch sees the same normalised image) or "per_branch" (each its own).
-        mean: Channel means the images are normalised with, RGB in [0, 1]; None takes the first branch's.
-        std: Channel deviations likewise.
-        allow_direct: Do not warn when larger networks see higher resolutions (baselines).
+        normalize: "shared" (all branches use the same normalised image) or "per_branch" (own mean and std per branch).
+        mean: Channel means for normalisation, RGB in [0, 1]; None uses the first branch's.
+        std: Channel standard deviations for normalisation, RGB in [0, 1]; None uses the first branch's.
+        allow_direct: Do not warn if larger networks have higher resolutions (baselines).
     """
 
     branches: tuple[BranchConfig, ...]
@@ -270,25 +296,31 @@ class ModelConfig:
         one_of("ModelConfig.resize", self.resize, RESIZE_KINDS)
         one_of("ModelConfig.normalize", self.normalize, NORMALIZE_KINDS)
         if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"ModelConfig.std is {self.std}, expected positive deviations.")
-        several_maps = self.merge.kind == "none" and len(self.branches) > 1
-        if several_maps and self.neck.kind != "none":
+            raise ValueError(f"ModelConfig.std is {self.std}, expected positive standard deviations.")
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Check that merge, neck and head fit together."""
+        head, neck, one_map = self.head, self.neck, self.merge.makes_one_map
+        is_single = len(self.branches) == 1
+        if neck.makes_levels and not (one_map or is_single):
             raise ValueError("ModelConfig.neck needs one merged map: choose merge kind linear, conv or slim.")
-        if self.neck.kind == "stages" and (len(self.branches) > 1 or self.merge.kind != "none"):
+        if neck.reads == "stages" and (one_map or not is_single):
             raise ValueError("ModelConfig.neck 'stages' is for a single branch with merge kind 'none'.")
-        is_dense = self.head.kind in DENSE_HEADS
-        if is_dense and self.neck.kind == "none":
-            raise ValueError(f"ModelConfig.head {self.head.kind!r} needs maps of several strides: choose a neck.")
-        if self.head.kind != "none" and not is_dense and self.neck.kind != "none":
+        if head.is_dense and not neck.makes_levels:
+            raise ValueError(f"ModelConfig.head {head.kind!r} needs maps of several strides: choose a neck.")
+        if head.reads in ("map", "branches") and neck.makes_levels:
             raise ValueError(
-                "ModelConfig.neck is for dense tasks, a head here reads the maps before it: set one to 'none'."
+                "ModelConfig.neck is for detectors and segmentors, this head reads the maps before it: set one 'none'."
             )
-        if self.head.kind in ("per_branch", "projector") and self.merge.kind != "none":
+        if head.reads == "branches" and one_map:
             raise ValueError(
-                f"ModelConfig.head {self.head.kind!r} reads the branches before merging: set merge kind 'none'."
+                f"ModelConfig.head {head.kind!r} reads the branches before merging: set merge kind 'none'."
             )
-        if several_maps and self.head.kind == "pooled":
-            raise ValueError("ModelConfig.head 'pooled' needs a merged map; with merge 'none' use head 'per_branch'.")
+        if head.reads == "map" and not (one_map or is_single):
+            raise ValueError(
+                f"ModelConfig.head {head.kind!r} needs a merged map; with merge 'none' use head 'per_branch'."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain dicts, tuples and numbers (JSON-ready)."""

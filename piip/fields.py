@@ -1,4 +1,4 @@
-"""Dataclasses of plain values: checking their fields, reading them from the mappings of YAML and JSON files."""
+"""Dataclasses of plain values: checking fields, and reading them from YAML and JSON mappings."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 class CommandText(str):
-    """A value from the command line, whose meaning depends on the field: text as it stands, all else as YAML."""
+    """A value from the command line: literal text for text fields, YAML for all others."""
 
     __slots__ = ()
 
     def parsed(self, path: str) -> Any:
-        """Return the value that the text stands for in YAML.
+        """Return the text parsed as YAML.
 
         Args:
             path: The field, for messages.
@@ -56,20 +56,20 @@ def check_fields(instance: Any) -> None:
         object.__setattr__(instance, name, _convert(kind, getattr(instance, name), f"{cls.__name__}.{name}"))
 
 
-def at_least(name: str, value: float, least: float) -> None:
-    """Complain about a value below its minimum."""
-    if value < least:
-        raise ValueError(f"{name} is {value}, expected at least {least}.")
+def at_least(name: str, value: float, minimum: float) -> None:
+    """Raise ValueError if a value is below its minimum."""
+    if value < minimum:
+        raise ValueError(f"{name} is {value}, expected at least {minimum}.")
 
 
-def at_most(name: str, value: float, most: float) -> None:
-    """Complain about a value above its maximum."""
-    if value > most:
-        raise ValueError(f"{name} is {value}, expected at most {most}.")
+def at_most(name: str, value: float, maximum: float) -> None:
+    """Raise ValueError if a value is above its maximum."""
+    if value > maximum:
+        raise ValueError(f"{name} is {value}, expected at most {maximum}.")
 
 
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Complain about a value that is not in a list."""
+def one_of(name: str, value: str, allowed: Collection[str]) -> None:
+    """Raise ValueError if a value is not in a list."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}.")
 
@@ -89,7 +89,7 @@ def read_fields(cls: type[T], values: Mapping[str, Any], path: str, *, ready: Ma
     Args:
         cls: The dataclass.
         values: Fields by name.
-        path: Where the mapping stands, for messages, e.g. "recipe.optim".
+        path: Path of the mapping, for messages, e.g. "recipe.optim".
         ready: Fields that are already read; they may not appear in `values`.
 
     Raises:
@@ -120,7 +120,7 @@ def set_dotted(values: dict[str, Any], name: str, value: Any) -> None:
         value: The field's value.
 
     Raises:
-        ValueError: A part of the name is no index, or stands below a single value.
+        ValueError: A part of the name is not an index, or its parent is a single value.
     """
     *parents, last = name.split(".")
     target: Any = values
@@ -133,12 +133,12 @@ def set_dotted(values: dict[str, Any], name: str, value: Any) -> None:
 
 def _index(items: list[Any], part: str, name: str) -> int:
     if not part.isdigit() or int(part) >= len(items):
-        raise ValueError(f"--{name}: {part!r} is no index, expected 0 to {len(items) - 1}.")
+        raise ValueError(f"--{name}: {part!r} is not an index, expected 0 to {len(items) - 1}.")
     return int(part)
 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
-    """Return `value` as the annotated type, or complain."""
+    """Return `value` as the annotated type, or raise ValueError."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(inner, value, path)
@@ -161,13 +161,13 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
             pass
     elif kind is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # "precision: 32"
-    elif isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-        return value
+    elif not inner and isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        return value  # Python 3.10 takes tuple[int, ...] for a type
     raise ValueError(f"{path} is {value!r}, expected {_name(kind)}.")
 
 
 def _plain_value(value: Any, path: str) -> Any:
-    """Return a JSON value with tuples for lists, or complain."""
+    """Return a JSON value with tuples for lists, or raise ValueError."""
     if isinstance(value, CommandText):
         value = value.parsed(path)
     if isinstance(value, Mapping):

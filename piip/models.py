@@ -1,112 +1,258 @@
-"""Models for dense tasks: a pyramid with a detection or segmentation head."""
+"""Whole models: a pyramid backbone with a head for classification, dense tasks, or a language model."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from piip.backbone import PIIPBackbone
 from piip.config import ModelConfig
-from piip.heads.dino.head import DINOHead
-from piip.heads.image_info import ImageFrame, Prediction, Target
-from piip.heads.mask_rcnn.head import MaskRCNNHead
-from piip.heads.mask_rcnn.tta import View, box_views, mask_rcnn_views
-from piip.heads.upernet import UperNetHead
-from piip.serialization.base import DescribedModel
-
-DenseHead = MaskRCNNHead | UperNetHead | DINOHead
+from piip.heads.base import DenseHead, LossesAndMetrics, View
+from piip.heads.classification import ClassificationHead
+from piip.heads.projector import Projector
+from piip.layers.outputs import ExportWrapper, NamedOutputs, Output
+from piip.serialization.base import PyramidModel
+from piip.structures import BranchFeatures, HeadOutput, ImageInfo, Target
 
 
-class PIIPDenseModel(DescribedModel):
-    """A pyramid and a head that answers for places in the image.
+class _ModelWithHead(PyramidModel):
+    """A backbone with a head.
+
+    Args:
+        backbone: The pyramid.
+        config: Description of the model.
+    """
+
+    config: ModelConfig
+    head: nn.Module
+
+    def __init__(self, backbone: PIIPBackbone, *, config: ModelConfig) -> None:
+        first = backbone.branches[0]
+        super().__init__(config, mean=first.mean, std=first.std, image_size=backbone.image_sizes[-1])
+        self.backbone = backbone
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Return the modules of each part; see `ModelParts`."""
+        return {**self.backbone.parts(), "head": [self.head]}
+
+    def get_backbone(self) -> PIIPBackbone:
+        """Return the pyramid."""
+        return self.backbone
+
+    def usage(self) -> str:
+        """Return Python code that runs the model on `image`; see `PyramidModel`."""
+        return f"print(model((image - mean) / std).shape)  # {self._output_shape()}"
+
+    def _output_shape(self) -> str:
+        return "(1, ...)"
+
+    def _named_output(self, name: str, meaning: str) -> ExportWrapper:
+        stride, min_side = self.backbone.branches[-1].stride, self.backbone.min_side
+        return NamedOutputs(self, [Output(name, meaning)], stride=stride, min_side=min_side)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass instead of storing them."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that are usually excluded from weight decay."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+
+class PIIPClassifier(_ModelWithHead):
+    """A pyramid backbone with a classification head.
+
+    Args:
+        backbone: The pyramid.
+        head: `PooledHead` or `PerBranchHead`.
+        config: Description of the model, for saving.
+    """
+
+    title = "Classifier"
+    hub_task = "image-classification"
+
+    def __init__(self, backbone: PIIPBackbone, head: ClassificationHead, *, config: ModelConfig) -> None:
+        super().__init__(backbone, config=config)
+        self.head: ClassificationHead = head
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self.config.head.num_classes
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a new one for another number of classes, like timm's models.
+
+        Args:
+            num_classes: Number of classes K.
+
+        Raises:
+            ValueError: Fewer than one class.
+        """
+        head = dataclasses.replace(self.config.head, num_classes=num_classes)
+        self.config = dataclasses.replace(self.config, head=head)
+        self.head.reset_classes(num_classes)
+        for name in ("classes", "metrics"):  # of the classifier before
+            self.metadata.pop(name, None)
+
+    def forward_features(self, image: Tensor) -> list[BranchFeatures]:
+        """Return the finished features of every branch for images (B, 3, H, W)."""
+        return self.backbone.forward_features(image)
+
+    def forward_head(self, features: list[BranchFeatures]) -> Tensor:
+        """Return logits (B, K) of finished features."""
+        return self.head(features, self.backbone.forward_maps(features))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, K) of normalised RGB images (B, 3, H, W)."""
+        return self.forward_head(self.forward_features(image))
+
+    def summary(self) -> str:
+        """Return one sentence about the output of the model, for cards."""
+        return self.head.summary(self.num_classes)
+
+    def _output_shape(self) -> str:
+        return f"(1, {self.num_classes})"
+
+    def export_wrapper(self) -> ExportWrapper:
+        """Return the classifier as one graph with the output "logits"."""
+        return self._named_output("logits", "logits of the classes, float32 (B, K)")
+
+
+class PIIPVisionTower(_ModelWithHead):
+    """A pyramid and a projector: image -> tokens for a language model.
+
+    Args:
+        backbone: The pyramid, without merge and neck.
+        projector: Converts its maps to tokens.
+        config: Description of the model.
+    """
+
+    title = "Vision tower"
+    hub_task = "image-feature-extraction"
+
+    def __init__(self, backbone: PIIPBackbone, projector: Projector, *, config: ModelConfig) -> None:
+        super().__init__(backbone, config=config)
+        self.head: Projector = projector
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return tokens (B, N, D) of normalised RGB images (B, 3, H, W)."""
+        return self.head(self.backbone(image))
+
+    def summary(self) -> str:
+        """Return one sentence about the output of the model, for cards."""
+        return f"A projector makes tokens of {self.head.width} channels for a language model."
+
+    def _output_shape(self) -> str:
+        return f"(1, N, {self.head.width})"
+
+    def export_wrapper(self) -> ExportWrapper:
+        """Return the vision tower as one graph with the output "tokens"."""
+        return self._named_output("tokens", "tokens for a language model, float32 (B, N, D)")
+
+
+class PIIPDenseModel(_ModelWithHead):
+    """Backbone plus a detection or segmentation head.
 
     Args:
         backbone: The pyramid with its neck.
         head: Reads the neck's maps.
-        config: What both were built from.
+        config: Description of the model.
     """
 
     def __init__(self, backbone: PIIPBackbone, head: DenseHead, *, config: ModelConfig) -> None:
-        first = backbone.branches[0]
-        super().__init__(config, mean=first.mean, std=first.std, image_size=backbone.image_sizes[-1])
-        self.backbone = backbone
+        super().__init__(backbone, config=config)
         self.head: DenseHead = head
+        self.title, self.hub_task = head.title, head.hub_task
 
     def forward(
         self,
         image: Tensor,
-        frames: Sequence[ImageFrame] | None = None,
+        image_infos: Sequence[ImageInfo] | None = None,
         targets: Sequence[Target] | None = None,
-    ) -> list[Prediction] | dict[str, Tensor]:
-        """Predict, or with targets return losses.
+    ) -> list[HeadOutput] | dict[str, Tensor]:
+        """Predict, or return losses if there are targets.
 
         Args:
             image: Normalised RGB images, padded at the right and bottom, (B, 3, H, W).
-            frames: What is image and what padding; None for images that fill the batch and were not resized.
-            targets: True objects ("boxes", "labels", "masks") or classes ("labels") of every image.
+            image_infos: Size and padding of every image; None for images that fill the batch and were not resized.
+            targets: Target objects or semantic masks of every image; see `DenseHead.losses`.
 
         Returns:
-            Predictions in pixels of the original images, see the head's `predict`, or losses by name.
+            Predictions in pixels of the original images, see `DenseHead.predict`, or losses by name; the total is
+            their sum.
         """
         if targets is None:
-            return self.predict(image, frames)
-        frames, maps = self._prepare(image, frames)
+            return self.predict(image, image_infos)
+        return self.compute_losses(image, image_infos, targets).losses
+
+    def compute_losses(
+        self, image: Tensor, image_infos: Sequence[ImageInfo] | None, targets: Sequence[Target]
+    ) -> LossesAndMetrics:
+        """Return the head's losses and metrics.
+
+        Args:
+            image: See `forward`.
+            image_infos: See `forward`.
+            targets: See `forward`.
+        """
+        image_infos, maps = self._prepare(image, image_infos)
         with torch.autocast(image.device.type, enabled=False):  # heads count in pixels: they stay in float32
-            return self.head.losses(maps, targets, frames)
+            return self.head.losses(maps, targets, image_infos)
 
     @torch.no_grad()
     def predict(
         self,
         image: Tensor,
-        frames: Sequence[ImageFrame] | None = None,
+        image_infos: Sequence[ImageInfo] | None = None,
         *,
         rescale: bool = True,
-        most: int | None = None,
-    ) -> list[Prediction]:
+        max_detections: int | None = None,
+    ) -> list[HeadOutput]:
         """Predict with the options of the head.
 
         Args:
-            image: Normalised RGB images, padded at the right and bottom, (B, 3, H, W).
-            frames: See `forward`.
-            rescale: Answer in pixels of the original images instead of network pixels.
-            most: Instances kept an image; None is the head's own limit.
+            image: See `forward`.
+            image_infos: See `forward`.
+            rescale: Return results in pixels of the original images instead of network pixels.
+            max_detections: Maximum number of detections per image; None uses the head's default.
         """
-        frames, maps = self._prepare(image, frames)
+        image_infos, maps = self._prepare(image, image_infos)
         with torch.autocast(image.device.type, enabled=False):
-            if isinstance(self.head, UperNetHead) or most is None:
-                return self.head.predict(maps, frames, rescale=rescale)
-            return self.head.predict(maps, frames, rescale=rescale, most=most)
+            return self.head.predict(maps, image_infos, rescale=rescale, max_detections=max_detections)
 
     @torch.no_grad()
     def predict_views(
-        self, images: Sequence[Tensor], frames: Sequence[ImageFrame], flipped: Sequence[bool], *, most: int
-    ) -> Prediction:
-        """Return the instances of one picture, found in several views of it; see `piip.heads.mask_rcnn.tta`.
+        self,
+        images: Sequence[Tensor],
+        image_infos: Sequence[ImageInfo],
+        flipped: Sequence[bool],
+        *,
+        max_detections: int,
+    ) -> HeadOutput:
+        """Return the detections of one image from several views of it; see `DenseHead.predict_views`.
 
         Args:
-            images: Normalised RGB, each with a size of its own, (1, 3, H, W).
-            frames: What is image and what padding.
+            images: Normalised RGB, of different sizes, (1, 3, H, W).
+            image_infos: Size and padding of every view.
             flipped: Which views are flipped left to right.
-            most: Instances kept.
+            max_detections: Maximum number of detections.
 
         Raises:
-            ValueError: The head classifies pixels.
+            ValueError: The head is for semantic segmentation.
         """
-        if isinstance(self.head, UperNetHead):
-            raise ValueError("predict_views() needs a head that finds instances; average probabilities of segment().")
         views = [
-            View(self._prepare(image, None)[1], frame, is_flipped)
-            for image, frame, is_flipped in zip(images, frames, flipped, strict=True)
+            View(self._prepare(image, None)[1], image_info, is_flipped)
+            for image, image_info, is_flipped in zip(images, image_infos, flipped, strict=True)
         ]
-        with torch.autocast(images[0].device.type, enabled=False):
-            if isinstance(self.head, MaskRCNNHead):
-                return mask_rcnn_views(self.head, views, most=most)
-            return box_views(self.head, views, most=most)
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return self.head.predict_views(views, max_detections=max_detections)
 
     def segment(self, image: Tensor) -> Tensor:
-        """Return the class logits of a segmentor as its head made them, at the head's own resolution.
+        """Return the class logits of a semantic head, at its own resolution.
 
         Args:
             image: Normalised RGB images, (B, 3, H, W).
@@ -115,10 +261,10 @@ class PIIPDenseModel(DescribedModel):
             The logits, (B, K, h, w).
 
         Raises:
-            ValueError: The head finds instances.
+            ValueError: The head is for another task.
         """
-        if not isinstance(self.head, UperNetHead):
-            raise ValueError("segment() needs a head that classifies pixels, head kind 'upernet'; use predict()")
+        if self.task != "semantic":
+            raise ValueError(f"segment() needs a head for semantic segmentation, not for {self.task!r}: use predict().")
         maps = self.forward_maps(image)
         with torch.autocast(image.device.type, enabled=False):
             logits: Tensor = self.head(maps)
@@ -128,32 +274,40 @@ class PIIPDenseModel(DescribedModel):
         """Return the maps that the head reads of normalised RGB images (B, 3, H, W), finest first, in float32."""
         return [feature_map.float() for feature_map in self.backbone(image)]
 
-    def _prepare(self, image: Tensor, frames: Sequence[ImageFrame] | None) -> tuple[Sequence[ImageFrame], list[Tensor]]:
-        if frames is None:
-            frames = [ImageFrame.make((image.shape[2], image.shape[3]))] * len(image)
-        return frames, self.forward_maps(image)
+    def _prepare(
+        self, image: Tensor, image_infos: Sequence[ImageInfo] | None
+    ) -> tuple[Sequence[ImageInfo], list[Tensor]]:
+        if image_infos is None:
+            image_infos = [ImageInfo.make((image.shape[2], image.shape[3]))] * len(image)
+        return image_infos, self.forward_maps(image)
 
     @property
-    def finds(self) -> tuple[str, ...]:
-        """What the model gives: "box", "box" and "mask", or "class" (of every pixel)."""
-        if isinstance(self.head, UperNetHead):
-            return ("class",)
-        return ("box", "mask") if isinstance(self.head, MaskRCNNHead) else ("box",)
+    def task(self) -> str:
+        """Task: "detection", "instance" or "semantic"."""
+        return self.head.task
 
     @property
-    def detections(self) -> int:
-        """Instances that the head keeps of an image unless told otherwise; 0 for classes of pixels."""
-        return 0 if isinstance(self.head, UperNetHead) else self.head.detections
+    def max_detections(self) -> int:
+        """Maximum number of detections per image by default; 0 for semantic segmentation."""
+        return self.head.max_detections
 
     @property
     def num_classes(self) -> int:
         """Number of classes K."""
         return self.head.num_classes
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the branches' blocks in the backward pass instead of keeping their activations."""
-        self.backbone.set_grad_checkpointing(enable)
+    def counted_model(self) -> PIIPBackbone:
+        """Return the backbone, because the cost of a dense head depends on its detections."""
+        return self.backbone
 
-    def no_weight_decay(self) -> set[str]:
-        """Return names of parameters that are usually not decayed."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+    def summary(self) -> str:
+        """Return one sentence about the output of the model, for cards."""
+        return self.head.summary()
+
+    def usage(self) -> str:
+        """Return Python code that runs the model on `image`; see `PyramidModel`."""
+        return "for name, values in model((image - mean) / std)[0].items():\n    print(name, tuple(values.shape))"
+
+    def export_wrapper(self) -> ExportWrapper:
+        """Return the model as one graph with the outputs of its head."""
+        return self.head.export_wrapper(self)

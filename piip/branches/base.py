@@ -1,4 +1,4 @@
-"""What every branch of a pyramid can do."""
+"""Interface of the branches of a pyramid."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ class Branch(nn.Module, ABC):
 
     Attributes:
         stages: Channels, stride and depth after each stage.
-        stride: Pixels every image side must be a multiple of (patch size, or the coarsest stride used).
+        stride: Pixels every image side must be a multiple of (patch size, or the coarsest stride used; 1 with a
+            fixed size).
         depth: Number of blocks.
         num_prefix_tokens: Class and register tokens P.
         has_class_token: Whether the first prefix token is a class token.
         fixed_size: The only accepted image size (H, W), or None.
         mean: Channel means the network was trained with, RGB in [0, 1].
         std: Channel deviations the network was trained with.
+        is_decayed_officially: Whether the authors' optimiser lowered learning rates by depth for such networks.
     """
 
     stages: tuple[StageInfo, ...]
@@ -38,8 +40,7 @@ class Branch(nn.Module, ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     grad_checkpointing: bool = False
-    input_scale: Tensor | None
-    input_shift: Tensor | None
+    is_decayed_officially: bool = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class Branch(nn.Module, ABC):
 
         Args:
             mean: Channel means the images will be normalised with, RGB in [0, 1].
-            std: Channel deviations likewise.
+            std: Channel standard deviations in the same form.
         """
         same = tuple(mean) == tuple(self.mean) and tuple(std) == tuple(self.std)
         self._given = None if same else (tuple(mean), tuple(std))

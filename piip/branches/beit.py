@@ -1,4 +1,4 @@
-"""BEiT and BEiT v2: transformers whose positions are biases of the attention, one table a block.
+"""BEiT and BEiT v2: transformers whose positions are biases of the attention, one table per block.
 
 All knowledge of the insides of timm's `Beit` is in this file.
 """
@@ -6,14 +6,17 @@ All knowledge of the insides of timm's `Beit` is in this file.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.models.beit import Attention, Beit, Block
 from torch import Tensor, nn
 
-from piip.branches.tokens import TokenBranch
+from piip.branches.family import Cut, Family
+from piip.branches.tokens import TokenBranch, vit_arguments
 from piip.branches.window import in_windows, split_heads
+from piip.config import BranchConfig
 from piip.ops.relative_positions import relative_positions, resize_table
 from piip.structures import BranchFeatures
 
@@ -49,8 +52,8 @@ class BeitBranch(TokenBranch):
     ) -> None:
         if vit.pos_embed is not None or vit.rel_pos_bias is not None:
             raise ValueError(
-                "BEiT branches need one table of relative positions a block; leave use_abs_pos_emb and "
-                "use_shared_rel_pos_bias at false."
+                "BEiT branches need one table of relative positions per block; set use_abs_pos_emb and "
+                "use_shared_rel_pos_bias to false."
             )
         if not prefix_tokens:
             vit.cls_token = None
@@ -102,7 +105,7 @@ def _attend(attention: Attention, tokens: Tensor, grid: tuple[int, int], window:
     qkv_bias = None
     if attention.q_bias is not None:
         qkv_bias = torch.cat((attention.q_bias, torch.zeros_like(attention.v_bias), attention.v_bias))
-    qkv = attention.qkv(tokens)  # called, not read: its weight may be spread over processes
+    qkv = attention.qkv(tokens)  # called instead of read, because its weight may be sharded
     if qkv_bias is not None:
         qkv = qkv + qkv_bias
     num_patches = grid[0] * grid[1]
@@ -124,7 +127,7 @@ def position_bias(attention: Attention, grid: tuple[int, int], *, has_class: boo
     Args:
         attention: timm's attention layer.
         grid: (H, W) of the tokens that attend to each other.
-        has_class: Whether a class token stands in front.
+        has_class: Whether there is a leading class token.
 
     Returns:
         (1, heads, P + N, P + N), or None for a layer without a table.
@@ -135,3 +138,31 @@ def position_bias(attention: Attention, grid: tuple[int, int], *, has_class: boo
     table = resize_table(stored, attention.window_size, grid, PREFIX_ROWS if has_class else 0)
     indices = relative_positions(grid, has_class, table.device)
     return table[indices].permute(2, 0, 1).unsqueeze(0)
+
+
+def _timm_arguments(vit: Beit, config: BranchConfig, args: dict[str, Any]) -> dict[str, Any]:
+    windows = {config.window_size} if isinstance(config.window_size, int) else set(config.window_size)
+    # with one window size, positions are those inside a window
+    side = windows.pop() * int(vit.patch_embed.patch_size[0]) if len(windows) == 1 and 0 not in windows else None
+    return vit_arguments(vit, config, args, side)
+
+
+def _wrap(vit: Beit, config: BranchConfig, cut: Cut) -> BeitBranch:
+    if config.window_padding != "before_qkv":
+        raise ValueError(f"Branch {config.network}: BEiT pads windows 'before_qkv' only; leave window_padding.")
+    return BeitBranch(
+        vit,
+        cut.ranges,
+        window_sizes=cut.windows,
+        prefix_tokens=config.prefix_tokens,
+        final_norm=config.final_norm,
+    )
+
+
+FAMILY = Family(
+    "BEiT",
+    matches=lambda network, config: isinstance(network, Beit),
+    timm_args=_timm_arguments,
+    cut_points=lambda vit: len(vit.blocks),
+    wrap=_wrap,
+)

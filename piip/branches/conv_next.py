@@ -13,7 +13,9 @@ from timm.models.convnext import ConvNeXt, ConvNeXtStage
 from torch import Tensor, nn
 
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD, Branch
-from piip.layers import checkpointing as recompute
+from piip.branches.family import Cut, Family
+from piip.config import BranchConfig
+from piip.layers import checkpointing
 from piip.structures import BranchFeatures, StageInfo
 
 
@@ -53,6 +55,8 @@ class ConvNeXtBranch(Branch):
         entry_ranges: Half-open range of steps of each stage of the branch; see `list_entries`.
     """
 
+    is_decayed_officially = False  # parity: its names match no pattern of the authors' optimiser
+
     def __init__(self, network: ConvNeXt, entry_ranges: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         network.reset_classifier(0, "")
@@ -83,7 +87,7 @@ class ConvNeXtBranch(Branch):
         for entry in self.entries[slice(*self.entry_ranges[stage])]:
             network_stage = _stages(self.network)[entry.stage]
             step = network_stage.downsample if entry.block is None else network_stage.blocks[entry.block]
-            maps = recompute.call(step, maps, recompute=self.grad_checkpointing)
+            maps = checkpointing.call(step, maps, recompute=self.grad_checkpointing)
         return _tokens(maps)
 
     def finish(self, features: BranchFeatures) -> BranchFeatures:
@@ -107,3 +111,18 @@ def _stages(network: ConvNeXt) -> list[ConvNeXtStage]:
 def _tokens(maps: Tensor) -> BranchFeatures:
     prefix = maps.new_empty(maps.shape[0], 0, maps.shape[1])
     return BranchFeatures(BranchFeatures.map_to_tokens(maps), prefix, (maps.shape[2], maps.shape[3]))
+
+
+def _wrap(network: ConvNeXt, config: BranchConfig, cut: Cut) -> ConvNeXtBranch:
+    if config.window_size:
+        raise ValueError(f"Branch {config.network}: window_size needs a plain ViT; set it to 0.")
+    return ConvNeXtBranch(network, cut.ranges)
+
+
+FAMILY = Family(
+    "ConvNeXt cut between blocks",
+    matches=lambda network, config: isinstance(network, ConvNeXt) and config.cut == "blocks",
+    timm_args=lambda network, config, args: {**args, "num_classes": 0},
+    cut_points=lambda network: len(list_entries(network)),
+    wrap=_wrap,
+)

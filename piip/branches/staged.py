@@ -11,13 +11,22 @@ from typing import Any
 
 import torch
 from timm.layers import Format
-from timm.models import FeatureListNet
+from timm.models import FeatureListNet, swin_transformer, swin_transformer_v2
+from timm.models.maxxvit import PartitionAttention2d, PartitionAttentionCl
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2CrBlock as SwinV2CrBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
 
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD, Branch
+from piip.branches.family import Cut, Family
+from piip.branches.probe import probe
+from piip.config import BranchConfig
 from piip.structures import BranchFeatures, StageInfo
 
+AS_LIST = {"feature_cfg": {"feature_cls": "list", "flatten_sequential": True}}  # not the network's own way
+ANY_SIZE = {"strict_img_size": False}  # Swin: windows are padded, their masks made in the forward pass
+SWIN_BLOCKS = (swin_transformer.SwinTransformerBlock, swin_transformer_v2.SwinTransformerV2Block, SwinV2CrBlock)
+PARTITIONS = (PartitionAttention2d, PartitionAttentionCl)  # of MaxViT
 FINEST_STAGE_STRIDE = 4  # maps at stride 2 belong to the stem: as tokens they would be four times as many
 
 
@@ -29,6 +38,7 @@ class StagedBranch(Branch):
         stage_groups: Half-open range of the network's stages (at stride 4 and above) in each stage of the branch.
         pretrained_cfg: timm's description of the weights (mean, std).
         fixed_size: The only accepted image size (H, W), or None.
+        multiple: Image sides must be multiples of this in pixels; None takes the coarsest stride.
     """
 
     def __init__(
@@ -38,6 +48,7 @@ class StagedBranch(Branch):
         *,
         pretrained_cfg: Mapping[str, object],
         fixed_size: tuple[int, int] | None = None,
+        multiple: int | None = None,
     ) -> None:
         super().__init__()
         stem, stages, infos = _cut(network)
@@ -50,7 +61,7 @@ class StagedBranch(Branch):
             StageInfo(infos[stop - 1]["num_chs"], infos[stop - 1]["reduction"], stop) for _, stop in stage_groups
         )
         # a fixed size is taken as it is, else images are rounded to whole cells of the coarsest map
-        self.stride = 1 if fixed_size else max(stage.stride for stage in self.stages)
+        self.stride = 1 if fixed_size else multiple or max(stage.stride for stage in self.stages)
         self.num_prefix_tokens = 0
         self.fixed_size = fixed_size
         self.mean = tuple(pretrained_cfg.get("mean", IMAGENET_MEAN))  # type: ignore[arg-type]
@@ -125,3 +136,60 @@ def _cut(network: FeatureListNet) -> tuple[nn.Sequential, list[nn.Sequential], l
     if not stem:  # no feature map before the first stage: its leading modules are the stem
         stem, runs[0] = runs[0][:-1], runs[0][-1:]
     return nn.Sequential(*stem), [nn.Sequential(*run) for run in runs], infos
+
+
+def _timm_arguments(plain: nn.Module, config: BranchConfig, args: dict[str, Any]) -> dict[str, Any]:
+    """Find the arguments by which timm cuts a network into stages, trying them on the meta device."""
+    if config.cut == "blocks":
+        raise ValueError(
+            f"cut 'blocks' is for ConvNeXt networks, {config.network} is a {type(plain).__name__}; "
+            "leave it at 'stages'."
+        )
+    sizes: list[dict[str, Any]] = [{}]
+    if needs_size(plain):
+        sizes = [{"img_size": config.image_size, **extra} for extra in (ANY_SIZE, {})]
+    for listed in ({}, AS_LIST):
+        for size in sizes:
+            staged = {**args, "features_only": True, **listed, **size}
+            try:
+                if isinstance(probe(config.network, staged), FeatureListNet):
+                    return staged
+            except ValueError:
+                continue
+    raise ValueError(
+        f"{config.network} ({type(plain).__name__}) is neither a plain ViT nor a network that timm can cut into "
+        "stages, so branches cannot interact inside it. Choose a ViT, EVA, ConvNeXt, ResNet, Swin, ..."
+    )
+
+
+def needs_size(network: nn.Module) -> bool:
+    """Return whether timm builds a network for one image size."""
+    return bool(network.pretrained_cfg.get("fixed_input_size", False))  # type: ignore[union-attr, operator]
+
+
+def _wrap(network: FeatureListNet, config: BranchConfig, cut: Cut) -> StagedBranch:
+    if config.window_size:
+        raise ValueError(f"Branch {config.network}: window_size needs a plain ViT; set it to 0.")
+    side = config.image_size
+    modules = list(network.modules())
+    pads_windows = any(isinstance(module, SWIN_BLOCKS) and module.dynamic_mask for module in modules)
+    tiles_windows = any(isinstance(module, PARTITIONS) for module in modules)
+    is_fixed = needs_size(network) and not (pads_windows or tiles_windows)
+    return StagedBranch(
+        network,
+        cut.ranges,
+        pretrained_cfg=network.pretrained_cfg,  # type: ignore[arg-type]
+        fixed_size=(side, side) if is_fixed else None,
+        # MaxViT's windows are a fixed part of the image it was built for, and must tile others
+        multiple=side if tiles_windows else None,
+    )
+
+
+# The last family: what timm cannot cut is refused by its arguments.
+FAMILY = Family(
+    "network with stages",
+    matches=lambda network, config: True,
+    timm_args=_timm_arguments,
+    cut_points=count_stages,
+    wrap=_wrap,
+)

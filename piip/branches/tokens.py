@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from piip.branches.base import IMAGENET_MEAN, IMAGENET_STD, Branch
 from piip.branches.window import join_windows, partition_windows
-from piip.layers import checkpointing as recompute
+from piip.config import BranchConfig
+from piip.layers import checkpointing
 from piip.structures import BranchFeatures, StageInfo
 
 PlainViT = VisionTransformer | Eva | Beit
@@ -30,7 +31,7 @@ class TokenBranch(Branch):
         final_norm: Apply the model's final norm in `finish`.
 
     Raises:
-        ValueError: Windows that are not one a block, or of a model with prefix tokens.
+        ValueError: Windows that are not one per block, or of a model with prefix tokens.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class TokenBranch(Branch):
         if len(self.window_sizes) != self.depth:
             raise ValueError(
                 f"window_size has {len(self.window_sizes)} entries, the network has {self.depth} blocks; give one "
-                "number for all blocks or one a block."
+                "number for all blocks or one per block."
             )
         if any(self.window_sizes) and self.num_prefix_tokens:
             raise ValueError(
@@ -80,7 +81,8 @@ class TokenBranch(Branch):
         tokens = self._joined(features)
         while start < stop:
             window = self.window_sizes[start]
-            run = next((i for i in range(start, stop) if self.window_sizes[i] != window), stop)
+            others = [i for i in range(start, stop) if self.window_sizes[i] != window]
+            run = others[0] if others else stop  # not next(..., stop), which torch.compile of PyTorch 2.6 cannot trace
             tokens = self._run_blocks(range(start, run), tokens, features, window)
             start = run
         return self._split(tokens, features.grid, features.rotary)
@@ -98,7 +100,7 @@ class TokenBranch(Branch):
 
     def call(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """Call a block, keeping or recomputing its activations in the backward pass."""
-        return recompute.call(function, *args, recompute=self.grad_checkpointing)
+        return checkpointing.call(function, *args, recompute=self.grad_checkpointing)
 
     def finish(self, features: BranchFeatures) -> BranchFeatures:
         """Apply the final norm to prefix and patch tokens."""
@@ -133,3 +135,17 @@ def _remove_head(vit: PlainViT, *, keep_norm: bool) -> None:
     vit.fc_norm = nn.Identity()
     if not keep_norm:
         vit.norm = nn.Identity()
+
+
+def vit_arguments(vit: PlainViT, config: BranchConfig, args: dict[str, Any], side: int | None = None) -> dict[str, Any]:
+    """Return the timm arguments of a plain ViT; see `Family.timm_args`.
+
+    Args:
+        vit: The network.
+        config: The branch.
+        args: Arguments that every network takes.
+        side: Side in pixels of the image whose grid the positions are stored for; None follows the description.
+    """
+    if config.position_grid is not None:
+        side = config.position_grid * int(vit.patch_embed.patch_size[0])
+    return {**args, "num_classes": 0, "img_size": side or config.image_size}

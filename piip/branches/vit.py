@@ -5,7 +5,7 @@ All knowledge of the insides of timm's `VisionTransformer` and `Eva` is in this 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,14 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from piip.branches.tokens import TokenBranch
+from piip.branches.family import Cut, Family
+from piip.branches.tokens import TokenBranch, vit_arguments
 from piip.branches.window import windowed_block
-from piip.optimize.fused_block import FusedBlock
-from piip.structures import BranchFeatures
+from piip.config import BranchConfig
+from piip.structures import BranchFeatures, Grid
 
-MOST_SIZES = 16  # image sizes whose positions are kept
+WindowedBlock = Callable[[nn.Module, Tensor, Grid, int, bool], Tensor]
+MAX_CACHED_SIZES = 16  # image sizes whose positions are cached
 
 
 class ViTBranch(TokenBranch):
@@ -64,7 +66,8 @@ class ViTBranch(TokenBranch):
             _remove_prefix_tokens(vit)
         super().__init__(vit, block_ranges, window_sizes=window_sizes, final_norm=final_norm)
         self.vit: VisionTransformer | Eva = vit
-        self.kept_positions: dict[tuple[int, int], Tensor] | None = None  # by grid, where they are kept
+        self.windowed_block: WindowedBlock = windowed_block  # runs a block inside windows that do not tile the grid
+        self.cached_positions: dict[tuple[int, int], Tensor] | None = None  # by grid, where they are cached
         self.pad_with_bias = window_padding == "before_qkv"
         self.official_positions = position_resize == "official"
         plain = all(type(block) is Block and type(block.attn) is Attention for block in vit.blocks)
@@ -78,29 +81,31 @@ class ViTBranch(TokenBranch):
         """Embed patches and add positions; image sides beyond whole patches are cut off."""
         height, width = (side // self.stride * self.stride for side in image.shape[-2:])
         patches = self.vit.patch_embed(self.prepare(image)[..., :height, :width])  # (B, H, W, C)
-        tokens, rotary = self._place(patches) if self.kept_positions is None else self._place_kept(patches)
+        tokens, rotary = (
+            self._embed_positions(patches) if self.cached_positions is None else self._embed_cached(patches)
+        )
         return self._split(self.vit.norm_pre(tokens), (patches.shape[1], patches.shape[2]), rotary)
 
-    def _place(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _embed_positions(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return prefix and patch tokens with positions, of patches (B, H, W, C), and rotary embeddings or None."""
         if self.official_positions:
             return self._embed_official(patches), None
         placed: Any = self.vit._pos_embed(patches)  # tokens, and with rotary embeddings also those
         return placed if isinstance(placed, tuple) else (placed, None)
 
-    def _place_kept(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _embed_cached(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
         """Do the same with the positions of an earlier call of this size; for evaluation only."""
-        assert self.kept_positions is not None
+        assert self.cached_positions is not None
         grid = (patches.shape[1], patches.shape[2])
-        if grid not in self.kept_positions:
-            placed, rotary = self._place(torch.zeros_like(patches[:1]))
-            if rotary is not None:  # it comes with the tokens and is not kept
-                self.kept_positions = None
-                return self._place(patches)
-            if len(self.kept_positions) >= MOST_SIZES:
-                self.kept_positions.pop(next(iter(self.kept_positions)))
-            self.kept_positions[grid] = placed
-        positions = self.kept_positions[grid]
+        if grid not in self.cached_positions:
+            placed, rotary = self._embed_positions(torch.zeros_like(patches[:1]))
+            if rotary is not None:  # it comes with the tokens and is not cached
+                self.cached_positions = None
+                return self._embed_positions(patches)
+            if len(self.cached_positions) >= MAX_CACHED_SIZES:
+                self.cached_positions.pop(next(iter(self.cached_positions)))
+            self.cached_positions[grid] = placed
+        positions = self.cached_positions[grid]
         tokens = patches.flatten(1, 2) + positions[:, self.num_prefix_tokens :]
         prefix = positions[:, : self.num_prefix_tokens].expand(tokens.shape[0], -1, -1)
         return (torch.cat((prefix, tokens), 1) if self.num_prefix_tokens else tokens), None
@@ -119,12 +124,10 @@ class ViTBranch(TokenBranch):
         """Run one block; see `TokenBranch.run_block`."""
         block = self.vit.blocks[index]
         if window and not is_cut:
-            if isinstance(block, FusedBlock):
-                return block.in_windows(tokens, features.grid, window, self.pad_with_bias)
-            return self.call(windowed_block, block, tokens, features.grid, window, self.pad_with_bias)
+            return self.call(self.windowed_block, block, tokens, features.grid, window, self.pad_with_bias)
         if features.rotary is None:
             return self.call(block, tokens)
-        # mixed rotary embeddings have one table a block
+        # mixed rotary embeddings have one table per block
         rotary = features.rotary[index] if features.rotary.dim() > 3 else features.rotary
         return self.call(block, tokens, rotary)
 
@@ -168,3 +171,24 @@ def _remove_prefix_tokens(vit: VisionTransformer | Eva) -> None:
     if isinstance(vit, Eva):
         for block in vit.blocks:
             block.attn.num_prefix_tokens = 0  # type: ignore[union-attr]
+
+
+def _wrap(vit: VisionTransformer | Eva, config: BranchConfig, cut: Cut) -> ViTBranch:
+    return ViTBranch(
+        vit,
+        cut.ranges,
+        window_sizes=cut.windows,
+        window_padding=config.window_padding,
+        prefix_tokens=config.prefix_tokens,
+        final_norm=config.final_norm,
+        position_resize=config.position_resize,
+    )
+
+
+FAMILY = Family(
+    "plain ViT",
+    matches=lambda network, config: isinstance(network, VisionTransformer | Eva),
+    timm_args=lambda vit, config, args: {**vit_arguments(vit, config, args), "dynamic_img_size": True},
+    cut_points=lambda vit: len(vit.blocks),
+    wrap=_wrap,
+)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
 
-Grid = tuple[int, int]
+from piip.structures import Grid
 
 
 def partition_windows(tokens: Tensor, grid: Grid, window: int) -> Tensor:
@@ -110,8 +110,9 @@ def attend_in_windows(attention: Attention, qkv: Tensor, grid: Grid, window: int
     return in_windows(lambda windows: attend(attention, windows), qkv, grid, window, fill=fill)
 
 
-def windowed_block(block: Block, tokens: Tensor, grid: Grid, window: int, pad_with_bias: bool) -> Tensor:
+def windowed_block(block: nn.Module, tokens: Tensor, grid: Grid, window: int, pad_with_bias: bool) -> Tensor:
     """Run one timm ViT block with attention inside windows; tokens (B, H * W, C)."""
+    assert isinstance(block, Block)
     attention: Attention = block.attn  # type: ignore[assignment]  # timm's blocks take any attention layer
     qkv = attention.qkv(block.norm1(tokens))
     attended = attend_in_windows(attention, qkv, grid, window, pad_with_bias=pad_with_bias)

@@ -1,4 +1,4 @@
-"""Boxes: intersection over union, coding relative to other boxes, suppression of duplicates.
+"""Boxes: intersection over union, coding relative to other boxes, non-maximum suppression.
 
 Boxes are (x1, y1, x2, y2) in pixels, float32. Conventions: those of MMDetection 2, which the released detectors were
 trained with (`docs/official.md`).
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
+
+from piip.ops.compat import is_exporting
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
 MAX_OFFSET_CANDIDATES = 10_000
@@ -44,7 +46,7 @@ class BoxCoder:
     """Deltas of boxes relative to others: shifts in units of their sides, logarithms of the ratios of sides.
 
     Args:
-        stds: What the deltas (dx, dy, dw, dh) are divided by.
+        stds: Divisors of the deltas (dx, dy, dw, dh).
     """
 
     def __init__(self, stds: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> None:
@@ -86,15 +88,15 @@ def class_offset_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: 
         boxes: (N, 4).
         scores: (N,).
         classes: Integers (N,).
-        threshold: Overlap above which the lower-scored box goes.
+        threshold: IoU above which the lower-scored box is removed.
 
     Returns:
-        Indices of the boxes that stay, highest score first, equal scores in the order given.
+        Indices of the remaining boxes, highest score first, equal scores in the given order.
     """
-    largest = F.pad(boxes.flatten(), (0, 1)).max()  # a zero more: there may be no boxes
+    largest = F.pad(boxes.flatten(), (0, 1)).max()  # an additional zero, because there may be no boxes
     shifted = boxes + (classes.to(boxes) * (largest + 1))[:, None]
-    # an exported program holds one way for any number of boxes
-    if torch.compiler.is_exporting() or len(boxes) < MAX_OFFSET_CANDIDATES:
+    # an exported program has one code path for any number of boxes
+    if is_exporting() or len(boxes) < MAX_OFFSET_CANDIDATES:
         return nms(shifted, scores, threshold)
     kept = []
     for value in classes.unique():

@@ -10,10 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from piip.backbone import PIIPBackbone
-from piip.config import ModelConfig
 from piip.layers.merge import PointwiseLinear, group_norm, resize_map
-from piip.serialization.base import DescribedModel
 
 
 class Projector(nn.Module):
@@ -26,6 +23,7 @@ class Projector(nn.Module):
 
     def __init__(self, widths: Sequence[int], width: int) -> None:
         super().__init__()
+        self.width = width
         self.projections = nn.ModuleList(
             [
                 nn.Sequential(
@@ -43,31 +41,3 @@ class Projector(nn.Module):
             for projection, branch in zip(self.projections, maps, strict=True)
         ]
         return sum(projected[1:], projected[0]).flatten(2).transpose(1, 2)
-
-
-class PIIPVisionTower(DescribedModel):
-    """A pyramid and the projector on top: image -> tokens for a language model.
-
-    Args:
-        backbone: The pyramid, without merge and neck.
-        projector: Makes tokens of its maps.
-        config: What both were built from.
-    """
-
-    def __init__(self, backbone: PIIPBackbone, projector: Projector, *, config: ModelConfig) -> None:
-        first = backbone.branches[0]
-        super().__init__(config, mean=first.mean, std=first.std, image_size=backbone.image_sizes[-1])
-        self.backbone = backbone
-        self.head = projector
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return tokens (B, N, D) of normalised RGB images (B, 3, H, W)."""
-        return self.head(self.backbone(image))
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the branches' blocks in the backward pass instead of keeping their activations."""
-        self.backbone.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return names of parameters that are usually not decayed."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}

@@ -1,19 +1,24 @@
-"""UperNet: a class for every pixel from the maps of a backbone, with an auxiliary head for training.
+"""UperNet: semantic segmentation from the maps of a backbone, with an auxiliary head for training.
 
 Source: arXiv 1807.10221; rules of the released segmentors (`docs/official.md`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piip.heads.image_info import ImageFrame, Prediction, Target
+from piip.heads.base import DenseHead, LossesAndMetrics
+from piip.layers.outputs import ExportWrapper, Output
+from piip.structures import IGNORE_INDEX, HeadOutput, ImageInfo, Target
 
-IGNORED = 255
+if TYPE_CHECKING:
+    from piip.models import PIIPDenseModel
+
 POOLED_SIDES = (1, 2, 3, 6)
 AUXILIARY_MAP = 2  # the third map, stride 16
 AUXILIARY_WEIGHT = 0.4
@@ -40,7 +45,7 @@ def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
 
 
-class UperNetHead(nn.Module):
+class UperNetHead(DenseHead):
     """Pyramid pooling on the coarsest map, a feature pyramid above it, one classifier on all levels.
 
     Args:
@@ -48,8 +53,12 @@ class UperNetHead(nn.Module):
         num_classes: Number of classes K.
         channels: Width inside.
         auxiliary_channels: Width of the auxiliary head.
-        dropout: Share of channels dropped in front of the classifiers in training.
+        dropout: Fraction of channels dropped before the classifiers in training.
     """
+
+    task = "semantic"
+    title = "Semantic segmentation"
+    hub_task = "image-segmentation"
 
     def __init__(
         self,
@@ -101,55 +110,97 @@ class UperNetHead(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, maps: Sequence[Tensor], frames: Sequence[ImageFrame], *, rescale: bool = True
-    ) -> list[Prediction]:
+        self,
+        maps: Sequence[Tensor],
+        image_infos: Sequence[ImageInfo],
+        *,
+        rescale: bool = True,
+        max_detections: int | None = None,
+    ) -> list[HeadOutput]:
         """Return the class of every pixel.
 
         Args:
             maps: Maps of the backbone.
-            frames: The images.
+            image_infos: Sizes and padding of the images.
             rescale: Answer in pixels of the original image instead of network pixels.
+            max_detections: Not used.
 
         Returns:
             "labels" (H, W) of every image.
         """
         logits = self(maps).float()
         return [
-            {"labels": self.probabilities(logits[index : index + 1], frame, rescale=rescale)[0].argmax(0)}
-            for index, frame in enumerate(frames)
+            {"labels": self.probabilities(logits[index : index + 1], image_info, rescale=rescale)[0].argmax(0)}
+            for index, image_info in enumerate(image_infos)
         ]
 
-    def probabilities(self, logits: Tensor, frame: ImageFrame, *, rescale: bool = True) -> Tensor:
+    def probabilities(self, logits: Tensor, image_info: ImageInfo, *, rescale: bool = True) -> Tensor:
         """Return the probabilities (B, K, H, W) that logits on any grid mean for an image.
 
         Args:
             logits: (B, K, h, w) over the batch's size, padding included.
-            frame: The image.
+            image_info: The image.
             rescale: Answer in pixels of the original image instead of network pixels.
         """
-        height, width = frame.size
-        full = resize_logits(logits, frame.batch)[..., :height, :width]
-        return (resize_logits(full, frame.original) if rescale else full).softmax(1)
+        height, width = image_info.size
+        full = resize_logits(logits, image_info.batch)[..., :height, :width]
+        return (resize_logits(full, image_info.original) if rescale else full).softmax(1)
 
     def losses(
-        self, maps: Sequence[Tensor], targets: Sequence[Target], frames: Sequence[ImageFrame]
-    ) -> dict[str, Tensor]:
-        """Return the losses and the accuracies in percent; the total is the sum of those with "loss" in their names.
+        self,
+        maps: Sequence[Tensor],
+        targets: Sequence[Target],
+        image_infos: Sequence[ImageInfo],
+        samples: Mapping[str, Any] | None = None,
+    ) -> LossesAndMetrics:
+        """Return the losses, and the accuracies in percent.
 
         parity: ignored pixels count as zero in the mean.
 
         Args:
             maps: Maps of the backbone.
             targets: "labels" (H, W) of every image in batch pixels, 255 for pixels to ignore.
-            frames: The images.
+            image_infos: Sizes and padding of the images.
+            samples: Not used: nothing is drawn.
         """
         labels = torch.stack([target["labels"] for target in targets])
         main, auxiliary = self(maps), self.forward_auxiliary(maps)
-        parts = {}
+        losses, metrics = {}, {}
         for name, logits, weight in (("decode", main, 1.0), ("aux", auxiliary, AUXILIARY_WEIGHT)):
             full = resize_logits(logits.float(), (labels.shape[1], labels.shape[2]))
-            each = F.cross_entropy(full, labels, ignore_index=IGNORED, reduction="none")
-            parts[f"{name}.loss_ce"] = weight * each.mean()
-            seen = labels != IGNORED
-            parts[f"{name}.acc_seg"] = (full.argmax(1) == labels)[seen].float().mean().detach() * 100
-        return parts
+            each = F.cross_entropy(full, labels, ignore_index=IGNORE_INDEX, reduction="none")
+            losses[f"{name}.loss_ce"] = weight * each.mean()
+            seen = labels != IGNORE_INDEX
+            metrics[f"{name}.acc_seg"] = (full.argmax(1) == labels)[seen].float().mean().detach() * 100
+        return LossesAndMetrics(losses, metrics)
+
+    def export_wrapper(self, model: PIIPDenseModel) -> ExportWrapper:
+        """Return a model with this head as one graph with logits and labels."""
+        return SemanticOutputs(model)
+
+    def summary(self) -> str:
+        """Return one sentence about the output of the head, for cards."""
+        return f"An UperNet head gives one of {self.num_classes} classes to every pixel."
+
+
+class SemanticOutputs(ExportWrapper):
+    """A segmentor as one graph: logits on the head's grid, and the class of every pixel.
+
+    Args:
+        model: The segmentor.
+    """
+
+    outputs = (
+        Output("logits", "logits of the classes on the head's grid, float32 (B, K, h, w)"),
+        Output("labels", "index of the class of every pixel of the input, int64 (B, H, W)"),
+    )
+    fixed_size = "Segmentors are exported for a fixed size, the ONNX exporter fixes the windows of their pooling"
+
+    def __init__(self, model: PIIPDenseModel) -> None:
+        super().__init__(stride=model.backbone.branches[-1].stride, min_side=model.backbone.min_side)
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return logits (B, K, h, w) and labels (B, H, W) of images (B, 3, H, W)."""
+        logits = self.model.segment(image)
+        return logits, resize_logits(logits, image.shape[-2:]).argmax(1)

@@ -9,16 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piip.ops import cell_centres, deformable_attention, grid_extent
-
-Grid = tuple[int, int]
+from piip.structures import Grid
 
 
 def ray_offsets(num_heads: int, num_points: int) -> Tensor:
-    """Return offsets (x, y) in cells to start from, (heads, points, 2): a ray of points, one direction a head.
+    """Return offsets (x, y) in cells to start from, (heads, points, 2): a ray of points, one direction per head.
 
     Args:
         num_heads: Attention heads.
-        num_points: Points a head, the k-th k cells away.
+        num_points: Points per head; the k-th is k cells away.
 
     Source: the official initialisation of arXiv 2010.04159.
     """
@@ -29,13 +28,13 @@ def ray_offsets(num_heads: int, num_points: int) -> Tensor:
 
 
 class DeformableCrossAttention(nn.Module):
-    """Every query token reads a few points of the source map around its own position.
+    """Every query token samples a few points of the source map around its own position.
 
     Args:
         query_dim: Width of the query tokens and of the result.
         source_dim: Width of the source tokens.
         num_heads: Attention heads; must divide the value width.
-        num_points: Sampling points a head.
+        num_points: Sampling points per head.
         value_ratio: Value width relative to `query_dim`.
 
     Raises:
@@ -70,7 +69,7 @@ class DeformableCrossAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start with points on rays around each query, one direction a head, all weighted alike."""
+        """Initialise points on rays around each query, one direction per head, with equal weights."""
         with torch.no_grad():
             self.offsets.bias.copy_(ray_offsets(self.num_heads, self.num_points).flatten())
         nn.init.zeros_(self.offsets.weight)

@@ -1,4 +1,4 @@
-"""Activation checkpointing: parts of a model that are run again in the backward pass."""
+"""Activation checkpointing: parts of a model that run again in the backward pass."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Result = TypeVar("Result")
 
 
 def call(function: Callable[..., Result], *args: object, recompute: bool) -> Result:
-    """Call a function, keeping its activations for the backward pass or only its arguments.
+    """Call a function, storing its activations for the backward pass or only its arguments.
 
     Args:
-        function: A module or function without side effects; random numbers are drawn again as they were.
+        function: A module or function without side effects; the same random numbers are drawn again.
         *args: Its arguments.
-        recompute: Keep the arguments only and run the function again in the backward pass.
+        recompute: Store only the arguments and run the function again in the backward pass.
     """
     if recompute and torch.is_grad_enabled():
         return checkpoint(function, *args, use_reentrant=False)

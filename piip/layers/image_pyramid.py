@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Size = tuple[int, int]
+from piip.structures import Size
 
 
 def pyramid_sizes(size: Size, ratios: Sequence[float], strides: Sequence[int]) -> list[Size]:
@@ -20,7 +20,7 @@ def pyramid_sizes(size: Size, ratios: Sequence[float], strides: Sequence[int]) -
         strides: Pixels every branch's image side must be a multiple of.
 
     Returns:
-        (H, W) in pixels, one a branch: `max(1, round(side * ratio / stride)) * stride`.
+        (H, W) in pixels, one per branch: `max(1, round(side * ratio / stride)) * stride`.
     """
     return [
         (max(1, round(size[0] * ratio / stride)) * stride, max(1, round(size[1] * ratio / stride)) * stride)
@@ -33,10 +33,10 @@ def image_pyramid(image: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
 
     Args:
         image: (B, 3, H, W).
-        sizes: (H, W) in pixels, one a result.
+        sizes: (H, W) in pixels, one per result.
 
     Returns:
-        Images (B, 3, H_i, W_i); the given one unchanged where the size is its own.
+        Images (B, 3, H_i, W_i); the input image if its size is the same.
     """
     return [
         image
@@ -66,17 +66,17 @@ def official_image_pyramid(image: Tensor, ratios: Sequence[float]) -> list[Tenso
 
 
 def check_image(image: Tensor, *, in_chans: int = 3, min_size: int = 1) -> None:
-    """Refuse what is not a batch of images.
+    """Check that an object is a batch of images.
 
-    Values are looked at on CPU only and not inside compiled graphs: anywhere else that would stall the device.
+    Values are checked only on CPU and outside compiled graphs, because elsewhere the check would stall the device.
 
     Args:
-        image: What the user passed as (B, C, H, W).
-        in_chans: Wanted channels C.
-        min_size: Smallest side in pixels.
+        image: The input, expected as (B, C, H, W).
+        in_chans: Expected channels C.
+        min_size: Minimum side in pixels.
 
     Raises:
-        ValueError: Wrong number of dimensions, channels, dtype, a side that is too small, or NaN or infinite values.
+        ValueError: Dimensions, channels, dtype or size are wrong, or values are not finite.
     """
     if not isinstance(image, Tensor):
         raise ValueError(f"The image is a {type(image).__name__}, expected a torch.Tensor (B, {in_chans}, H, W).")
@@ -95,11 +95,11 @@ def check_image(image: Tensor, *, in_chans: int = 3, min_size: int = 1) -> None:
         raise ValueError(
             f"The image is {tuple(image.shape[-2:])} pixels, smaller than one patch ({min_size}); use a larger image."
         )
-    is_real = type(image) is Tensor and image.device.type == "cpu"  # no stand-in of a tracer
+    is_real = type(image) is Tensor and image.device.type == "cpu"  # not a proxy of a tracer
     if is_real and not torch.compiler.is_compiling() and not _is_finite(image):
-        raise ValueError("The image holds NaN or infinite values, expected finite ones: check how it was normalised.")
+        raise ValueError("The image has NaN or infinite values, expected finite values: check its normalisation.")
 
 
 def _is_finite(image: Tensor) -> bool:
-    """Return whether all values are finite: one look at their sum tells for nearly every image."""
+    """Return whether all values are finite; for nearly all images their sum is enough to decide."""
     return bool(image.sum(dtype=torch.float32).isfinite()) or bool(torch.isfinite(image).all())

@@ -11,10 +11,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from piip.layers import checkpointing as recompute
-from piip.structures import BranchFeatures
-
-Grid = tuple[int, int]
+from piip.layers import checkpointing
+from piip.structures import BranchFeatures, Grid
 
 
 class ConvFFN(nn.Module):
@@ -40,7 +38,7 @@ class ConvFFN(nn.Module):
 
 
 class Injector(nn.Module):
-    """Adds what one branch sees in another, behind gates that start at zero.
+    """Adds features of one branch to another, with gates initialised to zero.
 
     Args:
         attention: Cross-attention with `forward(query, source, query_grid, source_grid)`.
@@ -116,17 +114,17 @@ class InteractionUnit(nn.Module):
         if self.to_fine is not None:
             source = self.fine_projection(coarse.patches)
             fine_patches = self.to_fine(fine.patches, source, fine.grid, coarse.grid)
-        return coarse._replace(patches=coarse_patches), fine._replace(patches=fine_patches)
+        return coarse.with_patches(coarse_patches), fine.with_patches(fine_patches)
 
 
 class Interaction(nn.Module):
     """The chain of units between all neighbours, highest resolution first.
 
     Args:
-        units: One unit a neighbouring pair; unit i connects branches i and i + 1. Empty for a single branch.
+        units: One unit per neighbouring pair; unit i connects branches i and i + 1. Empty for a single branch.
 
     Attributes:
-        grad_checkpointing: Recompute units in the backward pass instead of keeping their activations.
+        grad_checkpointing: Recompute units in the backward pass instead of storing their activations.
     """
 
     def __init__(self, units: Sequence[InteractionUnit]) -> None:
@@ -135,7 +133,7 @@ class Interaction(nn.Module):
         self.units: Sequence[InteractionUnit] = nn.ModuleList(units)  # type: ignore[assignment]
 
     def forward(self, features: list[BranchFeatures]) -> list[BranchFeatures]:
-        """Return all branches with exchanged features; a later pair sees what an earlier one changed."""
+        """Return all branches with exchanged features; a later pair uses the updates of an earlier one."""
         features = list(features)
         for pair in reversed(range(len(self.units))):
             features[pair], features[pair + 1] = self._exchange(pair, features[pair], features[pair + 1])
@@ -144,4 +142,4 @@ class Interaction(nn.Module):
     def _exchange(
         self, pair: int, coarse: BranchFeatures, fine: BranchFeatures
     ) -> tuple[BranchFeatures, BranchFeatures]:
-        return recompute.call(self.units[pair], coarse, fine, recompute=self.grad_checkpointing)
+        return checkpointing.call(self.units[pair], coarse, fine, recompute=self.grad_checkpointing)

@@ -5,6 +5,7 @@ Source: arXiv 2406.04330, section 3.3; layer order as released (`docs/official.m
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -14,11 +15,25 @@ from torch import Tensor, nn
 from piip.structures import BranchFeatures
 
 
-class BranchMerge(nn.Module):
+class Merge(nn.Module, ABC):
+    """Merges the features of all branches into one map.
+
+    Attributes:
+        out_channels: Width C of the map.
+    """
+
+    out_channels: int
+
+    @abstractmethod
+    def forward(self, features: Sequence[BranchFeatures]) -> Tensor:
+        """Return a map (B, C, H, W) on the last branch's grid."""
+
+
+class BranchMerge(Merge):
     """Project every branch to one width, resize to the finest grid, add with learned weights.
 
     Args:
-        projections: One module a branch, map (B, C_i, H_i, W_i) -> (B, C, H_i, W_i).
+        projections: One module per branch, map (B, C_i, H_i, W_i) -> (B, C, H_i, W_i).
         out_channels: Width C of the result.
     """
 
@@ -39,8 +54,8 @@ class BranchMerge(nn.Module):
         return merged
 
 
-class LastMap(nn.Module):
-    """No merge: the map of the last branch as it is, for single networks with stages.
+class LastMap(Merge):
+    """No merge: returns the map of the last branch, for single networks with stages.
 
     Args:
         out_channels: Width C of the map.
@@ -76,7 +91,7 @@ def fitting_groups(channels: int, wanted: int = 32) -> int:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a GroupNorm with 32 groups, or the most that fit."""
+    """Return a GroupNorm with 32 groups, or the largest number that fits."""
     return nn.GroupNorm(fitting_groups(channels), channels)
 
 
@@ -86,7 +101,7 @@ def linear_projection(channels: int, width: int, *, is_first: bool) -> nn.Module
     Args:
         channels: Width of the branch.
         width: Width of the merged map.
-        is_first: Whether this is branch 0; its linear layer is left out where its width is the merged one.
+        is_first: Whether this is branch 0; its linear layer is omitted if its width is the merged width.
     """
     if is_first and channels == width:
         return group_norm(channels)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from piip.layers import checkpointing as recompute
+from piip.layers import checkpointing
 from piip.layers.merge import group_norm
 
 
@@ -21,7 +21,7 @@ class Neck(nn.Module, ABC):
 
     Attributes:
         scales: Size of each level relative to its map.
-        grad_checkpointing: Recompute levels in the backward pass instead of keeping their activations.
+        grad_checkpointing: Recompute levels in the backward pass instead of storing their activations.
     """
 
     scales: tuple[float, ...]
@@ -36,10 +36,10 @@ class Neck(nn.Module, ABC):
         """Return levels, finest first, of merged maps (B, C, H, W), the final one last."""
 
     def make_level(self, layers: nn.Module, feature_map: Tensor) -> Tensor:
-        """Run the layers of one level, keeping or recomputing their activations in the backward pass."""
-        level = recompute.call(layers, feature_map, recompute=self.grad_checkpointing)
+        """Run the layers of one level, storing or recomputing their activations for the backward pass."""
+        level = checkpointing.call(layers, feature_map, recompute=self.grad_checkpointing)
         if self.grad_checkpointing:
-            recompute.lay_out_gradient(level)
+            checkpointing.lay_out_gradient(level)
         return level
 
 
@@ -48,7 +48,7 @@ class SimpleFeaturePyramid(Neck):
 
     Args:
         channels: Width of the map and of every level.
-        scales: Wanted levels, finest first.
+        scales: Levels, finest first.
         norm: "group" or "layer", the norm inside the 4x level.
 
     Attributes:
@@ -82,9 +82,9 @@ def _level(channels: int, scale: float, norm: str) -> nn.Module:
 
 
 class InteractionPyramid(Neck):
-    """One level a merged map: intermediate merges become the finer levels.
+    """One level per merged map: intermediate merges become the finer levels.
 
-    Maps that already have the wanted size pass unchanged; others are resized by the layers of
+    Maps that already have the required size are not changed; others are resized by the layers of
     `SimpleFeaturePyramid`.
 
     Args:

@@ -11,13 +11,13 @@ from piip.ops import deformable_attention, grid_extent
 
 
 class LevelsDeformableAttention(nn.Module):
-    """Every query reads a few points of every level around its reference.
+    """Every query samples a few points of every level around its reference.
 
     Args:
         embed_dim: Width of queries, tokens and result.
         num_heads: Attention heads; must divide `embed_dim`.
         num_levels: Number of levels L.
-        num_points: Points a head and level.
+        num_points: Points per head and level.
 
     Raises:
         ValueError: `num_heads` does not divide `embed_dim`.
@@ -37,7 +37,7 @@ class LevelsDeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start with points on rays around each reference, the same on all levels, all weighted alike."""
+        """Initialise points on rays around each reference, the same on all levels, with equal weights."""
         num_heads, num_levels, num_points = self.samples
         rays = ray_offsets(num_heads, num_points)[:, None].expand(num_heads, num_levels, num_points, 2)
         for layer in (self.offsets, self.weights):

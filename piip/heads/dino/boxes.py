@@ -1,6 +1,6 @@
 """Boxes as transformers predict them: centre and sides (x, y, w, h), relative to the image, and their logits.
 
-Everything here computes in float32, whatever the precision of the network.
+All computations are in float32, regardless of the precision of the network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def inverse_sigmoid(values: Tensor, epsilon: float = REFINEMENT_EPSILON) -> Tens
 
     Args:
         values: Of any shape.
-        epsilon: Least value of x and of 1 - x.
+        epsilon: Minimum of x and of 1 - x.
     """
     values = values.clamp(0, 1)
     return (values.clamp(min=epsilon) / (1 - values).clamp(min=epsilon)).log()
@@ -50,7 +50,7 @@ def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
     Args:
         boxes: (..., 4) as x1, y1, x2, y2 in pixels.
-        others: Likewise; the shapes may broadcast, (N, 1, 4) and (M, 4) give every pair (N, M).
+        others: In the same form; the shapes may broadcast, (N, 1, 4) and (M, 4) give every pair (N, M).
 
     Returns:
         Values in [-1, 1], (...,).

@@ -1,4 +1,4 @@
-"""Denoising: queries made of true boxes with noise, which must find back the box or say that they are too far off.
+"""Denoising: queries from target boxes with noise, which must recover the box or be classified as background.
 
 Source: arXiv 2203.03605, section 3.3; order of draws and constants of the released detectors (`docs/official.md`).
 """
@@ -14,14 +14,14 @@ from torchvision.ops import box_convert
 
 from piip.heads.dino.boxes import inverse_sigmoid, to_relative
 from piip.heads.dino.matching import Match
-from piip.heads.image_info import ImageFrame, Target
+from piip.structures import ImageInfo, Target
 
-WRONG_LABELS = 0.25  # share of the labels that are drawn anew
+WRONG_LABELS = 0.25  # fraction of labels that are redrawn
 UNUSED = -1
 
 
 class NoiseLayout(NamedTuple):
-    """Where the noisy copies stand.
+    """Layout of the noisy copies.
 
     Slots come in groups; each group has a near copy of every true box, then a far one. Images with fewer true boxes
     than others leave slots unused.
@@ -36,28 +36,28 @@ class NoiseLayout(NamedTuple):
 
     @staticmethod
     def make(targets: Sequence[Target], wanted: int) -> NoiseLayout:
-        """Lay out about as many slots as wanted.
+        """Return a layout with about the requested number of slots.
 
         Args:
             targets: "labels" (G,) of every image.
-            wanted: Near copies wanted an image.
+            wanted: Requested number of near copies per image.
         """
         counts = tuple(len(target["labels"]) for target in targets)
         return NoiseLayout(counts, max(1, wanted // max(1, *counts)))
 
     @property
-    def most(self) -> int:
-        """True boxes of the image that has most."""
+    def max_targets(self) -> int:
+        """Maximum number of target boxes per image."""
         return max(self.counts)
 
     @property
     def num_slots(self) -> int:
         """Number P of slots."""
-        return 2 * self.most * self.num_groups
+        return 2 * self.max_targets * self.num_groups
 
     def copies(self, image: int, device: torch.device) -> Tensor:
         """Return the slots of an image's copies, (2 * num_groups, G): near and far ones in turn."""
-        start = torch.arange(2 * self.num_groups, device=device)[:, None] * self.most
+        start = torch.arange(2 * self.num_groups, device=device)[:, None] * self.max_targets
         return start + torch.arange(self.counts[image], device=device)
 
     def matches(self, device: torch.device) -> list[Match]:
@@ -68,7 +68,7 @@ class NoiseLayout(NamedTuple):
             pairs.append(Match(near.flatten(), torch.arange(count, device=device).repeat(self.num_groups)))
         return pairs
 
-    def hidden(self, num_queries: int, device: torch.device) -> Tensor | None:
+    def attn_mask(self, num_queries: int, device: torch.device) -> Tensor | None:
         """Return True where a query (row) cannot see another (column), (P + Q, P + Q); None without slots.
 
         Slots see their own group and the matching queries behind them; matching queries see no slots.
@@ -76,7 +76,7 @@ class NoiseLayout(NamedTuple):
         if not self.num_slots:
             return None
         group = torch.full((self.num_slots + num_queries,), -1, device=device)
-        group[: self.num_slots] = torch.arange(self.num_slots, device=device) // (2 * self.most)
+        group[: self.num_slots] = torch.arange(self.num_slots, device=device) // (2 * self.max_targets)
         return (group[:, None] != group) & (group >= 0)
 
 
@@ -84,7 +84,7 @@ class Noise(NamedTuple):
     """Noisy copies of the true boxes.
 
     Attributes:
-        labels: Class of every slot, perhaps a wrong one, -1 where unused, int64, (B, P).
+        labels: Class of every slot, possibly a wrong one, -1 where unused, int64, (B, P).
         boxes: x, y, w, h relative to the image, in logits, 0 where unused, float32, (B, P, 4).
     """
 
@@ -92,20 +92,24 @@ class Noise(NamedTuple):
     boxes: Tensor
 
 
-def draw_noise(layout: NoiseLayout, targets: Sequence[Target], frames: Sequence[ImageFrame], num_classes: int) -> Noise:
+def draw_noise(
+    layout: NoiseLayout, targets: Sequence[Target], image_infos: Sequence[ImageInfo], num_classes: int
+) -> Noise:
     """Draw noisy copies of the true boxes.
 
-    Draws are made on the CPU: the same on every device.
+    Random numbers are drawn on the CPU, so they are the same on every device.
 
     Args:
-        layout: Where the copies stand.
+        layout: Layout of the copies.
         targets: "boxes" (G, 4) in network pixels and "labels" (G,) of every image.
-        frames: The images.
+        image_infos: Sizes and padding of the images.
         num_classes: Number of classes K that wrong labels are drawn from.
     """
     copies = 2 * layout.num_groups
     labels = torch.cat([target["labels"] for target in targets]).repeat(copies)  # copy by copy, all images each
-    relative = [to_relative(target["boxes"], frame.size) for target, frame in zip(targets, frames, strict=True)]
+    relative = [
+        to_relative(target["boxes"], image_info.size) for target, image_info in zip(targets, image_infos, strict=True)
+    ]
     boxes = torch.cat(relative).repeat(copies, 1)
     device = labels.device
 

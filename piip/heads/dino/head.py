@@ -1,4 +1,4 @@
-"""DINO: boxes of objects from the maps of a backbone, without anchors and without suppression of duplicates.
+"""DINO: boxes from the maps of a backbone, without anchors and non-maximum suppression.
 
 Source: arXiv 2203.03605, the 4-scale model with two stages, denoising, box refinement and "look forward twice"; rules
 of the released detectors (`docs/official.md`).
@@ -8,33 +8,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from piip.heads.base import DenseHead, LossesAndMetrics, View
 from piip.heads.boxes import clip_boxes
 from piip.heads.dino.boxes import inverse_sigmoid, to_pixels
 from piip.heads.dino.denoising import NoiseLayout, draw_noise
 from piip.heads.dino.losses import mean_count, set_losses
 from piip.heads.dino.matching import Match, match
 from piip.heads.dino.neck import ChannelMapper
-from piip.heads.dino.selection import MOST_LEVELS, CellSelection, Selected
+from piip.heads.dino.selection import MAX_LEVELS, CellSelection, Selected
 from piip.heads.dino.tokens import flatten_levels
 from piip.heads.dino.transformer import Decoder, Encoder, LayerSizes, mlp
-from piip.heads.image_info import ImageFrame, Prediction, Target
+from piip.heads.tta import merge_boxes
+from piip.layers.outputs import ExportWrapper
+from piip.structures import HeadOutput, ImageInfo, Target
 
-FIRST_CHANCE = 0.01  # of every class, before training
-NoiseDraws = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    from piip.models import PIIPDenseModel
+
+PRIOR_PROB = 0.01  # of every class, before training
+NoiseSamples = Mapping[str, Tensor]
 
 
 class NoisyQueries(NamedTuple):
-    """Denoising queries that stand before the matching ones.
+    """Denoising queries, which precede the matching queries.
 
     Attributes:
         content: (B, P, C).
         boxes: x, y, w, h relative to the image, in logits, float32, (B, P, 4).
-        layout: Which is a copy of what.
+        layout: Layout of the noisy copies.
     """
 
     content: Tensor
@@ -43,7 +49,7 @@ class NoisyQueries(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What the head says of a batch; P denoising queries, if any, come first.
+    """Output of the head for a batch; P denoising queries, if any, come first.
 
     Attributes:
         selected: The cells that the matching queries start from.
@@ -60,7 +66,7 @@ class Decoded(NamedTuple):
     boxes: list[Tensor]
 
 
-class DINOHead(nn.Module):
+class DINOHead(DenseHead):
     """Neck, encoder, selection of queries and decoder.
 
     Args:
@@ -69,13 +75,17 @@ class DINOHead(nn.Module):
         sizes: Sizes of the transformer; its number of levels is what the neck extends the maps to.
         encoder_depth: Encoder layers.
         decoder_depth: Decoder layers.
-        num_queries: Objects looked for in an image.
-        num_noisy_queries: Near copies of true boxes wanted an image in training.
-        detections: Detections kept an image.
+        num_queries: Number of queries per image.
+        num_noisy_queries: Requested number of near copies of target boxes per image in training.
+        max_detections: Maximum number of detections per image.
 
     Raises:
         ValueError: More than five levels: their boxes would be larger than the image.
     """
+
+    task = "detection"
+    title = "Detector"
+    hub_task = "object-detection"
 
     def __init__(
         self,
@@ -87,12 +97,12 @@ class DINOHead(nn.Module):
         decoder_depth: int = 6,
         num_queries: int = 900,
         num_noisy_queries: int = 100,
-        detections: int = 300,
+        max_detections: int = 300,
     ) -> None:
         super().__init__()
         sizes = sizes or LayerSizes()
-        if sizes.num_levels > MOST_LEVELS:
-            raise ValueError(f"num_levels is {sizes.num_levels}, expected at most {MOST_LEVELS}.")
+        if sizes.num_levels > MAX_LEVELS:
+            raise ValueError(f"num_levels is {sizes.num_levels}, expected at most {MAX_LEVELS}.")
         width, branches = sizes.embed_dim, range(decoder_depth + 1)  # the last one serves the selection
         self.neck = ChannelMapper(in_channels, width, sizes.num_levels)
         self.encoder = Encoder(sizes, encoder_depth)
@@ -104,43 +114,43 @@ class DINOHead(nn.Module):
         self.labels = nn.Embedding(num_classes, width)
         self.num_classes = num_classes
         self.num_noisy_queries = num_noisy_queries
-        self.detections = detections
+        self.max_detections = max_detections
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start with unlikely classes and boxes that stay where they are."""
+        """Initialise with low class probabilities and zero box refinement."""
         for score in self.scores:
-            nn.init.constant_(score.get_parameter("bias"), -math.log((1 - FIRST_CHANCE) / FIRST_CHANCE))
+            nn.init.constant_(score.get_parameter("bias"), -math.log((1 - PRIOR_PROB) / PRIOR_PROB))
         for box in self.boxes:
             nn.init.zeros_(box.get_parameter("4.weight"))  # the last of three layers
 
     def forward(
-        self, maps: Sequence[Tensor], frames: Sequence[ImageFrame], noisy: NoisyQueries | None = None
+        self, maps: Sequence[Tensor], image_infos: Sequence[ImageInfo], noisy: NoisyQueries | None = None
     ) -> Decoded:
-        """Return what the head says of maps (B, C_i, H_i, W_i), finest first.
+        """Return the output of the head for maps (B, C_i, H_i, W_i), finest first.
 
         Args:
             maps: Maps of the backbone.
-            frames: The images, which tell padding.
+            image_infos: Sizes and padding of the images.
             noisy: Denoising queries.
 
         Raises:
-            ValueError: Numbers of images in maps and frames that differ.
+            ValueError: The numbers of images in maps and image_infos differ.
         """
-        if len(maps[0]) != len(frames):
-            raise ValueError(f"maps hold {len(maps[0])} images and frames {len(frames)}; they must be equal.")
-        levels = flatten_levels(self.neck(maps), self.encoder.level_embeds, frames)
+        if len(maps[0]) != len(image_infos):
+            raise ValueError(f"maps hold {len(maps[0])} images and image_infos {len(image_infos)}; they must be equal.")
+        levels = flatten_levels(self.neck(maps), self.encoder.level_embeds, image_infos)
         memory = self.encoder(levels)
         selected = self.selection(memory, levels, score=self.scores[-1], refine=self.boxes[-1])
         first = selected.boxes.detach()
-        content = self.queries.weight[: first.shape[1]].expand(len(frames), -1, -1).to(memory.dtype)
-        hidden = None
+        content = self.queries.weight[: first.shape[1]].expand(len(image_infos), -1, -1).to(memory.dtype)
+        attn_mask = None
         if noisy is not None:
-            hidden = noisy.layout.hidden(first.shape[1], memory.device)
+            attn_mask = noisy.layout.attn_mask(first.shape[1], memory.device)
             content = torch.cat((noisy.content.to(memory.dtype), content), 1)
             first = torch.cat((noisy.boxes.sigmoid(), first), 1)
         refine = self.boxes[:-1]
-        states, references = self.decoder(content, first, memory, levels, refine=refine, hidden=hidden)
+        states, references = self.decoder(content, first, memory, levels, refine=refine, attn_mask=attn_mask)
         logits = [score(state).float() for score, state in zip(self.scores[:-1], states, strict=True)]
         boxes = [
             (branch(state).float() + inverse_sigmoid(entering)).sigmoid()
@@ -150,29 +160,34 @@ class DINOHead(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, maps: Sequence[Tensor], frames: Sequence[ImageFrame], *, rescale: bool = True, most: int | None = None
-    ) -> list[Prediction]:
-        """Return the objects of every image: always as many as wanted, so filter by score.
+        self,
+        maps: Sequence[Tensor],
+        image_infos: Sequence[ImageInfo],
+        *,
+        rescale: bool = True,
+        max_detections: int | None = None,
+    ) -> list[HeadOutput]:
+        """Return the detections of every image; their number is fixed, so filter by score.
 
         Args:
             maps: Maps of the backbone, finest first.
-            frames: The images.
-            rescale: Give boxes in pixels of the original image instead of network pixels.
-            most: Detections an image; None is the head's own number.
+            image_infos: Sizes and padding of the images.
+            rescale: Return boxes in pixels of the original image instead of network pixels.
+            max_detections: Maximum number of detections per image; None uses the head's default.
 
         Returns:
             "boxes" (N, 4) as x1, y1, x2, y2, "scores" (N,), "labels" (N,) from 0; best first. One query may give
             several labels.
         """
-        decoded = self(maps, frames)
-        most = self.detections if most is None else most
-        results: list[Prediction] = []
-        for logits, boxes, frame in zip(decoded.logits[-1], decoded.boxes[-1], frames, strict=True):
-            chances = logits.sigmoid().flatten()
-            scores, indices = chances.topk(min(most, len(chances)))
-            found = clip_boxes(to_pixels(boxes[indices // self.num_classes], frame.size), frame.size)
+        decoded = self(maps, image_infos)
+        max_detections = self.max_detections if max_detections is None else max_detections
+        results: list[HeadOutput] = []
+        for logits, boxes, image_info in zip(decoded.logits[-1], decoded.boxes[-1], image_infos, strict=True):
+            probs = logits.sigmoid().flatten()
+            scores, indices = probs.topk(min(max_detections, len(probs)))
+            found = clip_boxes(to_pixels(boxes[indices // self.num_classes], image_info.size), image_info.size)
             if rescale:
-                found = found / found.new_tensor(frame.scale * 2)
+                found = found / found.new_tensor(image_info.scale * 2)
             results.append({"boxes": found, "scores": scores, "labels": indices % self.num_classes})
         return results
 
@@ -180,66 +195,84 @@ class DINOHead(nn.Module):
         self,
         maps: Sequence[Tensor],
         targets: Sequence[Target],
-        frames: Sequence[ImageFrame],
-        draws: NoiseDraws | None = None,
-    ) -> dict[str, Tensor]:
+        image_infos: Sequence[ImageInfo],
+        samples: NoiseSamples | None = None,
+    ) -> LossesAndMetrics:
         """Return the losses; the total is their sum.
 
         Args:
             maps: Maps of the backbone, finest first.
             targets: "boxes" (G, 4) in network pixels and "labels" (G,) from 0 of every image.
-            frames: The images.
-            draws: Denoising queries to use instead of drawing them: "label_query" (B, P, C) and "bbox_query_unact"
+            image_infos: Sizes and padding of the images.
+            samples: Denoising queries to use instead of drawing them: "label_query" (B, P, C) and "bbox_query_unact"
                 (B, P, 4), in logits.
 
         Returns:
             "loss_cls", "loss_bbox" and "loss_iou" of the last layer; with "interm_" before them those of the selected
             cells, with "d0." and so on those of the other layers; of the denoising queries with "dn_" before "loss".
         """
-        noisy = self._noisy_queries(targets, frames, draws)
-        decoded = self(maps, frames, noisy)
-        matches = self.match(decoded, targets, frames, noisy.layout.num_slots)
-        return self._matched_losses(decoded, matches, targets, frames) | self._noise_losses(
-            decoded, noisy.layout, targets, frames
+        noisy = self._noisy_queries(targets, image_infos, samples)
+        decoded = self(maps, image_infos, noisy)
+        matches = self.match(decoded, targets, image_infos, noisy.layout.num_slots)
+        matched = self._matched_losses(decoded, matches, targets, image_infos)
+        return LossesAndMetrics(matched | self._noise_losses(decoded, noisy.layout, targets, image_infos), {})
+
+    def predict_views(self, views: Sequence[View], *, max_detections: int) -> HeadOutput:
+        """Return the detections of one image from several views of it; see `merge_boxes`."""
+        return merge_boxes(self, views, max_detections=max_detections)
+
+    def export_wrapper(self, model: PIIPDenseModel) -> ExportWrapper:
+        """Raise an error: DINO heads cannot be exported.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "DINO detectors cannot be exported, expected a classifier, Mask R-CNN, UperNet, vision tower or backbone; "
+            "features_only (--features-only) exports a detector's backbone and neck."
         )
 
+    def summary(self) -> str:
+        """Return one sentence about the output of the head, for cards."""
+        return f"A DINO head detects boxes of {self.num_classes} classes."
+
     def _noisy_queries(
-        self, targets: Sequence[Target], frames: Sequence[ImageFrame], draws: NoiseDraws | None
+        self, targets: Sequence[Target], image_infos: Sequence[ImageInfo], samples: NoiseSamples | None
     ) -> NoisyQueries:
         layout = NoiseLayout.make(targets, self.num_noisy_queries)
-        if draws is not None:
-            content, boxes = (torch.as_tensor(draws[name]) for name in ("label_query", "bbox_query_unact"))
+        if samples is not None:
+            content, boxes = (torch.as_tensor(samples[name]) for name in ("label_query", "bbox_query_unact"))
             if boxes.shape != (len(targets), layout.num_slots, 4) or content.shape[:2] != boxes.shape[:2]:
                 raise ValueError(
-                    f"draws hold {tuple(content.shape)} and {tuple(boxes.shape)}, expected {len(targets)} images "
+                    f"samples hold {tuple(content.shape)} and {tuple(boxes.shape)}, expected {len(targets)} images "
                     f"with {layout.num_slots} denoising queries."
                 )
             return NoisyQueries(content, boxes, layout)
-        noise = draw_noise(layout, targets, frames, self.num_classes)
+        noise = draw_noise(layout, targets, image_infos, self.num_classes)
         used = noise.labels >= 0
         content = self.labels(noise.labels.clamp(min=0)) * used[..., None]
         return NoisyQueries(content, noise.boxes, layout)
 
     @staticmethod
     def match(
-        decoded: Decoded, targets: Sequence[Target], frames: Sequence[ImageFrame], num_slots: int = 0
+        decoded: Decoded, targets: Sequence[Target], image_infos: Sequence[ImageInfo], num_slots: int = 0
     ) -> list[list[Match]]:
-        """Match the selected cells, then the queries of every layer, with the true boxes.
+        """Match the selected cells, then the queries of every layer, with the target boxes.
 
         Args:
-            decoded: What the head says.
+            decoded: Output of the head.
             targets: See `losses`.
-            frames: The images.
+            image_infos: Sizes and padding of the images.
             num_slots: Number P of denoising queries, which are not matched.
 
         Returns:
-            For every set of predictions the matches of all images.
+            The matches of all images for every set of predictions.
         """
         logits = torch.stack((decoded.selected.logits, *(each[:, num_slots:] for each in decoded.logits)))
         boxes = torch.stack((decoded.selected.boxes, *(each[:, num_slots:] for each in decoded.boxes)))
         by_image = [
-            match(logits[:, image], boxes[:, image], target, frame.size)
-            for image, (target, frame) in enumerate(zip(targets, frames, strict=True))
+            match(logits[:, image], boxes[:, image], target, image_info.size)
+            for image, (target, image_info) in enumerate(zip(targets, image_infos, strict=True))
         ]
         return [list(images) for images in zip(*by_image, strict=True)]
 
@@ -248,32 +281,32 @@ class DINOHead(nn.Module):
         decoded: Decoded,
         matches: Sequence[Sequence[Match]],
         targets: Sequence[Target],
-        frames: Sequence[ImageFrame],
+        image_infos: Sequence[ImageInfo],
     ) -> dict[str, Tensor]:
         queries = decoded.selected.logits.shape[1]
         normaliser = mean_count(sum(len(pairs.queries) for pairs in matches[0]), decoded.logits[0].device)
-        found = set_losses(*decoded.selected[1:], matches[0], targets, frames, normaliser)
+        found = set_losses(*decoded.selected[1:], matches[0], targets, image_infos, normaliser)
         losses = {f"interm_{name}": value for name, value in found.items()}
         for prefix, logits, boxes, pairs in zip(
             _prefixes(len(decoded.logits)), decoded.logits, decoded.boxes, matches[1:], strict=True
         ):
-            found = set_losses(logits[:, -queries:], boxes[:, -queries:], pairs, targets, frames, normaliser)
+            found = set_losses(logits[:, -queries:], boxes[:, -queries:], pairs, targets, image_infos, normaliser)
             losses |= {prefix + name: value for name, value in found.items()}
         return losses
 
     def _noise_losses(
-        self, decoded: Decoded, layout: NoiseLayout, targets: Sequence[Target], frames: Sequence[ImageFrame]
+        self, decoded: Decoded, layout: NoiseLayout, targets: Sequence[Target], image_infos: Sequence[ImageInfo]
     ) -> dict[str, Tensor]:
         slots, device = layout.num_slots, decoded.logits[0].device
         matches = layout.matches(device)
         normaliser = mean_count(sum(len(pairs.queries) for pairs in matches), device)
         losses: dict[str, Tensor] = {}
         for prefix, logits, boxes in zip(_prefixes(len(decoded.logits)), decoded.logits, decoded.boxes, strict=True):
-            found = set_losses(logits[:, :slots], boxes[:, :slots], matches, targets, frames, normaliser)
+            found = set_losses(logits[:, :slots], boxes[:, :slots], matches, targets, image_infos, normaliser)
             losses |= {f"{prefix}dn_{name}": value for name, value in found.items()}
         return losses
 
 
 def _prefixes(depth: int) -> list[str]:
-    """Return what stands before the losses of every decoder layer: nothing for the last one."""
+    """Return the prefix of the losses of every decoder layer; it is empty for the last one."""
     return [*(f"d{layer}." for layer in range(depth - 1)), ""]

@@ -1,4 +1,4 @@
-"""Maps of a backbone brought to one width, and further, coarser ones."""
+"""Projection of a backbone's maps to one width, with additional coarser levels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ NORM_GROUPS = 32
 
 
 class ChannelMapper(nn.Module):
-    """A 1x1 convolution for every map, and strided 3x3 convolutions for the levels behind the coarsest one.
+    """A 1x1 convolution for every map, and strided 3x3 convolutions for additional coarser levels.
 
-    The first further level is made of the coarsest map as it was given, each one after that of the level before.
+    The first additional level is computed from the coarsest input map, every other one from the previous level.
 
     Args:
         in_channels: Width of each map, finest first.
@@ -20,7 +20,7 @@ class ChannelMapper(nn.Module):
         num_levels: Number of levels to make, at least the number of maps.
 
     Raises:
-        ValueError: No maps, more maps than levels, or a width that the norm cannot group.
+        ValueError: There are no maps, more maps than levels, or a width that the norm cannot group.
 
     Source: the neck of the released DINO detectors (`docs/official.md`).
     """
@@ -37,7 +37,7 @@ class ChannelMapper(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start with Xavier-uniform convolutions."""
+        """Initialise convolutions with Xavier-uniform weights."""
         for block in (*self.maps, *self.further):
             nn.init.xavier_uniform_(block[0].weight)
 

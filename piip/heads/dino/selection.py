@@ -1,4 +1,4 @@
-"""The first stage: which cells of the memory the decoder starts from."""
+"""The first stage: selection of the cells that the decoder starts from."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from piip.heads.dino.tokens import Grid, LevelTokens, centres_in_cells
+from piip.heads.dino.tokens import LevelTokens, centres_in_cells
 from piip.ops import grid_extent
+from piip.structures import Grid
 
 FIRST_SIDE = 0.05  # of a box on the finest level, relative to the image; doubles every level
 INSIDE = (0.01, 0.99)
-MOST_LEVELS = 5  # a sixth level's boxes would be larger than the image, hence all invalid
+MAX_LEVELS = 5  # a sixth level's boxes would be larger than the image, hence all invalid
 
 
 class Selected(NamedTuple):
-    """The chosen cells, best first.
+    """The selected cells, sorted by score.
 
     Attributes:
-        indices: Their places in the memory, int64, (B, Q).
+        indices: Their indices in the memory, int64, (B, Q).
         logits: Class logits, float32, (B, Q, K).
         boxes: x, y, w, h in [0, 1], relative to the image, float32, (B, Q, 4).
     """
@@ -31,40 +32,40 @@ class Selected(NamedTuple):
 
 
 class CellSelection(nn.Module):
-    """Choose the cells that look most like objects of any class.
+    """Select the cells with the highest class logits.
 
     Args:
         embed_dim: Width C of the memory.
-        most: Cells to choose; fewer where the levels have fewer.
+        num_queries: Maximum number of cells.
     """
 
-    def __init__(self, embed_dim: int, most: int) -> None:
+    def __init__(self, embed_dim: int, num_queries: int) -> None:
         super().__init__()
-        self.most = most
+        self.num_queries = num_queries
         self.output = nn.Linear(embed_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim)
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
     def forward(self, memory: Tensor, levels: LevelTokens, *, score: nn.Module, refine: nn.Module) -> Selected:
-        """Choose cells of the memory (B, N, C).
+        """Select cells of the memory (B, N, C).
 
         parity: cells that are padding or at the border are zeroed, not left out; where an image has few others they are
         chosen too, all with one score and the box (1, 1, 1, 1), which no object matches before better ones.
 
         Args:
-            memory: What the encoder made of the tokens.
+            memory: Output of the encoder.
             levels: Grids and padding.
             score: Branch of the class logits.
             refine: Branch that moves a cell's own box, in logits.
 
         Returns:
-            Cells of every image, of one number.
+            The same number of cells for every image.
         """
         own = cell_boxes(levels)
         cells = self.norm(self.output(memory.masked_fill(own.isinf().any(-1, keepdim=True), 0)))
         logits = score(cells).float()
-        indices = logits.amax(-1).topk(min(self.most, logits.shape[1]), dim=1).indices
+        indices = logits.amax(-1).topk(min(self.num_queries, logits.shape[1]), dim=1).indices
         boxes = refine(_pick(cells, indices)).float() + _pick(own, indices)
         return Selected(indices, _pick(logits, indices), boxes.sigmoid())
 

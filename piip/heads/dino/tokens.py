@@ -1,4 +1,4 @@
-"""All levels as one sequence of tokens, with what the transformer must know of their places."""
+"""All levels as one sequence of tokens, with their positions."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from piip.heads.image_info import ImageFrame
 from piip.ops import grid_extent
 from piip.ops.positions import kept
+from piip.structures import Grid, ImageInfo
 
-Grid = tuple[int, int]
 MAP_TEMPERATURE = 20.0
 
 
 class LevelTokens(NamedTuple):
-    """The levels of a batch behind each other, finest first, row-major: N cells in all.
+    """The concatenated levels of a batch, finest first, row-major: N cells in total.
 
     Attributes:
         tokens: (B, N, C).
         positions: Position embeddings (B, N, C).
         padding: True where a cell is outside its image, (B, N).
         grids: (H_l, W_l) of every level.
-        valid: Share of every level that is inside the image, as (x, y), float32, (B, L, 2).
+        valid: Fraction of every level that is inside the image, as (x, y), float32, (B, L, 2).
     """
 
     tokens: Tensor
@@ -41,15 +40,15 @@ class LevelTokens(NamedTuple):
         return [height * width for height, width in self.grids]
 
 
-def flatten_levels(levels: Sequence[Tensor], level_embeds: Tensor, frames: Sequence[ImageFrame]) -> LevelTokens:
-    """Put the levels behind each other.
+def flatten_levels(levels: Sequence[Tensor], level_embeds: Tensor, image_infos: Sequence[ImageInfo]) -> LevelTokens:
+    """Concatenate the levels.
 
     Args:
         levels: (B, C, H_l, W_l), finest first.
         level_embeds: A vector for every level, (L, C).
-        frames: The images: where the batch is padding.
+        image_infos: The images: where the batch is padding.
     """
-    image_padding = padded_pixels(frames).to(levels[0].device)
+    image_padding = padded_pixels(image_infos).to(levels[0].device)
     tokens, positions, paddings, valid = [], [], [], []
     for level, embed in zip(levels, level_embeds, strict=True):
         outside = F.interpolate(image_padding[None], size=level.shape[-2:])[0].bool()  # (B, H, W)
@@ -64,19 +63,19 @@ def flatten_levels(levels: Sequence[Tensor], level_embeds: Tensor, frames: Seque
     )
 
 
-def padded_pixels(frames: Sequence[ImageFrame]) -> Tensor:
+def padded_pixels(image_infos: Sequence[ImageInfo]) -> Tensor:
     """Return 1 for pixels of the batch that are outside their image, 0 inside, float32, (B, H, W)."""
-    outside = torch.ones(len(frames), *frames[0].batch)
-    for pixels, frame in zip(outside, frames, strict=True):
-        pixels[: frame.size[0], : frame.size[1]] = 0
+    outside = torch.ones(len(image_infos), *image_infos[0].batch)
+    for pixels, image_info in zip(outside, image_infos, strict=True):
+        pixels[: image_info.size[0], : image_info.size[1]] = 0
     return outside
 
 
 def sine_embedding(values: Tensor, features: int, temperature: float) -> Tensor:
-    """Return sines and cosines of values, a rising wavelength every two features.
+    """Return sines and cosines of values, with the wavelength increasing every two features.
 
     Args:
-        values: (..., n), where 1 stands for a full turn.
+        values: (..., n), where 1 is a full turn.
         features: Features of each value, even.
         temperature: Ratio of the longest to the shortest wavelength.
 
@@ -92,7 +91,7 @@ def sine_embedding(values: Tensor, features: int, temperature: float) -> Tensor:
 
 
 def map_positions(outside: Tensor, width: int) -> Tensor:
-    """Embed the place of cells in their image: counted from 1, in units of the image's rows and columns.
+    """Embed the positions of cells in their image, counted from 1, relative to the image's rows and columns.
 
     Args:
         outside: True where a cell is padding, (B, H, W).
@@ -113,7 +112,7 @@ def centres_in_cells(grid: Grid, device: torch.device) -> Tensor:
 
     Args:
         grid: (H, W).
-        device: Where the result lives.
+        device: Device of the result.
     """
     y, x = (torch.arange(side, dtype=torch.float32, device=device) + 0.5 for side in grid)
     return torch.stack((x.expand(grid), y[:, None].expand(grid)), -1).view(-1, 2)
@@ -122,7 +121,7 @@ def centres_in_cells(grid: Grid, device: torch.device) -> Tensor:
 def cell_references(levels: LevelTokens) -> Tensor:
     """Return the centre of every cell as (x, y) on every level, float32, (B, N, L, 2).
 
-    Centres are first relative to the image without padding, then multiplied by its share of each level.
+    Centres are first relative to the image without padding, then multiplied by its fraction of each level.
     """
     device = levels.valid.device
     centres = [

@@ -1,6 +1,6 @@
 """Encoder and decoder of the DINO head.
 
-Layers normalise behind the residual sum. Positions are added to what asks and to what is compared, never to values.
+Layers are post-norm. Positions are added to queries and keys, never to values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LayerSizes(NamedTuple):
         hidden_dim: Hidden width of the feed-forward parts.
         num_heads: Attention heads.
         num_levels: Number of levels L.
-        num_points: Sampling points a head and level.
+        num_points: Sampling points per head and level.
     """
 
     embed_dim: int = 256
@@ -62,7 +62,7 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
 
 
 class EncoderLayer(nn.Module):
-    """Cells of all levels read each other.
+    """Encoder layer: attention between the cells of all levels.
 
     Args:
         sizes: Sizes of the layer.
@@ -82,7 +82,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Several encoder layers, and the embeddings of the levels.
+    """Encoder layers and level embeddings.
 
     Args:
         sizes: Sizes of the layers.
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries read each other, then the memory.
+    """Decoder layer: self-attention of queries, then attention to the memory.
 
     Args:
         sizes: Sizes of the layer.
@@ -124,11 +124,11 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         references: Tensor,
         levels: LevelTokens,
-        hidden: Tensor | None,
+        attn_mask: Tensor | None,
     ) -> Tensor:
-        """Return the states (B, Q, C) after one layer; `hidden` (Q, Q) is True where a query cannot see another."""
+        """Return the states (B, Q, C) after one layer; `attn_mask` (Q, Q) is True if a query cannot see another."""
         query = states + positions
-        seen, _ = self.self_attention(query, query, states, attn_mask=hidden, need_weights=False)
+        seen, _ = self.self_attention(query, query, states, attn_mask=attn_mask, need_weights=False)
         states = self.norms[0](states + seen)
         read = self.cross_attention(states + positions, memory, references, levels)
         states = self.norms[1](states + read)
@@ -136,7 +136,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Several decoder layers that refine the box of every query.
+    """Decoder layers that refine the box of every query.
 
     Args:
         sizes: Sizes of the layers.
@@ -158,19 +158,19 @@ class Decoder(nn.Module):
         levels: LevelTokens,
         *,
         refine: Sequence[nn.Module],
-        hidden: Tensor | None = None,
+        attn_mask: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Decode the queries.
 
         parity: refinement reads the state as it is, the prediction elsewhere reads the normed one, with one branch.
 
         Args:
-            content: What queries start from, (B, Q, C).
-            boxes: Their first boxes x, y, w, h in [0, 1], relative to the image, float32, (B, Q, 4).
-            memory: What they read, (B, N, C).
+            content: Initial query contents, (B, Q, C).
+            boxes: Initial boxes x, y, w, h in [0, 1], relative to the image, float32, (B, Q, 4).
+            memory: Output of the encoder, (B, N, C).
             levels: Grids and padding of the memory.
             refine: For every layer the branch that moves the boxes, in logits.
-            hidden: True where a query (row) cannot see another (column), (Q, Q); None is nowhere.
+            attn_mask: True where a query (row) cannot see another (column), (Q, Q); None is nowhere.
 
         Returns:
             For every layer the normed states (B, Q, C); boxes before the first layer and after each one, (B, Q, 4).
@@ -178,7 +178,9 @@ class Decoder(nn.Module):
         """
         states, normed, references = content, [], [boxes]
         for layer, branch in zip(self.layers, refine, strict=True):
-            states = layer(states, self._embed(boxes, levels, states), memory, on_levels(boxes, levels), levels, hidden)
+            states = layer(
+                states, self._embed(boxes, levels, states), memory, on_levels(boxes, levels), levels, attn_mask
+            )
             refined = (branch(states).float() + inverse_sigmoid(boxes)).sigmoid()
             normed.append(self.norm(states))
             references.append(refined)

@@ -26,9 +26,9 @@ def grid_anchors(stride: int, grid: tuple[int, int], device: torch.device, scale
     """Return the anchors (H * W * A, 4) of a map, row-major, ratios fastest; centres lie at multiples of the stride.
 
     Args:
-        stride: Pixels a cell.
+        stride: Pixels per cell.
         grid: (H, W) of the map.
-        device: Where the result lives.
+        device: Device of the result.
         scale: Side of a square anchor in cells.
     """
     y = torch.arange(grid[0], device=device, dtype=torch.float32)[:, None].expand(grid) * stride
@@ -38,7 +38,7 @@ def grid_anchors(stride: int, grid: tuple[int, int], device: torch.device, scale
 
 
 def cells_inside(strides: Sequence[int], grids: Sequence[tuple[int, int]], padded: tuple[int, int]) -> list[Tensor]:
-    """Tell for every map which anchors (H * W * A,) lie in cells of the padded image, not of the batch's rest."""
+    """Return for every map which anchors (H * W * A,) are inside the padded image, not in the rest of the batch."""
     flags = []
     for stride, grid in zip(strides, grids, strict=True):
         inside = torch.zeros(grid, dtype=torch.bool)

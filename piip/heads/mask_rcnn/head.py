@@ -7,25 +7,33 @@ position of the background class, anchors, RoIAlign, losses and the pasting of m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from piip.heads.image_info import ImageFrame, Prediction, Target
+from piip.heads.base import DenseHead, LossesAndMetrics, View
 from piip.heads.mask_rcnn.anchors import ANCHOR_SCALE
-from piip.heads.mask_rcnn.assign import Sample, assign_by_overlap, draw_sample
+from piip.heads.mask_rcnn.assign import RegionSample, assign_by_overlap, draw_sample
+from piip.heads.mask_rcnn.export import InstanceOutputs
 from piip.heads.mask_rcnn.fpn import FPN
 from piip.heads.mask_rcnn.masks import mask_targets, paste_masks
-from piip.heads.mask_rcnn.roi import DETECTIONS, BoxHead, MaskHead, with_image_index
+from piip.heads.mask_rcnn.roi import MAX_DETECTIONS, BoxHead, MaskHead, with_image_index
 from piip.heads.mask_rcnn.rpn import RegionProposals
+from piip.heads.mask_rcnn.tta import merge_instances
+from piip.layers.outputs import ExportWrapper
+from piip.structures import HeadOutput, ImageInfo, Target
+
+if TYPE_CHECKING:
+    from piip.models import PIIPDenseModel
 
 SAMPLES = 512
 POSITIVE_FRACTION = 0.25
-Draws = Mapping[str, Sequence[Sample]]
+Samples = Mapping[str, Sequence[RegionSample]]
 
 
-class MaskRCNNHead(nn.Module):
+class MaskRCNNHead(DenseHead):
     """Feature pyramid, region proposals, box head and mask head.
 
     Args:
@@ -37,11 +45,13 @@ class MaskRCNNHead(nn.Module):
         mask_channels: Hidden width of the mask head.
         anchor_scale: Side of a square anchor in cells of its map.
 
-    Attributes:
-        detections: Detections kept an image.
+    Source: arXiv 1703.06870.
     """
 
-    detections = DETECTIONS
+    task = "instance"
+    title = "Instance segmentation"
+    hub_task = "image-segmentation"
+    max_detections = MAX_DETECTIONS
 
     def __init__(
         self,
@@ -67,87 +77,113 @@ class MaskRCNNHead(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, maps: Sequence[Tensor], frames: Sequence[ImageFrame], *, rescale: bool = True, most: int = DETECTIONS
-    ) -> list[Prediction]:
+        self,
+        maps: Sequence[Tensor],
+        image_infos: Sequence[ImageInfo],
+        *,
+        rescale: bool = True,
+        max_detections: int | None = None,
+    ) -> list[HeadOutput]:
         """Return the instances of every image.
 
         Args:
             maps: Maps of the backbone, strides 4 to 32.
-            frames: The images.
+            image_infos: Sizes and padding of the images.
             rescale: Give boxes and masks in pixels of the original image instead of network pixels.
-            most: Detections kept an image.
+            max_detections: Maximum number of detections per image.
 
         Returns:
             "boxes" (N, 4) as x1, y1, x2, y2, "scores" (N,), "labels" (N,) from 0, "masks" bool (N, H, W); best first.
         """
-        results = self.find(maps, frames, rescale=rescale, most=most)
-        for found, frame in zip(results, frames, strict=True):
-            shape = frame.original if rescale else frame.size
+        results = self.detect(maps, image_infos, rescale=rescale, max_detections=max_detections)
+        for found, image_info in zip(results, image_infos, strict=True):
+            shape = image_info.original if rescale else image_info.size
             found["masks"] = paste_masks(found["masks"], found["boxes"], shape)
         return results
 
     @torch.no_grad()
-    def find(
-        self, maps: Sequence[Tensor], frames: Sequence[ImageFrame], *, rescale: bool = True, most: int = DETECTIONS
-    ) -> list[Prediction]:
+    def detect(
+        self,
+        maps: Sequence[Tensor],
+        image_infos: Sequence[ImageInfo],
+        *,
+        rescale: bool = True,
+        max_detections: int | None = None,
+    ) -> list[HeadOutput]:
         """Return the instances of every image with masks that are still probabilities in cells of their boxes.
 
         Args:
             maps: See `predict`.
-            frames: See `predict`.
+            image_infos: See `predict`.
             rescale: See `predict`.
-            most: See `predict`.
+            max_detections: See `predict`.
 
         Returns:
             What `predict` returns, but for "masks": float (N, 28, 28) in [0, 1].
         """
+        max_detections = self.max_detections if max_detections is None else max_detections
         levels = self.fpn(maps)
-        proposals = [boxes for boxes, _ in self.proposals.proposals(self.proposals(levels), frames)]
+        proposals = [boxes for boxes, _ in self.proposals.proposals(self.proposals(levels), image_infos)]
         logits, deltas = self.boxes(levels[:4], with_image_index(proposals))
         counts = [boxes.shape[0] for boxes in proposals]
-        results: list[Prediction] = []
-        parts = zip(proposals, logits.split(counts), deltas.split(counts), frames, strict=True)
-        for index, (boxes, logit, delta, frame) in enumerate(parts):
-            found, scores, labels = self.boxes.detect(boxes, logit, delta, frame, rescale=rescale, most=most)
-            in_network = found * found.new_tensor(frame.scale * 2) if rescale else found
+        results: list[HeadOutput] = []
+        parts = zip(proposals, logits.split(counts), deltas.split(counts), image_infos, strict=True)
+        for index, (boxes, logit, delta, image_info) in enumerate(parts):
+            found, scores, labels = self.boxes.detect(
+                boxes, logit, delta, image_info, rescale=rescale, max_detections=max_detections
+            )
+            in_network = found * found.new_tensor(image_info.scale * 2) if rescale else found
             regions = torch.cat((torch.full_like(in_network[:, :1], index), in_network), 1)
             own = torch.arange(found.shape[0], device=labels.device), labels
             masks = self.masks(levels[:4], regions)[own].float().sigmoid()
             results.append({"boxes": found, "scores": scores, "labels": labels, "masks": masks})
         return results
 
+    def predict_views(self, views: Sequence[View], *, max_detections: int) -> HeadOutput:
+        """Return the instances of one image from several views of it; see `merge_instances`."""
+        return merge_instances(self, views, max_detections=max_detections)
+
     def losses(
         self,
         maps: Sequence[Tensor],
         targets: Sequence[Target],
-        frames: Sequence[ImageFrame],
-        draws: Draws | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the losses; the total is the sum of those whose names begin with "loss".
+        image_infos: Sequence[ImageInfo],
+        samples: Samples | None = None,
+    ) -> LossesAndMetrics:
+        """Return the losses, and the accuracy "acc" of the box head in percent.
 
         Args:
             maps: Maps of the backbone, strides 4 to 32.
             targets: "boxes" (G, 4) in network pixels, "labels" (G,) from 0, "masks" bool (G, H, W) of every image.
-            frames: The images.
-            draws: Samples "rpn" and "rcnn" to use instead of drawing them.
+            image_infos: Sizes and padding of the images.
+            samples: Samples "rpn" and "rcnn" to use instead of drawing them.
         """
         levels = self.fpn(maps)
         regions = self.proposals(levels)
-        losses = self.proposals.losses(regions, targets, frames, draws["rpn"] if draws else None)
+        losses = self.proposals.losses(regions, targets, image_infos, samples["rpn"] if samples else None)
         candidates = [
             torch.cat((target["boxes"], boxes))  # true boxes are candidates too
-            for target, (boxes, _) in zip(targets, self.proposals.proposals(regions, frames), strict=True)
+            for target, (boxes, _) in zip(targets, self.proposals.proposals(regions, image_infos), strict=True)
         ]
-        samples = (
-            draws["rcnn"]
-            if draws
+        chosen = (
+            samples["rcnn"]
+            if samples
             else [self._sample(boxes, target["boxes"]) for boxes, target in zip(candidates, targets, strict=True)]
         )
-        return losses | self._region_losses(levels[:4], targets, candidates, samples)
+        losses |= self._region_losses(levels[:4], targets, candidates, chosen)
+        return LossesAndMetrics(losses, {"acc": losses.pop("acc")})
 
-    def _sample(self, candidates: Tensor, truths: Tensor) -> Sample:
-        count = len(truths)
-        assigned = assign_by_overlap(candidates[count:], truths, positive=0.5, negative=0.5, least=0.5)
+    def export_wrapper(self, model: PIIPDenseModel) -> ExportWrapper:
+        """Return a model with this head as one graph with boxes, scores, labels and masks of one image."""
+        return InstanceOutputs(model, self)
+
+    def summary(self) -> str:
+        """Return one sentence about the output of the head, for cards."""
+        return f"A Mask R-CNN head detects boxes and masks of {self.num_classes} classes."
+
+    def _sample(self, candidates: Tensor, targets: Tensor) -> RegionSample:
+        count = len(targets)
+        assigned = assign_by_overlap(candidates[count:], targets, positive=0.5, negative=0.5, min_iou=0.5)
         own = torch.arange(count, device=assigned.device)
         return draw_sample(torch.cat((own, assigned)), SAMPLES, POSITIVE_FRACTION)
 
@@ -156,19 +192,19 @@ class MaskRCNNHead(nn.Module):
         levels: Sequence[Tensor],
         targets: Sequence[Target],
         candidates: Sequence[Tensor],
-        samples: Sequence[Sample],
+        samples: Sequence[RegionSample],
     ) -> dict[str, Tensor]:
-        chosen, labels, truths, masks, positives = [], [], [], [], []
+        chosen, labels, target_boxes, masks, positives = [], [], [], [], []
         for target, boxes, sample in zip(targets, candidates, samples, strict=True):
             chosen.append(torch.cat((boxes[sample.positives], boxes[sample.negatives])))
             background = target["labels"].new_full((len(sample.negatives),), self.num_classes)
             labels.append(torch.cat((target["labels"][sample.matched], background)))
-            truths.append(target["boxes"][sample.matched])
+            target_boxes.append(target["boxes"][sample.matched])
             positives.append(boxes[sample.positives])
             masks.append(mask_targets(target["masks"][sample.matched], boxes[sample.positives]))
         logits, deltas = self.boxes(levels, with_image_index(chosen))
         every = torch.cat(labels)
-        losses = self.boxes.losses(logits, deltas, torch.cat(chosen), every, torch.cat(truths))
+        losses = self.boxes.losses(logits, deltas, torch.cat(chosen), every, torch.cat(target_boxes))
         mask_logits = self.masks(levels, with_image_index(positives)).float()
         own = mask_logits[torch.arange(len(mask_logits), device=every.device), every[every < self.num_classes]]
         wanted = torch.cat(masks)

@@ -71,5 +71,5 @@ def _sample(mask: Tensor, box: Tensor, rows: slice, columns: slice) -> Tensor:
     x = torch.arange(columns.start, columns.stop, device=box.device, dtype=torch.float32) + 0.5
     y = (y - box[1]) / (box[3] - box[1]) * 2 - 1
     x = (x - box[0]) / (box[2] - box[0]) * 2 - 1
-    places = torch.stack((x.expand(len(y), len(x)), y[:, None].expand(len(y), len(x))), -1)
-    return F.grid_sample(mask[None, None].float(), places[None], align_corners=False)[0, 0]
+    points = torch.stack((x.expand(len(y), len(x)), y[:, None].expand(len(y), len(x))), -1)
+    return F.grid_sample(mask[None, None].float(), points[None], align_corners=False)[0, 0]

@@ -1,4 +1,4 @@
-"""Heads that look at one region after the other: class, box and mask.
+"""Heads of regions: class, box and mask.
 
 Source: Mask R-CNN (arXiv 1703.06870); rules as released (`docs/official.md`): background is the last class, boxes are
 coded per class, RoIAlign is aligned and samples adaptively.
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from piip.heads.boxes import BoxCoder, areas, class_offset_nms
-from piip.heads.image_info import ImageFrame
+from piip.structures import ImageInfo
 
 FINEST_SIDE = 56  # a region of this side, in pixels, is read from the finest map
 LEAST_SCORE = 0.05
 OVERLAP = 0.5
-DETECTIONS = 100
+MAX_DETECTIONS = 100
 
 
 def pool_regions(maps: Sequence[Tensor], regions: Tensor, side: int) -> Tensor:
@@ -83,10 +83,10 @@ class BoxHead(nn.Module):
         boxes: Tensor,
         logits: Tensor,
         deltas: Tensor,
-        frame: ImageFrame,
+        image_info: ImageInfo,
         *,
         rescale: bool = True,
-        most: int = DETECTIONS,
+        max_detections: int = MAX_DETECTIONS,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (N, 4), scores (N,) and labels (N,) of one image, best first.
 
@@ -94,32 +94,32 @@ class BoxHead(nn.Module):
             boxes: Regions of the image.
             logits: Their logits.
             deltas: Their deltas.
-            frame: The image.
+            image_info: The image.
             rescale: Give boxes in pixels of the original image.
-            most: Detections kept.
+            max_detections: Maximum number of detections.
         """
         scores = logits.float().softmax(1)[:, :-1]
-        refined = self.coder.decode(boxes, deltas.float(), frame.size)
+        refined = self.coder.decode(boxes, deltas.float(), image_info.size)
         if rescale:
-            refined = refined / refined.new_tensor(frame.scale * 2)
-        return self.select(refined, scores, most)
+            refined = refined / refined.new_tensor(image_info.scale * 2)
+        return self.select(refined, scores, max_detections)
 
     @staticmethod
-    def select(refined: Tensor, scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    def select(refined: Tensor, scores: Tensor, max_detections: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (N, 4), scores (N,) and labels (N,) without duplicates, best first.
 
         Args:
             refined: Box of every region and class, (P, K, 4).
             scores: Their probabilities (P, K).
-            most: Detections kept.
+            max_detections: Maximum number of detections.
         """
         chosen = (scores > LEAST_SCORE).nonzero()
         found, score, label = refined[chosen[:, 0], chosen[:, 1]], scores[chosen[:, 0], chosen[:, 1]], chosen[:, 1]
-        kept = class_offset_nms(found, score, label, OVERLAP)[:most]
+        kept = class_offset_nms(found, score, label, OVERLAP)[:max_detections]
         return found[kept], score[kept], label[kept]
 
     def losses(
-        self, logits: Tensor, deltas: Tensor, boxes: Tensor, labels: Tensor, truths: Tensor
+        self, logits: Tensor, deltas: Tensor, boxes: Tensor, labels: Tensor, targets: Tensor
     ) -> dict[str, Tensor]:
         """Return "loss_cls", "loss_bbox" and the accuracy "acc" in percent.
 
@@ -128,14 +128,14 @@ class BoxHead(nn.Module):
             deltas: (N, K, 4).
             boxes: The sampled regions (N, 4).
             labels: Their classes (N,), K for background.
-            truths: True boxes (P, 4) of the regions that have one, in order.
+            targets: True boxes (P, 4) of the regions that have one, in order.
         """
         logits, deltas = logits.float(), deltas.float()
         count = max(len(labels), 1)
         found = (labels < self.num_classes).nonzero().squeeze(1)
         box_loss = deltas.sum() * 0
         if len(found):
-            wanted = self.coder.encode(boxes[found], truths)
+            wanted = self.coder.encode(boxes[found], targets)
             box_loss = (deltas[found, labels[found]] - wanted).abs().sum() / count
         accuracy = (logits.argmax(1) == labels).float().mean() * 100 if len(labels) else logits.sum() * 0
         class_loss = F.cross_entropy(logits, labels, reduction="sum") / count

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piip.heads.boxes import BoxCoder, class_offset_nms
-from piip.heads.image_info import ImageFrame, Target
 from piip.heads.mask_rcnn.anchors import ANCHOR_SCALE, RATIOS, cells_inside, grid_anchors
-from piip.heads.mask_rcnn.assign import Sample, assign_by_overlap, draw_sample
+from piip.heads.mask_rcnn.assign import RegionSample, assign_by_overlap, draw_sample
+from piip.structures import ImageInfo, Target
 
 STRIDES = (4, 8, 16, 32, 64)
 KEPT_BY_LEVEL = {False: 1000, True: 2000}  # in training twice as many
@@ -41,7 +41,7 @@ class RegionLevel(NamedTuple):
 
 
 class RegionProposals(nn.Module):
-    """Scores and boxes of three anchors a cell.
+    """Scores and boxes of three anchors per cell.
 
     Args:
         in_channels: Width of the maps.
@@ -70,14 +70,14 @@ class RegionProposals(nn.Module):
         return levels
 
     @torch.no_grad()
-    def proposals(self, levels: Sequence[RegionLevel], frames: Sequence[ImageFrame]) -> list[tuple[Tensor, Tensor]]:
+    def proposals(self, levels: Sequence[RegionLevel], image_infos: Sequence[ImageInfo]) -> list[tuple[Tensor, Tensor]]:
         """Return the best boxes of every image (N, 4) with their scores (N,), best first."""
         results = []
-        for index, frame in enumerate(frames):
+        for index, image_info in enumerate(image_infos):
             best = [self._best(level, index) for level in levels]
             score, delta, anchor = (torch.cat(parts) for parts in zip(*best, strict=True))
             number = torch.cat([torch.full_like(part[0], i) for i, part in enumerate(best)])
-            boxes = self.coder.decode(anchor, delta, frame.size)
+            boxes = self.coder.decode(anchor, delta, image_info.size)
             real = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
             boxes, score, number = boxes[real], score[real], number[real]
             chosen = class_offset_nms(boxes, score, number, OVERLAP)[:KEPT]
@@ -86,34 +86,34 @@ class RegionProposals(nn.Module):
 
     def _best(self, level: RegionLevel, index: int) -> tuple[Tensor, Tensor, Tensor]:
         score, delta = level.scores[index].float().sigmoid(), level.deltas[index].float()
-        most = KEPT_BY_LEVEL[self.training]
-        if len(score) <= most:
+        limit = KEPT_BY_LEVEL[self.training]
+        if len(score) <= limit:
             return score, delta, level.anchors
         ranked, order = score.sort(descending=True)
-        return ranked[:most], delta[order[:most]], level.anchors[order[:most]]
+        return ranked[:limit], delta[order[:limit]], level.anchors[order[:limit]]
 
     def losses(
         self,
         levels: Sequence[RegionLevel],
         targets: Sequence[Target],
-        frames: Sequence[ImageFrame],
-        samples: Sequence[Sample] | None = None,
+        image_infos: Sequence[ImageInfo],
+        samples: Sequence[RegionSample] | None = None,
     ) -> dict[str, Tensor]:
         """Return "loss_rpn_cls" and "loss_rpn_bbox".
 
         Args:
             levels: What the network says.
             targets: "boxes" (G, 4) of every image.
-            frames: The images.
-            samples: Which anchors to look at, instead of drawing them.
+            image_infos: Sizes and padding of the images.
+            samples: Anchors to use instead of drawing them.
         """
         anchors = torch.cat([level.anchors for level in levels])
         scores = torch.cat([level.scores.float() for level in levels], 1)
         deltas = torch.cat([level.deltas.float() for level in levels], 1)
         if samples is None:
             samples = [
-                self._sample(levels, anchors, target["boxes"], frame)
-                for target, frame in zip(targets, frames, strict=True)
+                self._sample(levels, anchors, target["boxes"], image_info)
+                for target, image_info in zip(targets, image_infos, strict=True)
             ]
         total = sum(max(len(sample.positives), 1) + max(len(sample.negatives), 1) for sample in samples)
         score_loss, box_loss = scores.sum() * 0, deltas.sum() * 0
@@ -123,13 +123,15 @@ class RegionProposals(nn.Module):
             wanted[: len(sample.positives)] = 1
             score_loss = score_loss + F.binary_cross_entropy_with_logits(scores[index, chosen], wanted, reduction="sum")
             if len(sample.positives):
-                truth = self.coder.encode(anchors[sample.positives], target["boxes"][sample.matched])
-                box_loss = box_loss + (deltas[index, sample.positives] - truth).abs().sum()
+                encoded = self.coder.encode(anchors[sample.positives], target["boxes"][sample.matched])
+                box_loss = box_loss + (deltas[index, sample.positives] - encoded).abs().sum()
         return {"loss_rpn_cls": score_loss / total, "loss_rpn_bbox": box_loss / total}
 
-    def _sample(self, levels: Sequence[RegionLevel], anchors: Tensor, boxes: Tensor, frame: ImageFrame) -> Sample:
+    def _sample(
+        self, levels: Sequence[RegionLevel], anchors: Tensor, boxes: Tensor, image_info: ImageInfo
+    ) -> RegionSample:
         grids = [level.grid for level in levels]
-        inside = torch.cat(cells_inside(STRIDES, grids, frame.padded)).to(anchors.device)
+        inside = torch.cat(cells_inside(STRIDES, grids, image_info.padded)).to(anchors.device)
         assigned = torch.full((len(anchors),), -2, device=anchors.device)
-        assigned[inside] = assign_by_overlap(anchors[inside], boxes, positive=0.7, negative=0.3, least=0.3)
+        assigned[inside] = assign_by_overlap(anchors[inside], boxes, positive=0.7, negative=0.3, min_iou=0.3)
         return draw_sample(assigned, SAMPLES, 0.5)
