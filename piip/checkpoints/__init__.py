@@ -1,10 +1,10 @@
-"""Checkpoints of the authors and of single networks: the only code that knows foreign names.
+"""Checkpoints of the authors and of single networks: the only code with foreign parameter names.
 
 `official` builds models as the released code did and maps their names; `families`, `layouts`, `keymap`, `head_names`
 and `translate` are its tables; `heads` does the same for dense heads; `reading`, `unwrapping` and `identify` open
 files; `networks` reads weights of single networks; `convert` writes model directories. Public names load on first use.
 
-A new publisher's layout is a file in `networks`.
+To support another publisher's layout, add a file to `networks`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""From published weights to a model directory: whole models of the authors, or one network into one branch.
+"""Conversion of published weights to a model directory: whole models of the authors, or one network into one branch.
 
-Tensors are read, renamed and written one at a time; a model is never in memory beside its file. Published files are
-only read here, and nothing in them is executed.
+Tensors are read, renamed and written one at a time, so a model is never in memory as a whole. No code in published
+files is executed.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ from piip.checkpoints.official import OfficialModel, build_released
 from piip.checkpoints.reading import open_checkpoint
 from piip.checkpoints.sources import fits, has_head, one_branch, own_facts, own_names, own_stream, whole_model
 from piip.checkpoints.unwrapping import FoundWeights, find_weights
-from piip.config import DENSE_HEADS, HeadConfig, ModelConfig
+from piip.config import HeadConfig, ModelConfig
 from piip.data.benchmarks import benchmark_metadata
 from piip.data.imagenet import NUM_CLASSES, imagenet_metadata
-from piip.heads.classification import PIIPClassifier
-from piip.serialization.load import CONFIG_NAME, DTYPES, read_description, stored_dtype, write_description
-from piip.serialization.meta_device import without_values
+from piip.device import without_values
+from piip.serialization.description import CONFIG_NAME, read_description, write_description
 from piip.serialization.model_card import write_card
+from piip.serialization.save import DTYPES, stored_dtype
 from piip.serialization.weights import MAX_SHARD_BYTES, Progress, StoredTensor, TensorFacts, open_weights, write_weights
-from piip.zoo.create import model_config, published_config, published_results
+from piip.zoo.create import model_config, published_config
+from piip.zoo.published import published_facts, published_results
 
 SHOWN = 6  # names listed in the summary
-SEED = 0  # of the branches that no file has filled yet
+SEED = 0  # branches that no file has been loaded into yet
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted.
+    """Summary of a conversion.
 
     Args:
         model: The model's name.
         out: The directory.
         files: Names of the weight files in it.
         tensors: Number of tensors written.
-        nbytes: Their size.
-        prefix: What stood before the model's names in the file.
-        wrappings: Keys that led to the weights.
+        nbytes: Their size in bytes.
+        prefix: Prefix of the model's names in the file.
+        wrappings: Keys under which the weights were nested.
         left_out: Number of tensors of other parts, by part.
-        branch: The branch that was filled, or None for a whole model.
+        branch: The branch that was loaded, or None for a whole model.
         network: The layout of the single network.
-        resized: Tables and kernels of the branch that were brought to other sizes.
-        initial: Tensors of the branch that the file lacks.
+        resized: Resized tables and kernels of the branch.
+        initial: Tensors of the branch that are not in the file.
     """
 
     model: str
@@ -69,7 +70,7 @@ class Conversion:
     initial: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
+        """Return the summary as JSON values."""
         return {**dataclasses.asdict(self), "out": str(self.out)}
 
 
@@ -83,25 +84,25 @@ def convert_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Turn published weights into a directory that `load_model` reads.
+    """Convert published weights to a directory that `load_model` reads.
 
     Args:
-        file: A checkpoint: PyTorch, safetensors, `.npz`, or a directory or index of one in several files.
-        out: The directory to write: new, empty, or made by an earlier conversion for the same model. With `branch` the
-            other branches of such a directory stay as they are.
+        file: A checkpoint: PyTorch, safetensors, `.npz`, or a directory or index file of a sharded checkpoint.
+        out: Output directory: new, empty, or written by an earlier conversion for the same model. With `branch` the
+            other branches of such a directory stay unchanged.
         model: One of `list_models()`, or the name of an official record.
-        branch: Put one network's weights into this branch, 0 being the largest network; the branches that no file has
-            filled keep a random start.
+        branch: Load one network's weights into this branch; 0 is the largest network. Branches not yet loaded have
+            random weights.
         dtype: "keep", "f32" or "bf16" for floating-point weights.
-        max_shard_bytes: Above this the weights go into several files with an index.
-        progress: Told bytes written and bytes in all.
+        max_shard_bytes: Maximum size of a weight file before splitting.
+        progress: Called with bytes written and total bytes.
 
     Returns:
-        What was converted and what was left out.
+        Summary of converted tensors and tensors left out.
 
     Raises:
-        ValueError: An unknown model or option, a file that cannot be read or wants to run code, weights of another
-            model (with the one they look like), or a directory that holds something else.
+        ValueError: The model or an option is unknown, the file is unreadable or contains code, the weights belong to
+            another model (the message names the most similar one), or the directory has other contents.
     """
     if dtype not in ("keep", *DTYPES):
         raise ValueError(f"dtype is {dtype!r}, expected one of keep, {', '.join(DTYPES)}.")
@@ -135,14 +136,14 @@ def convert_checkpoint(
 
 
 def format_conversion(done: Conversion) -> str:
-    """Return a summary in a few lines."""
+    """Return the summary as text."""
     what = f"{done.model}" if done.branch is None else f"{done.network} into branch {done.branch} of {done.model}"
     path = " > ".join([*done.wrappings, *([f"{done.prefix}*"] if done.prefix else [])])
     lines = [f"Converted {what}" + (f", found under {path}" if path else "")]
     if done.resized:
         lines.append(f"Resized: {_listed(done.resized)}")
     if done.initial:
-        lines.append(f"Not in the file, left as built: {_listed(done.initial)}")
+        lines.append(f"Not in the file, initialised: {_listed(done.initial)}")
     if done.left_out:
         parts = ", ".join(f"{part} ({count})" for part, count in done.left_out.items())
         lines.append(f"Left out, by part and number of tensors: {parts}")
@@ -153,7 +154,7 @@ def format_conversion(done: Conversion) -> str:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    """Return names in words, those of blocks once."""
+    """Return names as text, with the names of blocks merged."""
     short = list(dict.fromkeys(re.sub(r"\.\d+\.", ".N.", name) for name in names))
     more = f" and {len(short) - SHOWN} more" if len(short) > SHOWN else ""
     return ", ".join(short[:SHOWN]) + more
@@ -161,13 +162,13 @@ def _listed(names: tuple[str, ...]) -> str:
 
 @contextlib.contextmanager
 def bytes_bar(title: str) -> Iterator[Progress | None]:
-    """Show how much is written, where stderr is a terminal.
+    """Show a progress bar if stderr is a terminal.
 
     Args:
-        title: What stands before the bar.
+        title: Text before the bar.
 
     Yields:
-        What to tell bytes done and bytes in all; None without a terminal.
+        Function of bytes done and total bytes; None without a terminal.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
@@ -187,7 +188,7 @@ def parse_size(text: str) -> int:
     """Read a size such as "5GB", "500 MB" or "1.5GiB" as bytes.
 
     Raises:
-        ValueError: The text is no size above zero.
+        ValueError: The text is not a positive size.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B)\s*", text, flags=re.IGNORECASE)
     size = int(float(found.group(1)) * UNITS.get(found.group(2).upper(), 0)) if found else 0
@@ -197,22 +198,22 @@ def parse_size(text: str) -> int:
 
 
 def _earlier_conversion(out: Path, model: str) -> dict[str, Any]:
-    """Return the description that an earlier conversion left, empty where there is none; refuse other contents."""
+    """Return the description of an earlier conversion, or an empty one; raise an error for other contents."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return {}
     if not (out / CONFIG_NAME).is_file():
-        raise ValueError(f"{out} exists and is no converted model: name a new directory, or empty this one.")
+        raise ValueError(f"{out} exists and is not a converted model: choose a new directory, or empty this one.")
     description = read_description(out)
     if "converted" not in description:
-        raise ValueError(f"{out} holds a model that `piip convert` did not write: name a new directory.")
+        raise ValueError(f"{out} holds a model that `piip convert` did not write: choose a new directory.")
     if description.get("name") != model:
-        raise ValueError(f"{out} holds {description.get('name')}, not {model}: name another directory.")
+        raise ValueError(f"{out} holds {description.get('name')}, not {model}: choose another directory.")
     return description
 
 
 @contextlib.contextmanager
 def _made(out: Path) -> Iterator[None]:
-    """Make a directory, and take it away again where nothing could be written into it."""
+    """Create a directory, and remove it if nothing could be written."""
     out.mkdir(parents=True, exist_ok=True)
     try:
         yield
@@ -222,10 +223,10 @@ def _made(out: Path) -> Iterator[None]:
 
 
 def _for_file(weights: FoundWeights, model: str) -> tuple[OfficialModel, ModelConfig]:
-    """Build the model that a whole file is for, without values.
+    """Build the model for a whole file, without allocating weights.
 
-    A multimodal model has no projector where the file holds none. The code of the four-branch detectors takes
-    branch 4's network from branch 3 (`docs/official.md`); a file with the network that was meant gets that one.
+    A multimodal model has no projector if the file has none. The code of the four-branch detectors uses branch 3's
+    network for branch 4 (`docs/official.md`); for a file with the intended network, that network is built.
     """
     config, published = model_config(model), published_config(model)
     with without_values():
@@ -234,37 +235,38 @@ def _for_file(weights: FoundWeights, model: str) -> tuple[OfficialModel, ModelCo
             meant = build_released(model, as_published=True)
             if fits(weights, meant):
                 return meant, dataclasses.replace(published, resize=config.resize)
-    return official, config if official.config.head.kind != "none" else dataclasses.replace(config, head=HeadConfig())
+    has_no_head = official.config.head.task == "features"
+    return official, dataclasses.replace(config, head=HeadConfig()) if has_no_head else config
 
 
 def _for_directory(earlier: dict[str, Any], model: str) -> tuple[OfficialModel, ModelConfig]:
-    """Build the model that a directory holds or will hold, without values; see `_for_file` for its variants."""
+    """Build the model of a directory, without allocating weights; see `_for_file` for its variants."""
     named = model_config(model)
     config = ModelConfig.from_dict(earlier["model"]) if earlier else named
     with without_values():
         official = build_released(
             model,
-            with_head=config.head.kind in ("projector", *DENSE_HEADS),
+            with_head=config.head.task not in ("features", "classification"),
             as_published=config.branches != named.branches,
         )
     return official, config
 
 
 def _write_facts(out: Path, config: ModelConfig, metadata: dict[str, Any]) -> None:
-    """Write config.json and the model card; models with a head learn the classes and pictures of their data set."""
+    """Write config.json and the model card, with classes and image preparation for models with a head."""
     with without_values():
         model = build_model(config)
-    model.metadata = metadata
-    if isinstance(model, PIIPClassifier) and model.num_classes == NUM_CLASSES:
+    model.metadata = metadata | {"published": published_facts(metadata)}
+    if config.head.task == "classification" and config.head.num_classes == NUM_CLASSES:
         model.metadata |= imagenet_metadata(config)
-    elif config.head.kind in DENSE_HEADS:
+    if config.head.is_dense:
         model.metadata |= benchmark_metadata(config, published_results(metadata["name"]).evaluation)
     write_description(out, config, model.pretrained_cfg, model.metadata)
     write_card(model, out)
 
 
 def _base(out: Path, config: ModelConfig, again: list[str]) -> dict[str, StoredTensor]:
-    """Open what an earlier conversion left, but for names that start as built and not as the file before had them."""
+    """Open the tensors of an earlier conversion, except those that are initialised instead of kept."""
     base = open_weights(out)
     if again:
         built = _random_start(config)

@@ -1,4 +1,4 @@
-"""From the authors' settings of one branch to a `BranchConfig`, one function a family.
+"""Conversion of the authors' settings of one branch to a `BranchConfig`, one function per family.
 
 Facts: the authors' public release, code state of 2025-08-05; in our words in `docs/official.md`.
 """
@@ -29,7 +29,7 @@ KNOWN_FAMILIES: Mapping[
     "InternViT6B": (),
     "ConvNextHFWrapper": ("convnext",),
 }
-# sizes of the networks that the released configurations name and do not describe
+# sizes of networks that the released configurations name without describing them
 HF_CONVNEXTS: Mapping[str, Settings] = {
     "facebook/convnext-tiny-224": {"depths": (3, 3, 9, 3), "hidden_sizes": (96, 192, 384, 768)},
     "facebook/convnext-small-224": {"depths": (3, 3, 27, 3), "hidden_sizes": (96, 192, 384, 768)},
@@ -46,7 +46,7 @@ CLIPS: Mapping[str, Settings] = {
 
 
 def family_of(branch: Settings, code_base: str, official_class: str) -> str:
-    """Return the family of a branch as the released classes choose it.
+    """Return the family of a branch by the rules of the released classes.
 
     Args:
         branch: Its settings.
@@ -59,7 +59,7 @@ def family_of(branch: Settings, code_base: str, official_class: str) -> str:
         "deit", "beit", "uni_perceiver", "convnext", "intern_vit", or of multimodal models "clip", "timm_convnext".
 
     Raises:
-        ValueError: An unknown `model_type`.
+        ValueError: The `model_type` is unknown.
     """
     if code_base in MODEL_TYPES:
         kinds = MODEL_TYPES[code_base]
@@ -75,7 +75,7 @@ def family_of(branch: Settings, code_base: str, official_class: str) -> str:
 
 
 def with_sizes(branch: Settings, family: str, archs: Mapping[str, Settings]) -> dict[str, Any]:
-    """Return a branch's settings with the sizes of its network, where the configuration names that only.
+    """Return a branch's settings with the sizes of its network, if the configuration has only its name.
 
     Args:
         branch: Its settings.
@@ -83,7 +83,7 @@ def with_sizes(branch: Settings, family: str, archs: Mapping[str, Settings]) -> 
         archs: Sizes by the name of the network (`convnext_arch`, `clip_arch`, `timm_convnext_arch`).
 
     Raises:
-        ValueError: A network whose sizes are not given and not known.
+        ValueError: The sizes of the network are neither given nor known.
     """
     if family not in ("convnext", "clip", "timm_convnext"):
         return dict(branch)
@@ -116,7 +116,7 @@ def branch_config(branch: Settings, family: str, *, code_base: str, final_norm: 
         final_norm: Whether the network's final norm is applied.
 
     Raises:
-        ValueError: Settings that the released code does not have for this family.
+        ValueError: The released code does not support the settings for this family.
     """
     if family in ("convnext", "timm_convnext"):
         return _convnext(branch, image_size=_image_size(branch, code_base))
@@ -215,8 +215,8 @@ def _beit(branch: Settings, is_classifier: bool) -> tuple[str, dict[str, Any], d
     windows = _windows(branch)
     if 0 in windows or branch.get("use_abs_pos_emb") or branch.get("use_shared_rel_pos_bias"):
         raise ValueError(
-            "BEiT branches of the released models have one table of relative positions a block and windows in every "
-            "block; set window_attn and window_size, and leave use_abs_pos_emb and use_shared_rel_pos_bias out."
+            "BEiT branches of the released models have one table of relative positions per block and windows in every "
+            "block; set window_attn and window_size, and remove use_abs_pos_emb and use_shared_rel_pos_bias."
         )
     timm_args = {"qkv_bias": bool(branch.get("qkv_bias", False)), "init_values": branch.get("init_values") or None}
     return (
@@ -240,7 +240,7 @@ def _convnext(branch: Settings, *, image_size: int) -> BranchConfig:
         dims = branch.get("dims") or branch["hidden_sizes"]
         sizes = {"depths": tuple(branch["depths"]), "dims": tuple(dims)}
     groups = _groups(branch)
-    if groups is None:  # a single network: one group a stage
+    if groups is None:  # a single network: one group per stage
         ends = list(accumulate(depth + (index > 0) for index, depth in enumerate(branch["depths"])))
         groups = tuple((start, end - 1) for start, end in zip([0, *ends[:-1]], ends, strict=True))
     return BranchConfig(

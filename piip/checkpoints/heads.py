@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from piip.checkpoints.head_names import DINO, MASK_RCNN, UPERNET, HeadNames
+from piip.heads.base import DenseHead
 from piip.heads.dino.head import DINOHead
 from piip.heads.dino.transformer import LayerSizes
-from piip.heads.image_info import ImageFrame, Prediction, Target
 from piip.heads.mask_rcnn.head import MaskRCNNHead
 from piip.heads.upernet import UperNetHead
+from piip.structures import HeadOutput, ImageInfo, Target
 
 Metas = Sequence[Mapping[str, Any]]
 
@@ -29,14 +30,14 @@ class OfficialHead(nn.Module):
         names: How the authors name its parameters.
     """
 
-    def __init__(self, model: MaskRCNNHead | UperNetHead | DINOHead, names: HeadNames) -> None:
+    def __init__(self, model: DenseHead, names: HeadNames) -> None:
         super().__init__()
         self.model = model
         self.names = names
 
-    def predict(self, features: Sequence[Tensor], img_metas: Metas) -> list[Prediction]:
+    def predict(self, features: Sequence[Tensor], img_metas: Metas) -> list[HeadOutput]:
         """Return what the official head finds in maps of the backbone; see the head's own `predict`."""
-        return self.model.predict(features, [frame_of(meta) for meta in img_metas])
+        return self.model.predict(features, [image_info_of(meta) for meta in img_metas])
 
     def losses(
         self,
@@ -49,28 +50,29 @@ class OfficialHead(nn.Module):
 
         Args:
             features: Maps of the backbone.
-            targets: One dict an image; of a segmentor also one dict with "labels" (B, H, W).
+            targets: One dict per image; of a segmentor also one dict with "labels" (B, H, W).
             img_metas: What is known of the images.
             draws: Samples or denoising queries to use instead of drawing them.
         """
-        frames = [frame_of(meta) for meta in img_metas]
+        image_infos = [image_info_of(meta) for meta in img_metas]
         every = [{"labels": labels} for labels in targets["labels"]] if isinstance(targets, Mapping) else targets
-        if isinstance(self.model, UperNetHead):
-            return self.model.losses(features, every, frames)
-        return self.model.losses(features, every, frames, draws)
+        found = self.model.losses(features, every, image_infos, draws)
+        return found.losses | found.metrics
 
 
-def frame_of(meta: Mapping[str, Any]) -> ImageFrame:
+def image_info_of(meta: Mapping[str, Any]) -> ImageInfo:
     """Describe an image by its official `img_metas` entry; heights and widths first, channels are ignored.
 
-    parity: the scale is rounded to float32, one factor an axis.
+    parity: the scale is rounded to float32, one factor per axis.
     """
     size = _shape(meta["img_shape"])
     padded = _shape(meta.get("pad_shape", size))
     original = _shape(meta.get("ori_shape", size))
-    frame = ImageFrame.make(size, padded=padded, batch=_shape(meta.get("batch_input_shape", size)), original=original)
-    horizontal, vertical = torch.tensor(frame.scale, dtype=torch.float32).tolist()
-    return frame._replace(scale=(horizontal, vertical))
+    image_info = ImageInfo.make(
+        size, padded=padded, batch=_shape(meta.get("batch_input_shape", size)), original=original
+    )
+    horizontal, vertical = torch.tensor(image_info.scale, dtype=torch.float32).tolist()
+    return image_info._replace(scale=(horizontal, vertical))
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -130,6 +132,6 @@ def _dino(arch: Mapping[str, Any]) -> OfficialHead:
         decoder_depth=arch.get("dec_layers", 6),
         num_queries=arch.get("num_query", 900),
         num_noisy_queries=arch.get("num_dn_queries", 100),
-        detections=arch.get("max_per_img", 300),
+        max_detections=arch.get("max_per_img", 300),
     )
     return OfficialHead(head, DINO)

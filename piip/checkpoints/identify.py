@@ -1,4 +1,4 @@
-"""Explaining a file that does not fit: which branch differs, and which known model it looks like."""
+"""Explaining files that do not match a model: differing branches, and the most similar known model."""
 
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from piip.branches import create_network
 from piip.checkpoints.networks import branch_shapes, describe_network, first_width
 from piip.checkpoints.official import INDEX_BUFFERS, build_released, official_shapes
 from piip.config import BranchConfig, ModelConfig
-from piip.serialization.meta_device import without_values
+from piip.device import without_values
 from piip.serialization.mismatch import explain_mismatch
 from piip.zoo.create import list_models, model_config
 from piip.zoo.registry import OFFICIAL
 
 HEAD_PARTS = ("mm_projector.", "roi_head.", "bbox_head.", "decode_head.")  # multimodal, detectors, segmentors
 Shapes = Mapping[str, tuple[int, ...]]
-LOOKS_LIKE = 0.5  # share of equal tensors from which a likeness is worth a word
+LOOKS_LIKE = 0.5  # minimum fraction of equal tensors to report a similar model
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """The known models that a file looks like most.
+    """The known models that are most similar to a file.
 
     Args:
-        names: Their names; several where only resolutions differ.
-        share: Share of tensors with equal names and shapes, in [0, 1]; 1 is a file that fits.
+        names: Their names; several if only resolutions differ.
+        fraction: Fraction of tensors with equal names and shapes, in [0, 1]; 1 is a match.
     """
 
     names: tuple[str, ...]
-    share: float
+    fraction: float
 
 
 def count_branches(names: Collection[str]) -> int:
-    """Return the number of branches that official names speak of; 1 where they have no number."""
+    """Return the number of branches in official names; 1 if the names have no number."""
     numbers = (re.match(r"branch(\d+)\.", name) for name in names)
     return max((int(found.group(1)) for found in numbers if found), default=1)
 
 
-def equal_share(given: Shapes, wanted: Shapes) -> float:
-    """Return the share of tensors that two models have in common, index buffers aside."""
+def equal_fraction(given: Shapes, wanted: Shapes) -> float:
+    """Return the fraction of tensors that two models have in common, without index buffers."""
     first = {(name, tuple(shape)) for name, shape in given.items() if not name.endswith(INDEX_BUFFERS)}
     second = {(name, tuple(shape)) for name, shape in wanted.items() if not name.endswith(INDEX_BUFFERS)}
     return len(first & second) / max(1, len(first | second))
 
 
 def most_alike(given: Shapes, names: Iterable[str] | None = None) -> Likeness:
-    """Find the known models that a file's names and shapes look like most.
+    """Find the known models that are most similar to a file by names and shapes.
 
     Args:
         given: Names and shapes of the file, without prefixes.
-        names: Models to compare with; None takes all.
+        names: Models to compare with; None compares with all.
 
     Returns:
-        The best likeness; without names where no model has as many branches.
+        The most similar models; without names if no model has this number of branches.
     """
     best = Likeness((), 0.0)
     with_head = any(name.startswith(HEAD_PARTS) for name in given)
     for group in _likely_groups(given, list_models() if names is None else names):
         with without_values():
-            share = equal_share(given, official_shapes(build_released(group[0], with_head=with_head)))
-        if share > best.share:
-            best = Likeness(tuple(group), share)
-        if share == 1:
+            fraction = equal_fraction(given, official_shapes(build_released(group[0], with_head=with_head)))
+        if fraction > best.fraction:
+            best = Likeness(tuple(group), fraction)
+        if fraction == 1:
             break
     return best
 
 
 def _likely_groups(given: Shapes, names: Iterable[str]) -> list[list[str]]:
-    """Return the models with as many branches and the most equal widths, those of equal shapes together."""
+    """Return the models with the same number of branches and the most equal widths, grouped by equal shapes."""
     count = count_branches(given)
     wanted = [first_width(branch_shapes(given, branch, count=count)) for branch in range(count)]
     groups: dict[str, list[str]] = {}
@@ -99,9 +99,9 @@ def _network_width(branch: BranchConfig, known: dict[str, int | None]) -> int | 
 
 
 def _sizes(config: ModelConfig) -> str:
-    """Return a description without what does not change shapes, so that models of equal shapes are built once."""
+    """Return a description without fields that do not affect shapes, so models of equal shapes are built once."""
     branches = tuple(
-        # a classifier's position table follows its resolution, and is written down as a grid
+        # a classifier's position table depends on its resolution, and is described by its grid
         dataclasses.replace(branch, image_size=16, window_size=0, drop_path_rate=0.0, block_groups=None)
         if branch.position_grid is not None
         else dataclasses.replace(branch, drop_path_rate=0.0, block_groups=None)
@@ -112,16 +112,16 @@ def _sizes(config: ModelConfig) -> str:
 
 
 def explain_wrong_file(given: Shapes, wanted: Shapes, *, source: str, model: str) -> str | None:
-    """Compare a file with the model it is meant for.
+    """Compare a file with a model.
 
     Args:
         given: Names and shapes of the file, without prefixes.
         wanted: Names and shapes of the model.
-        source: What the file is called in the message.
+        source: Name of the file in the message.
         model: The model's name.
 
     Returns:
-        A message with the branches that differ and the models the file looks like, or None where it fits.
+        A message with the differing branches and the most similar models, or None if the file matches.
     """
     kept = {name: shape for name, shape in given.items() if name in wanted or not name.endswith(INDEX_BUFFERS)}
     needed = {name: shape for name, shape in wanted.items() if name in given or not name.endswith(INDEX_BUFFERS)}
@@ -129,7 +129,7 @@ def explain_wrong_file(given: Shapes, wanted: Shapes, *, source: str, model: str
     if problem is None:
         return None
     differences = _branch_differences(kept, needed)
-    if not differences:  # same networks: name what is missing or too much
+    if not differences:  # same networks: list missing and unexpected tensors
         differences = [line.strip() for line in problem.splitlines()[1:-1]]
     alike = most_alike(kept)
     return f"{source} does not fit {model}: {'; '.join(differences)}. {_advice(alike, model)}"
@@ -150,12 +150,12 @@ def _branch_differences(given: Shapes, wanted: Shapes) -> list[str]:
 
 
 def _advice(alike: Likeness, model: str) -> str:
-    if alike.share < LOOKS_LIKE:
-        return "It looks like none of the known models."
+    if alike.fraction < LOOKS_LIKE:
+        return "It is not similar to any known model."
     names = [name for name in alike.names if name not in (model, OFFICIAL.get(model))]
     if len(names) < len(alike.names):
-        return "No known model is nearer: the file may be damaged, or of another version."
+        return "No known model is more similar: the file may be damaged, or of another version."
     more = f" or {len(names) - 1} more of the same sizes" if len(names) > 1 else ""
-    if alike.share == 1:
+    if alike.fraction == 1:
         return f"It fits {names[0]}{more}: convert it with that --model."
-    return f"It looks most like {names[0]}{more} ({int(100 * alike.share)} % of the tensors)."
+    return f"It is most similar to {names[0]}{more} ({int(100 * alike.fraction)} % of the tensors)."

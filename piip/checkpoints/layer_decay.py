@@ -1,17 +1,15 @@
-"""Learning rates by depth as the authors' optimiser gave them.
+"""Layer-wise learning rate decay of the authors' optimiser.
 
-Our own rule by depth index (`piip.training.optim`) is the default for new models: it treats every family alike and
-counts from each branch's own end. This one is for repeating a released run.
+Our own rule (`piip.training.optim`) is the default for new models: it treats all families equally and counts from the
+end of each branch. This one is for reproducing a released run.
 """
 
 from __future__ import annotations
 
 import re
 
-from piip.branches import ConvNeXtBranch
 from piip.checkpoints.official import INDEX_BUFFERS, build_released, official_shapes
-from piip.config import DENSE_HEADS
-from piip.serialization.meta_device import without_values
+from piip.device import without_values
 from piip.zoo.create import model_config, official_record
 
 PLAIN_RATE, SLOW_RATE, MIXED_RATE = 0.85, 0.95, 0.8  # pyramids; single networks and segmentors; with ConvNeXt
@@ -39,16 +37,13 @@ def official_lr_scale(name: str) -> dict[str, float]:
     """
     record = official_record(name)
     config = model_config(record)
-    if config.head.kind not in DENSE_HEADS and "dino" not in record:
-        raise ValueError(f"{name} was not trained with rates by depth: they are known for detectors and segmentors.")
+    if not config.head.is_dense and "dino" not in record:
+        raise ValueError(f"{name} was not trained with layer-wise decay: only detectors and segmentors were.")
     with without_values():
         backbone, whole = build_released(record), build_released(record, with_head=True)
     inside, names = official_shapes(backbone), official_shapes(whole)
     mixed = any(branch.cut == "blocks" for branch in config.branches)
-    depths = [
-        None if isinstance(branch, ConvNeXtBranch) else branch.depth
-        for branch in backbone.model.branches  # type: ignore[union-attr]
-    ]
+    depths = [branch.depth if branch.is_decayed_officially else None for branch in backbone.get_backbone().branches]
     layers = MIXED_LAYERS if mixed else depths[0] or MIXED_LAYERS
     slow = len(depths) == 1 or config.head.kind == "upernet"
     rate = MIXED_RATE if mixed else SLOW_RATE if slow else PLAIN_RATE

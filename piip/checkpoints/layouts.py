@@ -1,4 +1,4 @@
-"""How the authors name and store the parameters of one branch, one class a family.
+"""The authors' parameter names and shapes of one branch, one class per family.
 
 With `keymap.py` this is all that is known about official names. Where a tensor of ours is not one of theirs, an
 `Origin` says which ones it is made of; nothing here is ever written back.

@@ -20,17 +20,15 @@ from piip.checkpoints.heads import OfficialHead
 from piip.checkpoints.keymap import OfficialNames
 from piip.checkpoints.layouts import Shape, layout_of
 from piip.checkpoints.translate import CODE_BASES, OFFICIAL_CLASSES, translate_config
-from piip.config import DENSE_HEADS, HeadConfig, ModelConfig
-from piip.heads.classification import PIIPClassifier
-from piip.heads.projector import PIIPVisionTower
-from piip.models import PIIPDenseModel
+from piip.config import HeadConfig, ModelConfig
+from piip.serialization.base import ModelParts, PyramidModel
 from piip.serialization.mismatch import explain_mismatch
 from piip.zoo.create import model_config, official_record, published_config
 
 INDEX_BUFFERS = ("relative_position_index", "position_ids", "num_batches_tracked")
 
 
-class OfficialModel(nn.Module):
+class OfficialModel(ModelParts):
     """One of the authors' backbones or classifiers, with their rules.
 
     Args:
@@ -42,15 +40,15 @@ class OfficialModel(nn.Module):
 
     def __init__(
         self,
-        model: PIIPBackbone | PIIPClassifier | PIIPVisionTower | PIIPDenseModel,
+        model: PyramidModel,
         names: OfficialNames,
         config: ModelConfig,
         input_size: int | None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: PyramidModel = model
         self.names = names
-        self.config = config
+        self.config: ModelConfig = config
         self.input_size = input_size
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -67,12 +65,20 @@ class OfficialModel(nn.Module):
         outputs = self.model(image)
         return [tensor.float() for tensor in (outputs if isinstance(outputs, list) else [outputs])]
 
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Return the modules of each part of the model inside."""
+        return self.model.parts()
+
+    def get_backbone(self) -> PIIPBackbone:
+        """Return the pyramid inside."""
+        return self.model.get_backbone()
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the branches' blocks in the backward pass instead of keeping their activations."""
         self.model.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Return names of parameters that are usually not decayed."""
+        """Return the names of parameters that are usually excluded from weight decay."""
         return {f"model.{name}" for name in self.model.no_weight_decay()}
 
 
@@ -98,7 +104,7 @@ def build_official(
 
     Returns:
         The model: image -> list of tensors (classification: one of logits; detection and segmentation: the pyramid
-        maps; multimodal: one map a branch).
+        maps; multimodal: one map per branch).
 
     Raises:
         ValueError: A code base, class or branch family that is not supported, or a configuration that lacks fields.
@@ -134,22 +140,21 @@ def build_released(name: str, *, with_head: bool = False, as_published: bool = F
     config = model_config(official_record(name))
     if as_published:
         config = dataclasses.replace(published_config(name), resize=config.resize)
-    is_multimodal = config.head.kind == "projector"
-    if (is_multimodal or config.head.kind in DENSE_HEADS) and not with_head:
+    is_multimodal = config.head.task == "tokens"
+    if (is_multimodal or config.head.is_dense) and not with_head:
         config = dataclasses.replace(config, head=HeadConfig())
     return _wrap(config, is_multimodal=is_multimodal)
 
 
 def _wrap(config: ModelConfig, *, is_multimodal: bool) -> OfficialModel:
     model = build_model(config)
-    has_logits = config.head.kind in ("pooled", "per_branch")
+    has_logits = config.head.task == "classification"
     side = config.branches[-1].image_size if has_logits else None
     return OfficialModel(model, _names(config, model, is_multimodal=is_multimodal), config, side)
 
 
-def _names(config: ModelConfig, model: nn.Module, *, is_multimodal: bool) -> OfficialNames:
-    backbone = model if isinstance(model, PIIPBackbone) else model.backbone
-    assert isinstance(backbone, PIIPBackbone)
+def _names(config: ModelConfig, model: PyramidModel, *, is_multimodal: bool) -> OfficialNames:
+    backbone = model.get_backbone()
     names = OfficialNames(
         layouts=tuple(layout_of(branch.network, is_multimodal=is_multimodal) for branch in config.branches),
         dense=config.interaction.attention == "dense",

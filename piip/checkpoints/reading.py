@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core import multiarray
 from torch import Tensor
 
 from piip.serialization.weights import INDEX_NAME, WEIGHTS_NAME, StoredTensor, TensorFacts, open_safetensors, read_index
@@ -37,7 +38,7 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *(type(np.dtype(kind)) for kind in "?bhilBHILefd"),
     np.dtypes.StrDType,
     *(
-        (getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")  # type: ignore[attr-defined]
+        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
         for name in ("scalar", "_reconstruct")
     ),
@@ -130,6 +131,7 @@ def _refusal(path: Path, message: str) -> str:
         return (
             f"{path} is damaged or no PyTorch checkpoint ({lines[-1] if lines else 'unknown'}), nothing of it was run."
         )
+    name = name.removeprefix("builtins.")  # PyTorch 2.6 names them in full
     return (
         f"{path} asks for {name.removesuffix('.')} while it is read, which is never executed: only tensors and plain "
         "values are read; get the file from a source you trust, best as safetensors."

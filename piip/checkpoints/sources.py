@@ -1,4 +1,4 @@
-"""Where the official tensors of a model come from: a file of the whole model, or of one network."""
+"""Sources of the official tensors of a model: a file of the whole model, or of one network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piip.checkpoints.identify import HEAD_PARTS, count_branches, equal_share, explain_wrong_file
+from piip.checkpoints.identify import HEAD_PARTS, count_branches, equal_fraction, explain_wrong_file
 from piip.checkpoints.networks import FittedBranch, SingleNetwork, branch_shapes, fit_branch, read_network
 from piip.checkpoints.official import OfficialModel, official_shapes, own_tensors
 from piip.checkpoints.unwrapping import FoundWeights, sort_names
@@ -20,13 +20,13 @@ from piip.serialization.weights import StoredTensor, TensorFacts
 
 @dataclass(frozen=True)
 class Source:
-    """Where the official tensors of a model come from.
+    """Sources of the official tensors of a model.
 
     Args:
         tensors: By official name.
         base: By our name, for what `tensors` lacks.
         result: Fields of the conversion's report.
-        initial: Official names of a filled branch that `tensors` lacks; they start as built.
+        initial: Official names of a filled branch that `tensors` lacks; they are initialised.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -36,34 +36,34 @@ class Source:
 
 
 def has_head(names: Collection[str]) -> bool:
-    """Tell whether a file holds the head of a dense or multimodal model beside its backbone."""
+    """Return whether a file holds the head of a dense or multimodal model beside its backbone."""
     return any(name.startswith(HEAD_PARTS) or any(f".{part}" in name for part in HEAD_PARTS) for name in names)
 
 
 def fits(weights: FoundWeights, official: OfficialModel) -> bool:
-    """Tell whether a file holds all of a model, in its shapes."""
+    """Return whether a file has all tensors of a model with equal shapes."""
     wanted = official_shapes(official)
     own = sort_names(weights.tensors, wanted).own
-    return equal_share({name: tensor.facts.shape for name, tensor in own.items()}, wanted) == 1
+    return equal_fraction({name: tensor.facts.shape for name, tensor in own.items()}, wanted) == 1
 
 
 def whole_model(weights: FoundWeights, official: OfficialModel, *, source: str, model: str) -> Source:
-    """Sort the tensors of a whole model's file.
+    """Select the tensors of a whole model from its file.
 
     Args:
         weights: The tensors of the file.
         official: The model, on the meta device.
-        source: What the file is called in messages.
+        source: Name of the file in messages.
         model: The model's name.
 
     Returns:
         The model's tensors.
 
     Raises:
-        ValueError: The file does not fit; with the model it looks like.
+        ValueError: The file does not match; the message names the most similar model.
     """
     if any(re.match(r"(?:backbone\.)?branches\.\d+\.", name) for name in weights.tensors):
-        raise ValueError(f"{source} is a model of piip already: load it, there is nothing to convert.")
+        raise ValueError(f"{source} is already a piip model: load it without conversion.")
     wanted = official_shapes(official)
     found = sort_names(weights.tensors, wanted)
     given = {name: tensor.facts.shape for name, tensor in found.own.items()}
@@ -71,12 +71,12 @@ def whole_model(weights: FoundWeights, official: OfficialModel, *, source: str, 
     network = None if _is_pyramid(weights.tensors) else read_network(weights.tensors)
     if network is not None and len(known) < len(wanted) / 2:
         raise ValueError(
-            f"{source} holds one network ({network.title}) and {model} is made of {count_branches(wanted)}: say which "
-            "branch it is for with --branch, 0 being the largest network."
+            f"{source} holds one network ({network.title}), but {model} has {count_branches(wanted)} branches: "
+            "choose the branch to load it into with --branch; 0 is the largest network."
         )
     problem = explain_wrong_file(given, wanted, source=source, model=model)
     if problem is not None:
-        hint = " The weights of one network alone go into a branch with --branch." if network is not None else ""
+        hint = " To load the weights of a single network into one branch, use --branch." if network is not None else ""
         raise ValueError(problem + hint)
     result = {"prefix": found.prefix, "wrappings": weights.wrappings, "left_out": found.others}
     return Source(found.own, {}, result)
@@ -95,19 +95,19 @@ def one_branch(
     Args:
         weights: The tensors of the file.
         official: The model, on the meta device.
-        branch: Which branch, from 0.
-        source: What the file is called in messages.
+        branch: Index of the branch, from 0.
+        source: Name of the file in messages.
         model: The model's name.
 
     Returns:
         The tensors of that branch.
 
     Raises:
-        ValueError: The file does not fit; with the branch that it fits.
+        ValueError: The file does not match; the message names the branch that it matches.
     """
     network = None if _is_pyramid(weights.tensors) else read_network(weights.tensors)
     if network is None:
-        what = "a whole pyramid: leave --branch out" if _is_pyramid(weights.tensors) else "no network of a known layout"
+        what = "a whole pyramid: remove --branch" if _is_pyramid(weights.tensors) else "no network of a known layout"
         names = ", ".join(list(weights.tensors)[:4])
         raise ValueError(f"{source} holds {what}; its first names are {names}.")
     shapes = official_shapes(official)
@@ -156,7 +156,7 @@ def _parts(fitted: FittedBranch) -> dict[str, int]:
 
 
 def own_names(official: OfficialModel, parts: Collection[str]) -> list[str]:
-    """Return our names of what is made of some official tensors.
+    """Return our names of the tensors made from some official tensors.
 
     Args:
         official: The model.
@@ -168,7 +168,7 @@ def own_names(official: OfficialModel, parts: Collection[str]) -> list[str]:
 
 
 def own_facts(official: OfficialModel, source: Source) -> dict[str, TensorFacts]:
-    """Return what `own_stream` will yield, by running the translation without data."""
+    """Return the names and facts that `own_stream` will yield, by running the translation without data."""
 
     def pretend(stored: StoredTensor) -> Tensor:
         return torch.empty(stored.facts.shape, dtype=stored.facts.dtype, device="meta")
@@ -177,7 +177,7 @@ def own_facts(official: OfficialModel, source: Source) -> dict[str, TensorFacts]
 
 
 def own_stream(official: OfficialModel, source: Source) -> Iterator[tuple[str, Tensor]]:
-    """Yield our names and tensors in order, reading each when it is asked for."""
+    """Yield our names and tensors in order, reading each tensor on demand."""
     return _stream(official, source, lambda stored: stored.read())
 
 

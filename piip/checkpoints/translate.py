@@ -1,4 +1,4 @@
-"""From the authors' constructor arguments to a `ModelConfig`: their rules, written as ours.
+"""Conversion of the authors' constructor arguments to a `ModelConfig`.
 
 Facts: the authors' public release, code state of 2025-08-05; in our words in `docs/official.md`. One branch is
 translated in `families.py`.
@@ -31,7 +31,7 @@ OFFICIAL_CLASSES = {
 
 
 def branch_settings(config: Mapping[str, Any], *, code_base: str, official_class: str) -> list[dict[str, Any]]:
-    """Return the settings each branch really has, largest network first.
+    """Return the effective settings of each branch, largest network first.
 
     parity: the four-branch class of the detection code builds branch 4 with branch 3's network and takes only its
     resolution and groups (`docs/official.md`).

@@ -1,4 +1,4 @@
-"""Finding the weights in what was read: wrappings, prefixes, and parts that belong to something else."""
+"""Finding the weights in the contents of a file: nesting, prefixes, and parts of other models."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor
 
 from piip.serialization.weights import StoredTensor
 
-# Keys under which training programs put the weights, in the order of preference; averages only where nothing else is.
+# Keys of the weights in training checkpoints, in order of preference; averages only if there is nothing else.
 WRAPPINGS = ("state_dict", "model", "module", "model_state_dict", "model_state", "network", "net", "teacher")
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-# Words that wrappers put in front of the names of the weights.
+# Words that wrappers add before the names of the weights.
 PREFIX_WORDS = ("module", "model", "backbone", "vision_tower", "encoder", "trunk")
 INSERTED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-DEPTH = 5  # wrappings and prefix words that are looked through
+DEPTH = 5  # maximum number of nested keys and prefix words
 
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """The tensors of a file and where they were.
+    """The tensors of a file and their location.
 
     Args:
-        tensors: By name, as in the file but for what compilation and sharding insert.
-        wrappings: Keys that led to them.
-        ignored: Other contents beside them: epochs, optimisers, arguments.
+        tensors: By name, as in the file but without the words added by compilation and sharding.
+        wrappings: Keys under which they were nested.
+        ignored: Other contents: epochs, optimisers, arguments.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -38,10 +38,10 @@ class FoundWeights:
 
 @dataclass(frozen=True)
 class SortedNames:
-    """Which names of a file belong to a model.
+    """Names of a file that belong to a model.
 
     Args:
-        prefix: What stands before the model's names in the file.
+        prefix: Prefix of the model's names in the file.
         own: Tensors under the model's names: known ones, and unknown ones among them.
         others: Number of tensors of other parts, by part: detection heads, the language model, averages.
     """
@@ -56,7 +56,7 @@ def find_weights(content: Mapping[Any, Any], *, source: str) -> FoundWeights:
 
     Args:
         content: Nested mappings with tensors at the leaves.
-        source: Named in messages.
+        source: Name of the file in messages.
 
     Returns:
         Its tensors.
@@ -103,14 +103,14 @@ def _has_tensors(content: Mapping[Any, Any], depth: int = DEPTH) -> bool:
 
 
 def sort_names(tensors: Mapping[str, StoredTensor], wanted: Collection[str]) -> SortedNames:
-    """Find the prefix of a model's names and put the names of other parts aside.
+    """Find the prefix of a model's names and separate the names of other parts.
 
     Args:
         tensors: Tensors by the names of the file.
         wanted: The model's names.
 
     Returns:
-        The model's tensors; none where no name is known under any prefix.
+        The model's tensors; empty if no name is known under any prefix.
     """
     known = {*wanted}
     endings = {name: _known_ending(name, known) for name in tensors}
@@ -121,14 +121,14 @@ def sort_names(tensors: Mapping[str, StoredTensor], wanted: Collection[str]) -> 
     others: Counter[str] = Counter()
     for name, tensor in tensors.items():
         rest = name.removeprefix(prefix)
-        # without a prefix the parts of a whole detector stand beside the model's own
+        # without a prefix, other parts of a detector are at the same level as the model's own
         if name.startswith(prefix) and (prefix or _top(rest) in tops):
             own[rest] = tensor
     for name, tensor in tensors.items():
         ending = endings[name]
         if name.removeprefix(prefix) in own and name.startswith(prefix):
             continue
-        if ending and ending not in own:  # e.g. the projector beside a vision tower
+        if ending and ending not in own:  # e.g. the projector of a vision tower
             own[ending] = tensor
         else:
             others[_part(name)] += 1
@@ -136,7 +136,7 @@ def sort_names(tensors: Mapping[str, StoredTensor], wanted: Collection[str]) -> 
 
 
 def _known_ending(name: str, known: Collection[str]) -> str:
-    """Return what follows the words of wrappers, if that is a known name, or nothing."""
+    """Return the name without wrapper words if it is known, otherwise nothing."""
     words = name.split(".")
     for count in range(min(len(words), DEPTH + 1)):
         if count and words[count - 1] not in PREFIX_WORDS:

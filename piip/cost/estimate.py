@@ -1,27 +1,46 @@
-"""Cost: multiply-adds, parameters and activations, part by part, by our rule and by the paper's."""
+"""`estimate_cost`: models, names and descriptions, counted by one of the rules in a table."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from piip.build import PyramidWarning, build_model
-from piip.checkpoints.official import OfficialModel
-from piip.config import DENSE_HEADS, BranchConfig, HeadConfig, ModelConfig
-from piip.cost.operations import list_operations
+from piip.config import HeadConfig, ModelConfig
 from piip.cost.paper import paper_cost
-from piip.cost.report import CostReport, PartCost, format_table
-from piip.cost.total import find_backbone, total_cost
-from piip.models import PIIPDenseModel
-from piip.serialization.base import DescribedModel
+from piip.cost.report import CostReport, name_branches
+from piip.cost.total import total_cost
+from piip.device import without_values
+from piip.serialization.base import ModelParts, parts_of
+from piip.structures import Size
+from piip.tables import Table
 from piip.zoo.create import model_config, published_config
 
-SIZES = {"embed_dim": "wide", "depth": "deep"}  # arguments that make a named network another one
+WITHOUT_HEAD = "what runs; the detection or segmentation head is not counted"
 
-__all__ = ["CostReport", "PartCost", "estimate_cost", "format_table", "list_operations"]
+
+@dataclass(frozen=True)
+class Counted:
+    """Input of a rule.
+
+    Args:
+        given: Argument of `estimate_cost`.
+        config: Its description; None for a model built from modules.
+        image_size: (H, W) in pixels, None for the nominal square.
+    """
+
+    given: nn.Module | str | ModelConfig
+    config: ModelConfig | None
+    image_size: Size | None
+
+    @property
+    def nominal_side(self) -> int | None:
+        """Side of the finest branch's nominal square, None without a description."""
+        return None if self.config is None else self.config.branches[-1].image_size
 
 
 def estimate_cost(
@@ -30,79 +49,89 @@ def estimate_cost(
     image_size: int | tuple[int, int] | None = None,
     rule: str = "total",
 ) -> CostReport:
-    """Estimate what a model costs for one image, without running it or holding its weights.
+    """Estimate the cost of a model for one image, without running it or allocating weights.
 
     Args:
         model_or_name: A model, a model name, or a description.
-        image_size: Side or (H, W) in pixels; None takes the nominal finest square.
-        rule: "total" counts what really runs, merge, neck and classifier included; "paper" what the authors counted.
-            Detection and segmentation heads are left out by both.
+        image_size: Side or (H, W) in pixels; None uses the nominal square of the finest branch.
+        rule: "total" counts all operations that run, including merge, neck and classifier; "paper" follows the authors.
+            Both exclude detection and segmentation heads.
 
     Returns:
         The report: `.macs`, `.flops` (= 2 * macs), `.params`, `.parts`.
 
     Raises:
-        ValueError: An unknown name or rule, or a rule that does not apply.
+        ValueError: The name or rule is unknown, or the rule does not apply.
 
     Example:
         >>> estimate_cost("piip_tsb_1120_896_448.deit3_coco_mask_rcnn").macs / 1e9
     """
-    if rule not in ("total", "paper"):
-        raise ValueError(f"rule is {rule!r}, expected 'total' or 'paper'.")
+    count = COST_RULES[rule]
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if size is not None and min(size) < 1:
+        raise ValueError(f"image_size is {tuple(size)}, expected positive pixels (H, W).")
     config = _config(model_or_name)
-    if rule == "paper":
-        if config is None:
-            raise ValueError("rule='paper' needs a model name, a ModelConfig or a model built from one.")
-        nominal = config.branches[-1].image_size
-        if image_size not in (None, nominal, (nominal, nominal)):
-            raise ValueError(f"rule='paper' counts at the nominal {nominal} pixels only; leave image_size out.")
-        if isinstance(model_or_name, str):
-            config = published_config(model_or_name)
-        return _named(paper_cost(config), config)
-    model = model_or_name if isinstance(model_or_name, nn.Module) else _build_on_meta(config)
-    if isinstance(model, PIIPDenseModel):  # what its head costs depends on what it finds
-        model = model.backbone
-    report = total_cost(model, _size(image_size, model, config))
-    return _named(report, config)
+    report = count(Counted(model_or_name, config, size))
+    return report if config is None else name_branches(report, config)
 
 
 def _config(model_or_name: nn.Module | str | ModelConfig) -> ModelConfig | None:
     if isinstance(model_or_name, str):
         return model_config(model_or_name)
-    if isinstance(model_or_name, DescribedModel | OfficialModel):
+    if isinstance(model_or_name, ModelParts):
         return model_or_name.config
     return model_or_name if isinstance(model_or_name, ModelConfig) else None
+
+
+def count_total(counted: Counted) -> CostReport:
+    """Count matrix products, convolutions, attention and sampling that run, and elementwise operations separately.
+
+    Args:
+        counted: Input of the rule.
+
+    Raises:
+        ValueError: The image size is missing for a module that is not a model of this library.
+    """
+    given = counted.given
+    model = given if isinstance(given, nn.Module) else _build_on_meta(counted.config)
+    size = counted.image_size
+    if isinstance(model, ModelParts):
+        model = model.counted_model()
+        size = size or (model.get_backbone().image_sizes[-1],) * 2
+    if size is None:
+        raise ValueError("image_size is needed for a model that is not a pyramid, e.g. image_size=224.")
+    report = total_cost(model, parts_of(model), size)
+    is_without_head = counted.config is not None and counted.config.head.is_dense
+    return dataclasses.replace(report, meaning=WITHOUT_HEAD) if is_without_head else report
 
 
 def _build_on_meta(config: ModelConfig | None) -> nn.Module:
     assert config is not None  # names and descriptions have one
     bare = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
-    with torch.device("meta"), warnings.catch_warnings():
+    with without_values(), warnings.catch_warnings():
         warnings.simplefilter("ignore", PyramidWarning)  # comparing costs is how one finds out
-        head = HeadConfig() if config.head.kind in DENSE_HEADS else config.head
+        head = HeadConfig() if config.head.is_dense else config.head
         return build_model(dataclasses.replace(config, branches=bare, head=head))
 
 
-def _size(image_size: int | tuple[int, int] | None, model: nn.Module, config: ModelConfig | None) -> tuple[int, int]:
-    if image_size is not None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if min(height, width) < 1:
-            raise ValueError(f"image_size is {(height, width)}, expected positive pixels (H, W).")
-        return height, width
-    backbone = find_backbone(model)
-    if backbone is None:
-        raise ValueError("image_size is needed for a model that is not a pyramid, e.g. image_size=224.")
-    return backbone.image_sizes[-1], backbone.image_sizes[-1]
+def count_as_paper(counted: Counted) -> CostReport:
+    """Count as the authors did, for the nominal square image.
 
+    Args:
+        counted: Input of the rule.
 
-def _named(report: CostReport, config: ModelConfig | None) -> CostReport:
+    Raises:
+        ValueError: There is no description, or another image size is given.
+    """
+    side, config = counted.nominal_side, counted.config
     if config is None:
-        return report
-    names = {f"branch {i}": _label(branch) for i, branch in enumerate(config.branches)}
-    return dataclasses.replace(report, names=names)
+        raise ValueError("rule='paper' needs a model name, a ModelConfig or a model built from one.")
+    if counted.image_size not in (None, (side, side)):
+        raise ValueError(f"rule='paper' counts at the nominal {side} pixels only; remove image_size.")
+    return paper_cost(published_config(counted.given) if isinstance(counted.given, str) else config)
 
 
-def _label(branch: BranchConfig) -> str:
-    """Name a branch, with width and depth where they are not the network's own."""
-    sizes = [f"{branch.timm_args[key]} {word}" for key, word in SIZES.items() if key in branch.timm_args]
-    return f"{branch.network}{' ' + ', '.join(sizes) if sizes else ''} @ {branch.image_size}"
+# By name; `register` adds a rule (docs/extending.md).
+COST_RULES: Table[Callable[[Counted], CostReport], None] = Table.of(
+    "cost rule", {"total": count_total, "paper": count_as_paper}
+)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from piip.cost.counting import OperationCounter, evaluating
-from piip.cost.total import find_backbone, naming_parts
+from piip.cost.total import naming_parts
+from piip.serialization.base import parts_of
 
 Operation = dict[str, Any]
 
@@ -36,7 +37,7 @@ def list_operations(model: nn.Module, image_size: tuple[int, int]) -> list[Opera
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(naming_parts(model, find_backbone(model), lister))
+        stack.enter_context(naming_parts(parts_of(model), lister))
         state = {
             name: torch.empty_like(tensor, device="meta")
             for name, tensor in (*model.named_parameters(), *model.named_buffers())

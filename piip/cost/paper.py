@@ -3,13 +3,14 @@
 The published figures of the ViT models are not of the detection backbones: they were counted on a classification
 model with the same branches and interactions, a light merge and a 1000-class head, without a neck
 (`docs/cost.md`). One multiply-add counts one; convolutions with their bias, linear layers without,
-norms two an element; attention by formula over the patch tokens.
+norms two per element; attention by formula over the patch tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from piip.backbone import PIIPBackbone
 from piip.branches import ConvNeXtBranch, TokenBranch
 from piip.build import build_model
-from piip.config import DENSE_HEADS, HeadConfig, MergeConfig, ModelConfig, NeckConfig
+from piip.config import HeadConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.cost.report import CostReport, PartCost
-from piip.heads.classification import PIIPClassifier
+from piip.device import without_values
 from piip.layers.attention import CrossAttention, DeformableCrossAttention
 
 PUBLISHED_POINTS = 4  # the counting script fixes the number of points
@@ -40,18 +41,17 @@ def paper_cost(config: ModelConfig) -> CostReport:
         ValueError: A branch that is neither a transformer of uniform blocks nor a ConvNeXt cut between its blocks.
     """
     counted = counted_config(config)
-    with torch.device("meta"):
+    with without_values():
         model = build_model(counted)
-    backbone = model if isinstance(model, PIIPBackbone) else model.backbone
-    assert isinstance(backbone, PIIPBackbone)
+    backbone = model.get_backbone()
     for i, branch in enumerate(backbone.branches):
         if not isinstance(branch, TokenBranch | ConvNeXtBranch):
             raise ValueError(
                 f"The paper's rule is known for ViTs and ConvNeXts cut between blocks; branch {i} "
                 f"({config.branches[i].network}) is neither. Use rule='total'."
             )
-    rooms = _rooms(model, backbone)
-    macs = _count_modules(model, backbone, rooms)
+    counted_parts = {name: modules for name, modules in model.parts().items() if name != "neck"}
+    macs = _count_modules(model, backbone.image_sizes[-1], counted_parts)
     for part, count in _attention(backbone, is_tower=_is_tower(config)).items():
         macs[part] += count
     for i, described in enumerate(config.branches):
@@ -59,10 +59,12 @@ def paper_cost(config: ModelConfig) -> CostReport:
         # the counted DeiT classifier pads windows behind the products, the real backbones pad before them
         if isinstance(branch, TokenBranch) and not (described.network.startswith("deit") and counted != _real(config)):
             macs[f"branch {i}"] += _padded_qkv(branch, described.image_size)
-    params = {part: sum(p.numel() for module in modules for p in module.parameters()) for part, modules in rooms}
-    parts = {part: PartCost(macs[part], count) for part, count in params.items()}
+    parts = {
+        part: PartCost(macs[part], sum(p.numel() for module in modules for p in module.parameters()))
+        for part, modules in counted_parts.items()
+    }
     side = config.branches[-1].image_size
-    return CostReport(parts, (side, side), "paper")
+    return CostReport(parts, (side, side), "paper", meaning="as the paper counts (light merge, no neck)")
 
 
 def counted_config(config: ModelConfig) -> ModelConfig:
@@ -72,31 +74,21 @@ def counted_config(config: ModelConfig) -> ModelConfig:
     # position tables at the resolution of each branch, as in the released classifiers
     branches = tuple(dataclasses.replace(branch, position_grid=None) for branch in _real(config).branches)
     head, merge = config.head, config.merge
-    if head.kind in ("none", *DENSE_HEADS):
+    if head.task == "features" or head.is_dense:
         head = HeadConfig("pooled", num_classes=1000)
         merge = MergeConfig("linear" if len(branches) > 1 else "none")
     return dataclasses.replace(config, branches=branches, merge=merge, neck=NeckConfig(), head=head, allow_direct=True)
 
 
 def _is_tower(config: ModelConfig) -> bool:
-    """Tell whether a model is a vision tower, with or without its projector: several branches and a map of each."""
-    return config.head.kind in ("none", "projector") and len(config.branches) > 1 and config.merge.kind == "none"
+    """Return whether a model is a vision tower, with or without its projector: several branches and a map of each."""
+    return config.head.task in ("features", "tokens") and len(config.branches) > 1 and not config.merge.makes_one_map
 
 
 def _real(config: ModelConfig) -> ModelConfig:
     branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
-    head = HeadConfig() if config.head.kind in ("projector", *DENSE_HEADS) else config.head
+    head = config.head if config.head.task == "classification" else HeadConfig()
     return dataclasses.replace(config, branches=branches, head=head, allow_direct=True)
-
-
-def _rooms(model: nn.Module, backbone: PIIPBackbone) -> list[tuple[str, list[nn.Module]]]:
-    """Return the counted modules of each part: all but the neck."""
-    rooms: list[tuple[str, list[nn.Module]]] = [(f"branch {i}", [b]) for i, b in enumerate(backbone.branches)]
-    if len(backbone.branches) > 1:
-        rooms.append(("interactions", list(backbone.interactions)))
-    if backbone.merge is not None:
-        rooms.append(("merge", [*backbone.stage_merges.values(), backbone.merge]))
-    return [*rooms, ("head", [model.head])] if isinstance(model, PIIPClassifier) else rooms
 
 
 def _module_macs(module: nn.Module, output: Tensor) -> int:
@@ -110,15 +102,13 @@ def _module_macs(module: nn.Module, output: Tensor) -> int:
     return 2 * output.numel()  # norms
 
 
-def _is_counted(module: nn.Module, room: nn.Module) -> bool:
-    if isinstance(module, nn.LayerNorm) and isinstance(room, ConvNeXtBranch):
+def _is_counted(module: nn.Module, part: nn.Module) -> bool:
+    if isinstance(module, nn.LayerNorm) and isinstance(part, ConvNeXtBranch):
         return False  # a class of its own upstream, which the counting script does not know
     return isinstance(module, nn.Conv2d | nn.Linear | nn.LayerNorm | nn.GroupNorm | nn.ReLU)
 
 
-def _count_modules(
-    model: nn.Module, backbone: PIIPBackbone, rooms: list[tuple[str, list[nn.Module]]]
-) -> defaultdict[str, int]:
+def _count_modules(model: nn.Module, side: int, parts: Mapping[str, Sequence[nn.Module]]) -> defaultdict[str, int]:
     macs: defaultdict[str, int] = defaultdict(int)
     handles = []
 
@@ -128,12 +118,11 @@ def _count_modules(
 
         return count
 
-    for part, modules in rooms:
-        for room in modules:
-            for module in room.modules():
-                if _is_counted(module, room):
-                    handles.append(module.register_forward_hook(hook(part)))
-    side = backbone.image_sizes[-1]
+    for name, modules in parts.items():
+        for part in modules:
+            for module in part.modules():
+                if _is_counted(module, part):
+                    handles.append(module.register_forward_hook(hook(name)))
     with torch.no_grad():
         model.eval()(torch.empty(1, 3, side, side, device="meta"))
     for handle in handles:

@@ -1,10 +1,15 @@
-"""What a model costs, part by part."""
+"""Cost of a model, by part."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from piip.config import BranchConfig, ModelConfig
+
+SIZES = {"embed_dim": "wide", "depth": "deep"}  # arguments that make a named network another one
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class PartCost:
         macs: Multiply-adds in matrix products, convolutions, attention and sampling.
         params: Parameters.
         elementwise: Results of norms, activations, additions, pooling and interpolation.
-        activation_bytes: Bytes that a training step keeps for the backward pass.
+        activation_bytes: Bytes that a training step saves for the backward pass.
     """
 
     macs: int = 0
@@ -31,14 +36,16 @@ class CostReport:
     Attributes:
         parts: Cost by part, in the order of the forward pass: "branch 0", ..., "interactions", "merge", "neck", "head".
         image_size: (H, W) of the image in pixels.
-        rule: "total" or "paper".
-        names: What each branch is, for printing.
+        rule: Name of the rule in `piip.cost.estimate.COST_RULES`.
+        names: Network of each branch, for printing.
+        meaning: Description of the rule, for printing.
     """
 
     parts: Mapping[str, PartCost]
     image_size: tuple[int, int]
     rule: str
     names: Mapping[str, str] = field(default_factory=dict)
+    meaning: str = ""
 
     @property
     def macs(self) -> int:
@@ -47,7 +54,7 @@ class CostReport:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations: two a multiply-add."""
+        """Floating-point operations: two per multiply-add."""
         return 2 * self.macs
 
     @property
@@ -62,13 +69,13 @@ class CostReport:
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes that a training step of one image keeps for the backward pass."""
+        """Bytes that a training step of one image saves for the backward pass."""
         return sum(part.activation_bytes for part in self.parts.values())
 
     def without(self, *names: str) -> CostReport:
         """Return the report without some parts, e.g. `report.without("neck", "head")`."""
         kept = {name: part for name, part in self.parts.items() if name not in names}
-        return CostReport(kept, self.image_size, self.rule, self.names)
+        return dataclasses.replace(self, parts=kept)
 
     def __str__(self) -> str:
         return format_table(self)
@@ -99,6 +106,23 @@ class CostReport:
         }
 
 
+def name_branches(report: CostReport, config: ModelConfig) -> CostReport:
+    """Return a report whose branches carry the names of their networks.
+
+    Args:
+        report: Of a model with this description.
+        config: The description.
+    """
+    names = {f"branch {i}": _label(branch) for i, branch in enumerate(config.branches)}
+    return dataclasses.replace(report, names=names)
+
+
+def _label(branch: BranchConfig) -> str:
+    """Return a branch's network, with width and depth where they are not the network's own."""
+    sizes = [f"{branch.timm_args[key]} {word}" for key, word in SIZES.items() if key in branch.timm_args]
+    return f"{branch.network}{' ' + ', '.join(sizes) if sizes else ''} @ {branch.image_size}"
+
+
 def format_table(report: CostReport) -> str:
     """Return the report as a text table.
 
@@ -106,7 +130,7 @@ def format_table(report: CostReport) -> str:
         report: From `estimate_cost`.
     """
     rows = [("part", "GMACs", "share", "params (M)", "elementwise (M)", "activations (MB)")]
-    is_total = report.rule == "total"  # the paper's rule knows neither
+    has_details = report.elementwise > 0  # not every rule knows elementwise results and activations
     entries = list(report.parts.items())
     if {"neck", "head"} & set(report.parts):
         backbone = report.without("neck", "head")
@@ -120,8 +144,8 @@ def format_table(report: CostReport) -> str:
                 f"{part.macs / 1e9:.3f}",
                 f"{100 * part.macs / max(report.macs, 1):.1f} %",
                 f"{part.params / 1e6:.2f}",
-                f"{part.elementwise / 1e6:.1f}" if is_total else "-",
-                f"{part.activation_bytes / 1e6:.1f}" if is_total else "-",
+                f"{part.elementwise / 1e6:.1f}" if has_details else "-",
+                f"{part.activation_bytes / 1e6:.1f}" if has_details else "-",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -134,8 +158,8 @@ def format_table(report: CostReport) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     height, width = report.image_size
-    rule = "what runs" if report.rule == "total" else "as the paper counts (light merge, no neck)"
-    head = f"{height}x{width} pixels, one image; 1 MAC = 1 multiply-add = 2 FLOPs; rule {report.rule}: {rule}"
+    rule = f"rule {report.rule}" + (f": {report.meaning}" if report.meaning else "")
+    head = f"{height}x{width} pixels, one image; 1 MAC = 1 multiply-add = 2 FLOPs; {rule}"
     return "\n".join([head, *lines])
 
 

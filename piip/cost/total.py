@@ -1,76 +1,65 @@
-"""The total cost: what really runs, read off one pass on the meta device."""
+"""The total cost: all operations that run, from one pass on the meta device."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from piip.backbone import PIIPBackbone
-from piip.checkpoints.official import OfficialModel
 from piip.cost.counting import NamesParts, OperationCounter, counting_sampling, evaluating
 from piip.cost.report import CostReport, PartCost
-from piip.heads.classification import PIIPClassifier
-from piip.heads.projector import PIIPVisionTower
-from piip.models import PIIPDenseModel
+from piip.structures import Size
+
+Parts = Mapping[str, Sequence[nn.Module]]
 
 
 @torch.inference_mode(False)  # also where the caller infers: activations are counted as autograd keeps them
-def total_cost(model: nn.Module, image_size: tuple[int, int]) -> CostReport:
+def total_cost(model: nn.Module, parts: Parts, image_size: Size) -> CostReport:
     """Count one forward pass of a model for one image, without running it.
 
     Args:
-        model: Any module that maps (1, 3, H, W); its weights may live anywhere and are not touched.
+        model: Any module that maps (1, 3, H, W); its weights may be on any device and are not changed.
+        parts: Modules of the model by part, in the order of the forward pass; see `ModelParts.parts`.
         image_size: (H, W) in pixels.
 
     Returns:
-        The report; a model that is no pyramid has the single part "model".
+        The report.
 
     Raises:
-        ValueError: The model does not take such an image.
+        ValueError: The model does not accept such an image.
     """
-    backbone = find_backbone(model)
     counter = OperationCounter()
     state = _meta_state(model)
     kept = _KeptForBackward(counter, state)
     image = torch.empty(1, 3, *image_size, device="meta", dtype=_dtype(model))
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        stack.enter_context(naming_parts(model, backbone, counter))
+        stack.enter_context(naming_parts(parts, counter))
         stack.enter_context(counting_sampling(model, counter))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack))
         stack.enter_context(counter)
         torch.func.functional_call(model, state, (image,))
-    params = _params(model, backbone)
+    params = _params(parts)
     names = list(params) + [name for name in counter.macs if name not in params]
-    parts = {
+    costs = {
         name: PartCost(counter.macs[name], params.get(name, 0), counter.elementwise[name], kept.bytes[name])
         for name in names
     }
-    return CostReport(parts, image_size, "total")
-
-
-def find_backbone(model: nn.Module) -> PIIPBackbone | None:
-    """Return the pyramid inside one of our models, or None."""
-    if isinstance(model, OfficialModel):
-        return find_backbone(model.model)
-    if isinstance(model, PIIPClassifier | PIIPVisionTower | PIIPDenseModel):
-        return model.backbone
-    return model if isinstance(model, PIIPBackbone) else None
+    return CostReport(costs, image_size, "total", meaning="what runs")
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    """Return the dtype of the images that a model takes."""
+    """Return the dtype of a model's images."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _meta_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return stand-ins for all parameters and buffers that hold no memory."""
+    """Return substitutes without memory for all parameters and buffers."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensors[name] = torch.empty_like(parameter, device="meta").requires_grad_(parameter.is_floating_point())
@@ -80,7 +69,7 @@ def _meta_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class _KeptForBackward:
-    """Adds up the bytes that autograd keeps, each tensor once, by part."""
+    """Adds up the bytes that autograd saves, each tensor once, by part."""
 
     def __init__(self, counter: OperationCounter, state: dict[str, Tensor]) -> None:
         self.bytes: defaultdict[str, int] = defaultdict(int)
@@ -99,39 +88,23 @@ class _KeptForBackward:
         return tensor
 
 
-def _modules_by_part(model: nn.Module, backbone: PIIPBackbone | None) -> dict[str, list[nn.Module]]:
-    """Return the modules of each part, in the order of the forward pass."""
-    if backbone is None:
-        return {"model": [model]}
-    parts: dict[str, list[nn.Module]] = {f"branch {i}": [branch] for i, branch in enumerate(backbone.branches)}
-    if len(backbone.branches) > 1:
-        parts["interactions"] = list(backbone.interactions)
-    if backbone.merge is not None:
-        parts["merge"] = [*backbone.stage_merges.values(), backbone.merge]
-    if backbone.neck is not None:
-        parts["neck"] = [backbone.neck]
-    inner = model.model if isinstance(model, OfficialModel) else model
-    if isinstance(inner, PIIPClassifier | PIIPVisionTower):
-        parts["head"] = [inner.head]
-    return parts
-
-
-def _params(model: nn.Module, backbone: PIIPBackbone | None) -> dict[str, int]:
-    return {
-        part: sum(p.numel() for module in modules for p in module.parameters())
-        for part, modules in _modules_by_part(model, backbone).items()
-    }
+def _params(parts: Parts) -> dict[str, int]:
+    return {part: sum(p.numel() for module in modules for p in module.parameters()) for part, modules in parts.items()}
 
 
 @contextlib.contextmanager
-def naming_parts(model: nn.Module, backbone: PIIPBackbone | None, scope: NamesParts) -> Iterator[None]:
-    """Tell a counter or clock which part runs: "branch 0", ..., "interactions", "merge", "neck", "head".
+def naming_parts(parts: Parts, scope: NamesParts) -> Iterator[None]:
+    """Report to a counter or clock which part runs.
 
-    Branches are not called but asked to `embed`, `run_stage` and `finish`, which no hook sees: these methods are
-    wrapped while counting.
+    Branches are not called as modules: the backbone calls `embed`, `run_stage` and `finish`, which no hook sees. These
+    methods are wrapped while counting.
+
+    Args:
+        parts: Modules by part.
+        scope: The counter or clock.
     """
     undo: list[Callable[[], Any]] = []
-    for part, modules in _modules_by_part(model, backbone).items():
+    for part, modules in parts.items():
         for module in modules:
             if part.startswith("branch "):
                 undo += [_wrap(module, method, part, scope) for method in ("embed", "run_stage", "finish")]

@@ -1,4 +1,4 @@
-"""Does an exported file compute what the model computes?"""
+"""Comparison of an exported file with the model."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from piip.export.formats import Run
-from piip.export.wrappers import ExportTarget
+from piip.layers.outputs import ExportWrapper
 
 RELATIVE_LIMIT = 1e-4  # relative L2 difference of numbers, float32
-INDEX_LIMIT = 0.001  # share of different indices: between two classes a pixel may fall to either
+INDEX_LIMIT = 0.001  # fraction of different indices: a pixel between two classes may get either
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an output of a runtime is from PyTorch's, over all images.
+    """Difference of a runtime's output from PyTorch's, over all images.
 
     Args:
         name: The output.
         shape: Its shape for the last image or batch.
-        max_abs: Largest absolute difference.
-        relative: Relative L2 difference, norm(found - wanted) / norm(wanted); of indices the share that differs.
-        limit: Largest `relative` that is accepted.
+        max_abs: Maximum absolute difference.
+        relative: Relative L2 difference, norm(found - wanted) / norm(wanted); for indices the fraction that differs.
+        limit: Maximum accepted `relative`.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Difference:
 
     @property
     def is_small(self) -> bool:
-        """Whether the difference is accepted; one that is no number is not."""
+        """Whether the difference is accepted; NaN is not."""
         return self.relative <= self.limit
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,13 +44,13 @@ class Difference:
         return asdict(self)
 
 
-def check_pictures(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Return pictures of coloured discs on a dark ground, RGB in [0, 1]: something to be found.
+def example_images(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
+    """Return images of coloured discs on a dark background, RGB in [0, 1], with objects to detect.
 
     Args:
-        count: Number of pictures B.
+        count: Number of images B.
         size: (H, W) in pixels.
-        seed: Other discs.
+        seed: Random seed.
 
     Returns:
         Float (B, 3, H, W).
@@ -58,19 +58,19 @@ def check_pictures(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     height, width = size
     y, x = torch.arange(height)[:, None], torch.arange(width)
-    pictures = 0.1 * torch.rand(count, 3, height, width, generator=generator)
-    for picture in pictures:
+    images = 0.1 * torch.rand(count, 3, height, width, generator=generator)
+    for image in images:
         for _ in range(12):
             row, column, size_share, *colour = torch.rand(6, generator=generator).tolist()
             radius = (0.03 + 0.1 * size_share) * min(size)
             disc = (y - row * height) ** 2 + (x - column * width) ** 2 < radius**2
-            picture += disc * (0.2 + 0.7 * torch.tensor(colour))[:, None, None]
-    return pictures.clamp(0, 1)
+            image += disc * (0.2 + 0.7 * torch.tensor(colour))[:, None, None]
+    return images.clamp(0, 1)
 
 
 @torch.inference_mode()
-def compare(target: ExportTarget, run: Run, batches: Sequence[Tensor]) -> list[Difference]:
-    """Return how far each output of a runtime is from the model's own.
+def compare(target: ExportWrapper, run: Run, batches: Sequence[Tensor]) -> list[Difference]:
+    """Return the difference of each output of a runtime from the model's.
 
     Args:
         target: The model in PyTorch.

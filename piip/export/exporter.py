@@ -1,4 +1,4 @@
-"""Models for other runtimes: one file that needs neither this library nor, but for one format, PyTorch."""
+"""Export of models to a file for another runtime."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from piip.export.files import keep, scratch_folder, writable_path
 from piip.export.formats import find_format
 from piip.export.sidecar import describe
 from piip.export.tracing import example_batches, free_sides, trace
-from piip.export.wrappers import export_target
-from piip.serialization.base import DescribedModel
-from piip.serialization.hub import HUB_ID, from_pretrained
+from piip.layers.outputs import ExportWrapper
+from piip.ops.compat import require_torch
+from piip.serialization.base import PyramidModel
+from piip.serialization.hub import HUB_ID
+from piip.serialization.load import from_pretrained
 from piip.zoo.create import create_model
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported.
+    """Result of an export.
 
     Args:
-        files: The files: the one to open, what belongs to it, and the JSON description.
-        input_shape: Of the images: numbers where fixed, names where free.
-        has_random_weights: Whether the model came from the list of names, which has no weights.
-        differences: How far the file's outputs are from the model's; empty without a check.
+        files: The file to open, files that belong to it, and the JSON description.
+        input_shape: Shape of the images: numbers for fixed sizes, names for dynamic ones.
+        has_random_weights: Whether the model was built by name, with random weights.
+        differences: Differences between the outputs of file and model; empty without a check.
     """
 
     files: tuple[str, ...]
@@ -43,7 +45,7 @@ class ExportReport:
 
 
 def export_model(
-    model: DescribedModel | str | Path,
+    model: PyramidModel | str | Path,
     out: str | Path,
     *,
     format: str = "onnx",
@@ -53,22 +55,22 @@ def export_model(
     dynamic_size: bool = False,
     check: bool = True,
 ) -> ExportReport:
-    """Write a model as one file for another runtime, with a JSON description, and run it beside PyTorch.
+    """Export a model to a file for another runtime, with a JSON description, and compare it with PyTorch.
 
     Args:
-        model: A model, which is put in evaluation mode; a model directory, "owner/name" on the Hugging Face hub; or a
+        model: A model, which is set to evaluation mode; a model directory, "owner/name" on the Hugging Face hub; or a
             name of `piip.list_models()`, which is built with random weights.
-        out: The file, ending in .pt2, .onnx or .xml; its description has .json after that.
+        out: Output file, ending in .pt2, .onnx or .xml; its description has .json appended.
         format: "torch", "onnx" or "openvino".
-        features_only: Backbone and neck alone.
-        image_size: (H, W) of the images in pixels; None is the model's nominal square.
-        dynamic_batch: Any number of images at a time instead of one.
-        dynamic_size: Any size of images, see docs/export.md.
-        check: Run the file on two images, and refuse one whose outputs are not those of the model.
+        features_only: Export only backbone and neck.
+        image_size: (H, W) of the images in pixels; None uses the model's nominal square.
+        dynamic_batch: Accept any batch size instead of one image.
+        dynamic_size: Accept any image size, see docs/export.md.
+        check: Compare the outputs of file and model on two images, and raise an error if they differ.
 
     Raises:
-        ValueError: Something that cannot be exported so, a missing package, a place that cannot be written to, or
-            outputs that differ. No file is left.
+        ValueError: The model or options cannot be exported, a package is missing, the output cannot be written, or
+            outputs differ. No file is left.
 
     Example:
         >>> export_model("runs/landcover/best", "out/landcover.onnx", dynamic_batch=True)
@@ -78,16 +80,18 @@ def export_model(
     loaded, is_random = (
         load_for_export(model, features_only=features_only) if isinstance(model, (str, Path)) else (model, False)
     )
-    target = export_target(loaded, features_only=features_only).eval()
-    _check_place(target)
+    target = wrap_model(loaded, features_only=features_only).eval()
+    _check_device(target)
     size = image_size or loaded.pretrained_cfg["input_size"][1:]
     if min(size) < 1:
         raise ValueError(f"image_size is {tuple(size)}, expected positive pixels (H, W).")
-    free = free_sides(target, format, size, batch=dynamic_batch, any_size=dynamic_size, is_checked=check)
+    free = free_sides(target, written, size, batch=dynamic_batch, any_size=dynamic_size, is_checked=check)
+    require_torch(written.min_torch, f"The format {format}")
+    require_torch(target.min_torch, "Exporting this model")
     batches = example_batches(loaded, target, size, free)
     with torch.inference_mode():
-        outputs = target(batches[0])  # what is wrong with a size is said here
-    shape: tuple[int | str, ...] = tuple(free.get(place, side) for place, side in enumerate(batches[0].shape))
+        outputs = target(batches[0])  # raises errors for invalid sizes
+    shape: tuple[int | str, ...] = tuple(free.get(axis, side) for axis, side in enumerate(batches[0].shape))
     with scratch_folder(out) as folder:
         path = folder / out.name
         written.write(trace(target, batches[-1], free), path, [output.name for output in target.outputs])
@@ -100,7 +104,24 @@ def export_model(
     return ExportReport(files, shape, is_random, tuple(differences))
 
 
-def _check_place(target: nn.Module) -> None:
+def wrap_model(model: nn.Module, *, features_only: bool = False) -> ExportWrapper:
+    """Return the part of a model to export.
+
+    Args:
+        model: A backbone, or a model with one.
+        features_only: Backbone and neck alone.
+
+    Raises:
+        ValueError: The head cannot be exported, or the object is not a model of this library.
+    """
+    if not isinstance(model, PyramidModel):
+        raise ValueError(
+            f"The model is a {type(model).__name__}, expected one of piip.from_pretrained or create_model."
+        )
+    return (model.get_backbone() if features_only else model).export_wrapper()
+
+
+def _check_device(target: nn.Module) -> None:
     for weights in target.parameters():
         if weights.device.type != "cpu" or weights.dtype != torch.float32:
             raise ValueError(
@@ -109,32 +130,31 @@ def _check_place(target: nn.Module) -> None:
             )
 
 
-def load_for_export(name: str | Path, *, features_only: bool = False) -> tuple[DescribedModel, bool]:
+def load_for_export(name: str | Path, *, features_only: bool = False) -> tuple[PyramidModel, bool]:
     """Return a saved or a named model, and whether its weights are random.
 
     Args:
         name: A model directory, "owner/name" on the Hugging Face hub, or a name of `piip.list_models()`.
-        features_only: A named model without its head.
+        features_only: Build a named model without its head.
 
     Raises:
-        ValueError: Nothing there.
+        ValueError: The model does not exist.
     """
     is_saved = Path(name).exists() or HUB_ID.fullmatch(str(name)) is not None
     if not is_saved:
         torch.manual_seed(0)
     model = from_pretrained(name) if is_saved else create_model(str(name), features_only=features_only)
-    assert isinstance(model, DescribedModel)  # whatever was built from a description is
     return model, not is_saved
 
 
 def _refuse(differences: Sequence[Difference]) -> None:
-    """Raise ValueError where the file does not compute what the model computes."""
+    """Raise ValueError if the outputs of file and model differ."""
     far = [f"{each.name} differs by {each.relative:.1e}, accepted {each.limit:.1e}" for each in differences]
     far = [text for text, each in zip(far, differences, strict=True) if not each.is_small]
     if far:
         raise ValueError(
-            f"The exported file does not compute what the model computes: {'; '.join(far)}. Nothing was written; "
-            "check=False (--no-check) writes it nevertheless."
+            f"The outputs of the exported file differ from the model's: {'; '.join(far)}. Nothing was written; "
+            "check=False (--no-check) skips the comparison."
         )
 
 
@@ -143,7 +163,7 @@ def format_export(report: ExportReport) -> str:
     shape = ", ".join(str(side) for side in report.input_shape)
     lines = [f"{', '.join(report.files)}: images ({shape}), RGB in [0, 1] minus mean over std"]
     if report.has_random_weights:
-        lines.append("The weights are random: models by name come without any, see `piip convert`.")
+        lines.append("The weights are random, because models by name have no weights; see `piip convert`.")
     lines += [
         f"{each.name} {each.shape}: largest difference {each.max_abs:.1e}, relative {each.relative:.1e}"
         for each in report.differences
@@ -151,5 +171,5 @@ def format_export(report: ExportReport) -> str:
     if not report.differences:
         lines.append("Not compared with PyTorch.")
     if any(0 in each.shape for each in report.differences):
-        lines.append("PyTorch found nothing in the last picture either, so there was little to compare.")
+        lines.append("PyTorch found nothing in the last image either, so there was little to compare.")
     return "\n".join(lines)

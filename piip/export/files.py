@@ -1,4 +1,4 @@
-"""Where exported files go: nothing stands there half-written, whatever ends the program."""
+"""Atomic writing of exported files: no incomplete file remains if the program ends early."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ DESCRIPTION = ".json"  # added to the name of the file that it describes
 
 
 def writable_path(out: str | Path, suffix: str, format: str) -> Path:
-    """Return the path of a file to write; its folder is made.
+    """Return the path of a file to write, and create its folder.
 
     Args:
-        out: The path that was asked for.
-        suffix: How it has to end.
-        format: Whose suffix that is.
+        out: The requested path.
+        suffix: Required suffix.
+        format: Name of the format, for messages.
 
     Raises:
-        ValueError: Another ending, or a place that cannot be written to.
+        ValueError: The suffix is wrong, or the path is not writable.
     """
     path = Path(out)
     if path.suffix != suffix:
@@ -37,16 +37,14 @@ def writable_path(out: str | Path, suffix: str, format: str) -> Path:
         with scratch_folder(path):
             return path
     except OSError as error:
-        raise ValueError(
-            f"{out} cannot be written ({error.strerror}): choose a directory that you may write to."
-        ) from error
+        raise ValueError(f"{out} cannot be written ({error.strerror}): choose a writable directory.") from error
 
 
 @contextlib.contextmanager
 def scratch_folder(out: Path) -> Iterator[Path]:
-    """Make a hidden folder beside a file for what is not finished, and remove it at the end.
+    """Create a hidden folder next to a file for unfinished files, and remove it at the end.
 
-    Folders that killed programs left there for the same file are removed too: a running one holds a lock.
+    Folders of killed programs for the same file are removed too; running programs hold a lock.
 
     Args:
         out: The file, in an existing directory.
@@ -69,7 +67,7 @@ def scratch_folder(out: Path) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a folder as long as this process lives; None where another one does, or where there are no locks."""
+    """Lock a folder for the lifetime of this process; None if it is locked or locks are unsupported."""
     try:
         place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
@@ -83,15 +81,15 @@ def _lock(folder: Path) -> int | None:
 
 
 def keep(folder: Path, out: Path, description: Mapping[str, Any]) -> tuple[str, ...]:
-    """Put finished files and their description where they were asked for.
+    """Move finished files to the output path and write their description.
 
     Args:
-        folder: With the finished files.
-        out: Path of the one that is to be opened.
+        folder: Folder with the finished files.
+        out: Path of the file to open.
         description: JSON values; the files' names are added.
 
     Returns:
-        Their new paths: the one to open, what belongs to it, the description.
+        Their new paths: the file to open, files that belong to it, the description.
     """
     names = [out.name, *sorted({*os.listdir(folder)} - {out.name})]
     described = out.name + DESCRIPTION

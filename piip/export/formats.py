@@ -1,6 +1,6 @@
-"""The formats: how an exported program is written, and how the file is run.
+"""The formats: writing an exported program, and running the file.
 
-OpenVINO reads what PyTorch writes as ONNX: its own reader of exported programs lacks the antialiased resize of position
+OpenVINO files are converted from ONNX: its own reader of exported programs lacks the antialiased resize of position
 tables, and the operations of detectors whose number of results depends on the image.
 """
 
@@ -19,21 +19,25 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
+from piip.tables import Table
+
 INPUT = "image"
 Run = Callable[[NDArray[np.float32]], list[NDArray[Any]]]
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format of files.
+    """One file format.
 
     Args:
-        suffix: How its files end.
-        packages: What writing takes.
-        runtime: What running takes.
+        suffix: Suffix of its files.
+        packages: Packages for writing.
+        runtime: Packages for running.
         write: Writes a program with named outputs to a path.
-        load: Makes a written file ready to run on the CPU, in float32, on a number of threads (None: the runtime's own;
+        load: Loads a written file to run on the CPU, in float32, on a number of threads (None: the runtime's own;
             PyTorch has one number for the process).
+        fixed_size: Why only one image size is supported, or None.
+        min_torch: Minimum version of PyTorch for writing.
     """
 
     suffix: str
@@ -41,21 +45,23 @@ class Format:
     runtime: tuple[str, ...]
     write: Callable[[ExportedProgram, Path, Sequence[str]], None]
     load: Callable[[Path, int | None], Run]
+    fixed_size: str | None = None
+    min_torch: tuple[int, int] = (2, 6)
 
 
 def find_format(name: str, *, runs: bool = True) -> Format:
-    """Return a format whose packages are there.
+    """Return a format and check that its packages are installed.
 
     Args:
         name: "torch", "onnx" or "openvino".
-        runs: Whether files are run too.
+        runs: Whether files are also run.
 
     Raises:
-        ValueError: An unknown format, or a missing package.
+        ValueError: The format is unknown, or a package is missing.
     """
-    if name not in FORMATS:
-        raise ValueError(f"format is {name!r}, expected one of {', '.join(FORMATS)}.")
-    found = FORMATS[name]
+    if name not in EXPORT_FORMATS:
+        raise ValueError(f"format is {name!r}, expected one of {', '.join(EXPORT_FORMATS)}.")
+    found = EXPORT_FORMATS[name]
     needed = dict.fromkeys(found.packages + (found.runtime if runs else ()))
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
@@ -119,7 +125,7 @@ def _write_openvino(program: ExportedProgram, path: Path, names: Sequence[str]) 
     with tempfile.TemporaryDirectory(prefix="piip-") as directory:
         onnx_file = Path(directory) / "model.onnx"
         _write_onnx(program, onnx_file, names)
-        # reads as convert_model does, but reports to nobody
+        # reads like convert_model, but without telemetry
         openvino.save_model(openvino.Core().read_model(onnx_file), path, compress_to_fp16=False)
 
 
@@ -137,9 +143,17 @@ def _load_openvino(path: Path, threads: int | None) -> Run:
     return run
 
 
+ONNX_TORCH = (2, 9)
 ONNX_WRITERS = ("onnx", "onnxscript")
-FORMATS = {
-    "torch": Format(".pt2", (), (), _write_torch, _load_torch),
-    "onnx": Format(".onnx", ONNX_WRITERS, ("onnxruntime",), _write_onnx, _load_onnx),
-    "openvino": Format(".xml", (*ONNX_WRITERS, "openvino"), ("openvino",), _write_openvino, _load_openvino),
-}
+FIXED_SIZE = "The format torch has fixed sizes, PyTorch cannot save the rounding of dynamic sizes to whole patches"
+# By name; `register` adds a format (docs/extending.md).
+EXPORT_FORMATS: Table[Format, None] = Table.of(
+    "format",
+    {
+        "torch": Format(".pt2", (), (), _write_torch, _load_torch, FIXED_SIZE),
+        "onnx": Format(".onnx", ONNX_WRITERS, ("onnxruntime",), _write_onnx, _load_onnx, min_torch=ONNX_TORCH),
+        "openvino": Format(
+            ".xml", (*ONNX_WRITERS, "openvino"), ("openvino",), _write_openvino, _load_openvino, min_torch=ONNX_TORCH
+        ),
+    },
+)

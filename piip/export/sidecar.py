@@ -1,4 +1,4 @@
-"""What stands beside an exported file: all that a program needs to use it without this library."""
+"""The JSON description of an exported file, for programs that use it without this library."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from piip import __version__
 from piip.export.comparison import Difference
 from piip.export.formats import INPUT
-from piip.export.wrappers import ExportTarget
-from piip.serialization.base import DescribedModel
+from piip.layers.outputs import ExportWrapper
+from piip.serialization.base import PyramidModel
 
-# how pictures are made to fit, of the descriptions that training writes
+# fields of training's image preparation that resize and crop
 PREPARATION = {
     "transform": ("input_size", "interpolation", "crop_pct", "crop_mode"),
     "dense": ("short_side", "long_side", "pad_divisor", "resize", "slide_crop", "slide_stride"),
@@ -21,23 +21,23 @@ PREPARATION = {
 
 
 def describe(
-    model: DescribedModel,
-    target: ExportTarget,
+    model: PyramidModel,
+    target: ExportWrapper,
     outputs: Sequence[Tensor],
     *,
     input_shape: Sequence[int | str],
     has_random_weights: bool,
     differences: Sequence[Difference],
 ) -> dict[str, Any]:
-    """Return the contents of the JSON file, but for the names of the files and their format.
+    """Return the contents of the JSON file, except file names and format.
 
     Args:
         model: The model.
-        target: What is exported of it.
-        outputs: What it returns for some images.
-        input_shape: Of the images: numbers where fixed, names where free.
-        has_random_weights: Whether nobody has trained the model.
-        differences: From the model in PyTorch; none where they were not looked at.
+        target: The exported part.
+        outputs: Example outputs.
+        input_shape: Shape of the images: numbers for fixed sizes, names for dynamic ones.
+        has_random_weights: Whether the model has random weights.
+        differences: Differences from the model in PyTorch; empty if not compared.
     """
     return {
         "library": "piip",
@@ -62,7 +62,7 @@ def describe(
 
 
 def _preparation(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how pictures are resized and cut, as far as training wrote it down."""
+    """Return the resizing and cropping of images, if saved by training."""
     return {
         name: metadata[section].get(name)
         for section, names in PREPARATION.items()

@@ -8,13 +8,14 @@ from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from piip.branches.window import Grid, attend, in_windows
-from piip.ops.native import gemm as products
+from piip.branches.window import attend, in_windows, windowed_block
+from piip.ops.native import gemm
 from piip.optimize.packing import InPlaceGELU, can_pack, in_place, packed_linear, packed_norm, plain_norm
+from piip.structures import Grid
 
 
 class FusedBlock(nn.Module):
-    """A plain transformer block of timm whose sums are part of its products.
+    """A plain transformer block of timm whose sums are part of its gemm.
 
     In bfloat16, where the processor multiplies such numbers, attention of short sequences and the whole MLP are one
     kernel each.
@@ -48,8 +49,8 @@ class FusedBlock(nn.Module):
         return self.mlp(self.attention.proj(attended, tokens))
 
     def _attend(self, qkv: Tensor) -> Tensor:
-        if self.is_plain and products.can_attend(qkv, self.attention.num_heads):
-            return products.attend(qkv, self.attention.num_heads, self.attention.scale)
+        if self.is_plain and gemm.can_attend(qkv, self.attention.num_heads):
+            return gemm.attend(qkv, self.attention.num_heads, self.attention.scale)
         return attend(self.attention, qkv)
 
 
@@ -78,11 +79,18 @@ class FusedMLP(nn.Module):
     def __init__(self, norm: nn.Module, mlp: Any, *, rows: int) -> None:
         super().__init__()
         self.norm = plain_norm(norm).norm
-        self.first, self.second = (products.tiled(layer.weight, layer.bias) for layer in (mlp.fc1, mlp.fc2))
+        self.first, self.second = (gemm.tiled(layer.weight, layer.bias) for layer in (mlp.fc1, mlp.fc2))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens (B, N, C) plus the network's result."""
-        return products.network(tokens, self.norm, self.first, self.second)
+        return gemm.network(tokens, self.norm, self.first, self.second)
+
+
+def fused_windowed_block(block: nn.Module, tokens: Tensor, grid: Grid, window: int, pad_with_bias: bool) -> Tensor:
+    """Run a block with attention inside windows, fused where it is a `FusedBlock`; see `windowed_block`."""
+    if isinstance(block, FusedBlock):
+        return block.in_windows(tokens, grid, window, pad_with_bias)
+    return windowed_block(block, tokens, grid, window, pad_with_bias)
 
 
 def can_fuse_block(block: nn.Module) -> TypeGuard[Block]:
@@ -94,7 +102,7 @@ def can_fuse_block(block: nn.Module) -> TypeGuard[Block]:
     return (
         all(type(layer) is nn.Linear and can_pack(layer.weight) for layer in layers)
         and all(type(step) is nn.Identity for step in (block.ls1, block.ls2, mlp.norm))
-        and attention.gate is None
+        and getattr(attention, "gate", None) is None  # timm before 1.0.28 has no gates
         and packed_norm(block.norm1) is not None
         and packed_norm(block.norm2) is not None
     )
@@ -102,4 +110,4 @@ def can_fuse_block(block: nn.Module) -> TypeGuard[Block]:
 
 def _suits_kernel(mlp: Any) -> bool:
     is_gelu = type(in_place(mlp.act)) is InPlaceGELU
-    return is_gelu and products.are_available(mlp.fc1.weight) and mlp.fc1.in_features == mlp.fc2.out_features
+    return is_gelu and gemm.are_available(mlp.fc1.weight) and mlp.fc1.in_features == mlp.fc2.out_features

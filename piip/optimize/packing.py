@@ -16,9 +16,9 @@ from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from piip.ops import native
-from piip.ops.native import gemm as products
+from piip.ops.native import gemm
+from piip.structures import Size
 
-Pair = tuple[int, int]
 WORTH_A_TRIAL = 2**26  # multiply-adds of a product from which on libraries are compared
 ROUNDS, CLEARLY = 4, 0.96  # of that comparison: MKL must be so much faster, since additions come on top
 
@@ -42,7 +42,7 @@ class PackedLayerNorm(nn.Module):
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
         weight, bias = (None if item is None else item.detach() for item in (norm.weight, norm.bias))
-        self.norm = products.Norm(weight, bias, norm.eps)
+        self.norm = gemm.Norm(weight, bias, norm.eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Normalise tokens (..., C)."""
@@ -104,7 +104,7 @@ def packed_linear(weight: Tensor, bias: Tensor | None, *, rows: int) -> PackedLi
 
 
 @functools.cache
-def _faster_linear(rows: int, shape: Pair, threads: int) -> type[PackedLinear] | type[MKLLinear]:
+def _faster_linear(rows: int, shape: Size, threads: int) -> type[PackedLinear] | type[MKLLinear]:
     """Time both for one shape, in turn; `threads` is there to try again when it changes."""
     weight, tokens = torch.zeros(shape), torch.zeros(rows, shape[1])
     seconds: dict[type[PackedLinear] | type[MKLLinear], list[float]] = {PackedLinear: [], MKLLinear: []}
@@ -127,7 +127,7 @@ class PackedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, *, input_shape: Sequence[int]) -> None:
         super().__init__()
-        padding: Pair = conv.padding  # type: ignore[assignment]  # words are sorted out in `is_plain`
+        padding: Size = conv.padding  # type: ignore[assignment]  # words are sorted out in `is_plain`
         self.geometry = (padding, conv.stride, conv.dilation, conv.groups)
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(
             conv.weight.detach(), *self.geometry, list(input_shape)
@@ -150,7 +150,7 @@ class PackedConvTranspose2d(nn.Module):
 
     def __init__(self, conv: nn.ConvTranspose2d, *, input_shape: Sequence[int]) -> None:
         super().__init__()
-        padding: Pair = conv.padding  # type: ignore[assignment]
+        padding: Size = conv.padding  # type: ignore[assignment]
         self.geometry = (padding, conv.output_padding, conv.stride, conv.dilation, conv.groups)
         self.weight = torch.ops.mkldnn._reorder_convolution_transpose_weight(
             conv.weight.detach(), *self.geometry, list(input_shape)
@@ -169,14 +169,14 @@ class PackedDoubling(nn.Module):
     """A transposed 2x2 convolution of stride 2 as two products, whose rows become rows of the result.
 
     Args:
-        conv: Layer for which `doubles` holds, and `products.are_available` for its weight.
+        conv: Layer for which `doubles` holds, and `gemm.are_available` for its weight.
     """
 
     def __init__(self, conv: nn.ConvTranspose2d) -> None:
         super().__init__()
         weight = conv.weight.detach().permute(2, 3, 1, 0).flatten(1, 2)  # (2, 2 * out, in)
         bias = None if conv.bias is None else conv.bias.detach().repeat(2)
-        self.lines = [products.tiled(line, bias) for line in weight]
+        self.lines = [gemm.tiled(line, bias) for line in weight]
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', 2 * H, 2 * W)."""
@@ -184,7 +184,7 @@ class PackedDoubling(nn.Module):
         tokens = maps.permute(0, 2, 3, 1)
         result = maps.new_empty(batch * height, 2, width, self.lines[0].out_features)
         for offset, line in enumerate(self.lines):
-            products.linear(tokens, line, result[:, offset], gap=(width, width))
+            gemm.linear(tokens, line, result[:, offset], gap=(width, width))
         return result.view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
@@ -226,7 +226,7 @@ def packed(layer: nn.Module, input_shape: tuple[int, ...]) -> nn.Module | None:
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         return PackedConv2d(layer, input_shape=input_shape)
     if type(layer) is nn.ConvTranspose2d and layer.groups == 1:
-        if doubles(layer) and products.are_available(weight):
+        if doubles(layer) and gemm.are_available(weight):
             return PackedDoubling(layer)
         return PackedConvTranspose2d(layer, input_shape=input_shape)
     return packed_norm(layer) if weight.shape == input_shape[-1:] else None

@@ -17,10 +17,9 @@ from piip.layers.attention import DeformableCrossAttention
 from piip.layers.interaction import ConvFFN, Injector
 from piip.ops import native
 from piip.optimize.folding import fold_layer_scales, scaled_linear, token_mlps
-from piip.optimize.fused_block import FusedBlock, can_fuse_block
+from piip.optimize.fused_block import FusedBlock, can_fuse_block, fused_windowed_block
 from piip.optimize.packing import can_pack, in_place, packed, packed_linear
-
-Grid = tuple[int, int]
+from piip.structures import Grid
 
 
 class FusedAttention(nn.Module):
@@ -102,7 +101,7 @@ class FusedInjector(nn.Module):
 
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt in malloc.h
-KEPT_BYTES = 2**30
+HEAP_BYTES = 2**30
 
 
 def optimize_for_inference(
@@ -111,7 +110,7 @@ def optimize_for_inference(
     """Return a callable with the outputs of a model, made for speed on the device its weights are on.
 
     On CPU: weights are laid out once for the processor, factors (layer scales, gates) are folded into them, position
-    tables are resized once a size, and deformable attention runs from bare layer outputs in one kernel, where a C++
+    tables are resized once per size, and deformable attention runs from bare layer outputs in one kernel, where a C++
     compiler is at hand. Elsewhere the model is compiled by `torch.compile` with static shapes. The model itself stays
     as it is; weights that need no other layout are shared with it.
 
@@ -147,7 +146,8 @@ def optimize_for_inference(
     shapes = _input_shapes(fast, example_image)
     for module in fast.modules():
         if isinstance(module, ViTBranch):
-            module.kept_positions = {}
+            module.cached_positions = {}
+            module.windowed_block = fused_windowed_block
     with torch.no_grad():
         _replace(fast, lambda layer: _fused_injector(layer, shapes) or _fused_block(layer, shapes))
         _replace(fast, lambda layer: packed(layer, shapes[layer][0]) if layer in shapes else None)
@@ -160,7 +160,7 @@ def _keep_freed_memory() -> None:
         return
     library = ctypes.CDLL(None)
     for parameter in (MMAP_THRESHOLD, TRIM_THRESHOLD):
-        library.mallopt(parameter, KEPT_BYTES)
+        library.mallopt(parameter, HEAP_BYTES)
 
 
 class OptimizedModel:

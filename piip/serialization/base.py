@@ -1,31 +1,70 @@
-"""Models that know what they were built from, and can therefore be written, shared and built again."""
+"""The base class of all models: description, parts, saving, sharing and exporting."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from piip.config import ModelConfig
+from piip.layers.outputs import ExportWrapper
+
+if TYPE_CHECKING:
+    from piip.backbone import PIIPBackbone
 
 
-class DescribedModel(nn.Module):
-    """A model with its description.
+class ModelParts(nn.Module, ABC):
+    """A model with named parts.
+
+    Attributes:
+        config: Description of the model; None for a model built from modules.
+    """
+
+    config: ModelConfig | None
+
+    @abstractmethod
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Return the modules of each part, in the order of the forward pass.
+
+        Names are "branch 0", "branch 1", ..., "interactions", "merge", "neck" and "head"; parts that the model does not
+        have are omitted.
+        """
+
+    @abstractmethod
+    def get_backbone(self) -> PIIPBackbone:
+        """Return the pyramid of the model, which is the model itself if it has no head."""
+
+    def counted_model(self) -> ModelParts:
+        """Return the module to count: the whole model, or its backbone if the head's cost depends on its detections."""
+        return self
+
+
+def parts_of(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Return the modules of each part of a model; any other module is the single part "model"."""
+    return model.parts() if isinstance(model, ModelParts) else {"model": [model]}
+
+
+class PyramidModel(ModelParts):
+    """A model with a description.
 
     Args:
-        config: What the model was built from; None for one put together by hand, which cannot be saved.
-        mean: Channel means of the images, RGB in [0, 1], where the description names none.
-        std: Channel deviations likewise.
-        image_size: Nominal side of the given image in pixels.
+        config: Description of the model; None for a model built from modules, which cannot be saved.
+        mean: Channel means of the images, RGB in [0, 1], if the description has none.
+        std: Channel standard deviations of the images, if the description has none.
+        image_size: Nominal side of the input image in pixels.
 
     Attributes:
         pretrained_cfg: timm's description of the input: `mean`, `std`, `input_size` (3, H, W).
         metadata: JSON values that are saved with the model, e.g. "classes", "transform", "metrics", "license".
+        title: Name of this kind of model, for cards.
+        hub_task: Task on the Hugging Face hub ("pipeline_tag").
     """
 
-    config: ModelConfig | None
+    title: str
+    hub_task: str
 
     def __init__(
         self,
@@ -44,18 +83,42 @@ class DescribedModel(nn.Module):
             "input_size": (3, image_size, image_size),
         }
 
+    @abstractmethod
+    def summary(self) -> str:
+        """Return one sentence about the output, for cards."""
+
+    @abstractmethod
+    def usage(self) -> str:
+        """Return Python code that runs the model on `image`, given `mean` and `std`, and prints the output."""
+
+    @abstractmethod
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of storing them."""
+
+    @abstractmethod
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that are usually excluded from weight decay."""
+
+    @abstractmethod
+    def export_wrapper(self) -> ExportWrapper:
+        """Return the model as one graph with named outputs.
+
+        Raises:
+            ValueError: The model cannot be exported.
+        """
+
     def save_pretrained(
         self, directory: str | Path, *, metadata: Mapping[str, Any] | None = None, dtype: str = "f32"
     ) -> None:
         """Write weights, description and model card; `piip.from_pretrained(directory)` builds the model again.
 
         Args:
-            directory: Made where missing. A README.md that somebody wrote or changed stays as it is.
-            metadata: JSON values to add to the model's own for config.json and card, e.g. "classes", "metrics".
+            directory: Output directory, created if missing. A README.md that was edited by hand is kept.
+            metadata: JSON values to add to the model's metadata in config.json and card, e.g. "classes", "metrics".
             dtype: "f32" or "bf16" for floating-point weights.
 
         Raises:
-            ValueError: A model without description, or an unknown dtype.
+            ValueError: The model has no description, or the dtype is unknown.
         """
         from piip.serialization.hub import save_pretrained
 
@@ -72,22 +135,22 @@ class DescribedModel(nn.Module):
         metadata: Mapping[str, Any] | None = None,
         dtype: str = "f32",
     ) -> str:
-        """Upload what `save_pretrained` writes to the Hugging Face hub.
+        """Upload the files of `save_pretrained` to the Hugging Face hub.
 
         Args:
-            repo_id: "owner/name"; made where missing.
-            private: Visibility of a repository that is made; one that exists keeps its own.
-            token: Write access; None takes the one of HF_TOKEN or `hf auth login`.
-            revision: Branch to commit to, made where missing; None is the main one.
+            repo_id: "owner/name"; created if missing.
+            private: Visibility of a new repository; that of an existing one is not changed.
+            token: Token with write access; None uses that of HF_TOKEN or `hf auth login`.
+            revision: Branch to commit to, created if missing; None is the main branch.
             commit_message: First line of the commit.
             metadata: See `save_pretrained`.
             dtype: See `save_pretrained`.
 
         Returns:
-            Address of the commit.
+            URL of the commit.
 
         Raises:
-            ValueError: What keeps the upload from working: no such owner, no right to write, no network.
+            ValueError: The owner does not exist, the token has no write access, or the network is unavailable.
         """
         from piip.serialization.hub import push_to_hub
 

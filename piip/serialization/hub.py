@@ -1,4 +1,4 @@
-"""Models from and to the Hugging Face hub."""
+"""Download from and upload to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -20,52 +20,18 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined] # of the client it talks with
-from torch import nn
 
-from piip.serialization.base import DescribedModel
-from piip.serialization.load import CONFIG_NAME, load_model, save_model
-from piip.serialization.model_card import CARD_NAME, described, write_card
+from piip.serialization.description import CONFIG_NAME
+from piip.serialization.model_card import CARD_NAME, require_config, write_card
+from piip.serialization.save import save_model
 
-# no file that can carry code: pickled weights in a repository are not even downloaded
+if TYPE_CHECKING:
+    from piip.serialization.base import PyramidModel
+
+# no file that can contain code: pickled weights in a repository are not downloaded
 FILES = [CONFIG_NAME, "model*.safetensors", "model.safetensors.index.json", CARD_NAME]
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 FAILURES = (ClientError, OSError)  # requests that fail; those of the hub and of the cache are among them
-
-
-def from_pretrained(
-    path_or_hub_id: str | Path,
-    *,
-    revision: str | None = None,
-    device: str = "cpu",
-    dtype: str = "f32",
-    cache_dir: str | Path | None = None,
-    token: str | None = None,
-    local_files_only: bool = False,
-) -> nn.Module:
-    """Load a saved model from a directory or from the Hugging Face hub, in evaluation mode.
-
-    Args:
-        path_or_hub_id: A directory written by `save_pretrained`, `piip train` or `piip convert`, or "owner/name".
-        revision: Branch, tag or commit of the repository; None is the main branch.
-        device: Where to put the model.
-        dtype: "f32" or "bf16", whatever the file holds.
-        cache_dir: Where downloads are kept; None is the hub's own cache.
-        token: Read access to a private repository; None takes the one of HF_TOKEN or `hf auth login`.
-        local_files_only: Take what was downloaded before and ask nobody; HF_HUB_OFFLINE=1 does the same for all.
-
-    Returns:
-        The model: `config`, `pretrained_cfg` and `metadata` say what it is.
-
-    Raises:
-        ValueError: Nothing there, nothing to be reached, or not a saved model.
-
-    Example:
-        >>> model = from_pretrained("runs/landcover/best")
-    """
-    directory = find_model(
-        path_or_hub_id, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
-    )
-    return load_model(directory, device=device, dtype=dtype)
 
 
 def find_model(
@@ -76,22 +42,22 @@ def find_model(
     token: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Return the directory of a saved model, downloading it where it is on the hub.
+    """Return the directory of a saved model, downloading it from the hub if necessary.
 
     Args:
         path_or_hub_id: A directory, or "owner/name".
-        revision: See `from_pretrained`.
-        cache_dir: See `from_pretrained`.
-        token: See `from_pretrained`.
-        local_files_only: See `from_pretrained`.
+        revision: Branch, tag or commit of the repository; None is the main branch.
+        cache_dir: Folder of downloads; None is the hub's default cache.
+        token: Token with read access to a private repository; None uses that of HF_TOKEN or `hf auth login`.
+        local_files_only: Use only earlier downloads; HF_HUB_OFFLINE=1 does the same for all calls.
 
     Raises:
-        ValueError: Nothing there, nothing to be reached, or a repository without a model of this library.
+        ValueError: The model does not exist, the hub is unreachable, or the repository has no model of this library.
     """
     path = Path(path_or_hub_id)
     if path.exists():
         if revision is not None:
-            raise ValueError(f"{path} is a directory here and has no revision {revision!r}: leave revision out.")
+            raise ValueError(f"{path} is a local directory and has no revision {revision!r}: remove revision.")
         return path
     hub_id = _hub_id(path_or_hub_id)
     try:
@@ -109,14 +75,14 @@ def find_model(
     missing = [name for name in (CONFIG_NAME, "model*.safetensors") if not list(Path(directory).glob(name))]
     if missing:
         raise ValueError(
-            f"{hub_id} on the hub has no {' and no '.join(missing)}, so it holds no model of this library; files of "
-            "the authors are turned into one by `piip convert`."
+            f"{hub_id} on the hub has no {' and no '.join(missing)}, so it is not a model of this library; files of "
+            "the authors can be converted with `piip convert`."
         )
     return Path(directory)
 
 
 def save_pretrained(
-    model: DescribedModel,
+    model: PyramidModel,
     directory: str | Path,
     *,
     metadata: Mapping[str, Any] | None = None,
@@ -126,23 +92,23 @@ def save_pretrained(
     """Write weights, description and card of a model.
 
     Args:
-        model: With a description.
-        directory: Made where missing.
-        metadata: JSON values to add to the model's own, and to keep there.
+        model: A model with a description.
+        directory: Output directory, created if missing.
+        metadata: JSON values to add to the model's metadata, which is updated.
         dtype: "f32" or "bf16" for floating-point weights.
-        hub_id: "owner/name" where the files will be found.
+        hub_id: "owner/name" of the repository, for the card.
 
     Raises:
         ValueError: A model without description, or an unknown dtype.
     """
-    described(model)
+    require_config(model)
     model.metadata = {**model.metadata, **(metadata or {})}
     save_model(model, directory, model.metadata, dtype=dtype)
     write_card(model, directory, hub_id=hub_id)
 
 
 def push_to_hub(
-    model: DescribedModel,
+    model: PyramidModel,
     repo_id: str,
     *,
     private: bool = False,
@@ -154,25 +120,25 @@ def push_to_hub(
 ) -> str:
     """Upload weights, description and card of a model in one commit.
 
-    A card that somebody wrote or changed on the hub stays as it is.
+    A card that was edited on the hub is kept.
 
     Args:
-        model: With a description.
+        model: A model with a description.
         repo_id: "owner/name".
-        private: Visibility of a repository that is made.
-        token: Write access; None takes the one of HF_TOKEN or `hf auth login`.
-        revision: Branch, made where missing; None is the main one.
+        private: Visibility of a new repository.
+        token: Token with write access; None uses that of HF_TOKEN or `hf auth login`.
+        revision: Branch, created if missing; None is the main branch.
         commit_message: First line of the commit.
-        metadata: JSON values to add to the model's own.
+        metadata: JSON values to add to the model's metadata.
         dtype: "f32" or "bf16" for floating-point weights.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
-        ValueError: A model without description, a wrong name, no right to write there, or no network.
+        ValueError: The model has no description, the name is invalid, or the upload is refused or fails.
     """
-    described(model)
+    require_config(model)
     if not HUB_ID.fullmatch(repo_id):
         raise ValueError(f"repo_id is {repo_id!r}, expected owner/name.")
     api = HfApi(token=token, library_name="piip")
@@ -195,7 +161,7 @@ def push_to_hub(
 
 
 def _fetch_card(api: HfApi, hub_id: str, revision: str | None, directory: str) -> None:
-    """Put the repository's card where the new one will be written, which leaves a changed one alone."""
+    """Download the repository's card to the output directory, so that an edited card is kept."""
     try:
         api.hf_hub_download(hub_id, CARD_NAME, revision=revision, local_dir=directory)
     except LocalEntryNotFoundError:
@@ -205,40 +171,40 @@ def _fetch_card(api: HfApi, hub_id: str, revision: str | None, directory: str) -
 
 
 def _hub_id(name: str | Path) -> str:
-    """Return the id of a repository, or say that something is neither that nor a directory."""
+    """Return the id of a repository, or raise an error for other names."""
     if not HUB_ID.fullmatch(str(name)):
         raise ValueError(
-            f"There is no directory {name}, and it is no repository of the hub either, which would read owner/name; "
+            f"There is no directory {name}, and it is not a repository id owner/name of the hub; "
             "expected a model directory such as RUN/model (models of `piip list` are built by piip.create_model)."
         )
     return str(name)
 
 
 def _explain(error: BaseException, hub_id: str, *, revision: str | None, local_files_only: bool) -> str:
-    """Say in one sentence why a model could not be had, and what helps."""
+    """Return one sentence on why a download failed and how to fix it."""
     hub, status = constants.ENDPOINT, _status(error)
     if isinstance(error, GatedRepoError):
-        return f"{hub_id} is gated: ask for access at {hub}/{hub_id}, then pass token=... or run `hf auth login`."
+        return f"{hub_id} is gated: request access at {hub}/{hub_id}, then pass token=... or run `hf auth login`."
     if isinstance(error, RevisionNotFoundError):
-        return f"{hub_id} has no revision {revision!r}: pass one of its branches, tags or commits, or leave it out."
+        return f"{hub_id} has no revision {revision!r}: pass one of its branches, tags or commits, or remove it."
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
         return (
-            f"There is no directory {hub_id}, and {hub} has no such repository or keeps it private: check the name, "
-            "or pass a token that may read it (token=..., HF_TOKEN or `hf auth login`)."
+            f"There is no directory {hub_id}, and {hub} has no such public repository: check the name, "
+            "or pass a token with read access (token=..., HF_TOKEN or `hf auth login`)."
         )
     if local_files_only or constants.HF_HUB_OFFLINE:
         switch = "local_files_only=True was passed" if local_files_only else "HF_HUB_OFFLINE is set"
         return (
-            f"{hub_id} is no directory here, {switch} and it is not, or not completely, in the cache: load it once "
-            "with the network allowed."
+            f"{hub_id} is not a local directory, {switch} and it is not completely in the cache: load it once "
+            "with network access."
         )
     if isinstance(error.__cause__, FileMetadataError):
-        return f"{hub} does not answer as a hub does: check HF_ENDPOINT and the proxy between here and there."
+        return f"{hub} does not respond like a hub: check HF_ENDPOINT and your proxy."
     if status is not None:
         return f"{hub} answered with status {status} for {hub_id}: try again later."
     return (
-        f"{hub_id} is no directory here and not in the cache, and {hub} cannot be reached: check the network "
-        "(HF_ENDPOINT names another hub), or copy the model's directory here and pass its path."
+        f"{hub_id} is not a local directory or in the cache, and {hub} is unreachable: check the network "
+        "(HF_ENDPOINT sets another hub), or copy the model's directory and pass its path."
     )
 
 
@@ -246,29 +212,30 @@ def _explain(error: BaseException, hub_id: str, *, revision: str | None, local_f
 def _explained_upload(hub_id: str) -> Iterator[None]:
     try:
         yield
-    except (*FAILURES, RuntimeError) as error:  # the client wraps what breaks the upload of a file
+    except (*FAILURES, RuntimeError) as error:  # the client wraps errors during the upload of a file
         raise ValueError(_explain_upload(error, hub_id)) from error
 
 
 def _explain_upload(error: BaseException, hub_id: str) -> str:
-    """Say in one sentence why a model could not be uploaded, and what helps."""
+    """Return one sentence on why an upload failed and how to fix it."""
     hub, status = constants.ENDPOINT, _status(error)
     if status in (401, 403, 404):
         return (
-            f"{hub} lets nobody write to {hub_id} with this token (status {status}): check the owner's name, and pass "
-            "a token with the right to write (token=..., HF_TOKEN or `hf auth login`)."
+            f"{hub} denied write access to {hub_id} with this token (status {status}): check the owner's name, and "
+            "pass a token with write access (token=..., HF_TOKEN or `hf auth login`)."
         )
     if constants.HF_HUB_OFFLINE:
-        return f"HF_HUB_OFFLINE is set, so {hub_id} cannot be uploaded: unset it, or write files by save_pretrained."
+        return f"HF_HUB_OFFLINE is set, so {hub_id} cannot be uploaded: unset it, or write files with save_pretrained."
     if status is not None:
         return f"{hub} answered with status {status} to the upload of {hub_id}: try again later."
     return (
-        f"{hub} cannot be reached, so {hub_id} was not uploaded: check the network (HF_ENDPOINT names another hub) "
+        f"{hub} is unreachable, so {hub_id} was not uploaded: check the network (HF_ENDPOINT sets another hub) "
         "and the disk for temporary files."
     )
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the status of the hub's answer where there was one."""
-    answers = [cause for cause in (error, error.__cause__) if isinstance(cause, HfHubHTTPError)]
-    return answers[0].response.status_code if answers else None
+    """Return the HTTP status of the hub's response, if there was one."""
+    errors = [cause for cause in (error, error.__cause__) if isinstance(cause, HfHubHTTPError)]
+    responses = [cause.response for cause in errors if cause.response is not None]  # may be None before hub 1.0
+    return responses[0].status_code if responses else None

@@ -1,134 +1,97 @@
-"""Models on disk: one directory with weights and `config.json` (Hugging Face layout)."""
+"""Loading model directories: models are built from `config.json`, and weights are loaded tensor by tensor."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from piip.build import build_model
 from piip.config import ModelConfig
-from piip.serialization.meta_device import without_values
+from piip.device import without_values
+from piip.serialization.base import PyramidModel
+from piip.serialization.description import read_description
+from piip.serialization.hub import find_model
 from piip.serialization.mismatch import explain_mismatch
-from piip.serialization.weights import (
-    MAX_SHARD_BYTES,
-    WEIGHTS_NAME,
-    Progress,
-    StoredTensor,
-    TensorFacts,
-    open_weights,
-    weight_files,
-    write_weights,
-)
+from piip.serialization.save import DTYPES, stored_dtype
+from piip.serialization.weights import Progress, StoredTensor, open_weights
+from piip.zoo.published import published_facts
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 logger = logging.getLogger(__name__)
 
-CONFIG_NAME = "config.json"
 BACKBONE = "backbone."  # before the names of a whole model's backbone
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-def save_model(
-    model: nn.Module,
-    directory: str | Path,
-    metadata: Mapping[str, Any] | None = None,
+def from_pretrained(
+    path_or_hub_id: str | Path,
     *,
+    revision: str | None = None,
+    device: str = "cpu",
     dtype: str = "f32",
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    state: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write weights and description so that `load_model` rebuilds the model without the zoo or the network's weights.
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> PyramidModel:
+    """Load a saved model from a directory or from the Hugging Face hub, in evaluation mode.
 
     Args:
-        model: With `config` (a `ModelConfig`) and `pretrained_cfg` (mean, std, input_size).
-        directory: Made where missing; files of the same names are replaced whole, never half.
-        metadata: Further JSON values of config.json: "classes", "transform", "recipe", "metrics", "steps".
-        dtype: "f32" or "bf16" for floating-point weights.
-        max_shard_bytes: Above this the weights go into several files with an index.
-        state: The weights, where the model holds only a part of them; None takes the model's.
+        path_or_hub_id: A directory written by `save_pretrained`, `piip train` or `piip convert`, or "owner/name".
+        revision: Branch, tag or commit of the repository; None is the main branch.
+        device: Device of the model.
+        dtype: "f32" or "bf16", regardless of the file.
+        cache_dir: Folder of downloads; None is the hub's default cache.
+        token: Token with read access to a private repository; None uses that of HF_TOKEN or `hf auth login`.
+        local_files_only: Use only earlier downloads; HF_HUB_OFFLINE=1 does the same for all calls.
+
+    Returns:
+        The model, described by its `config`, `pretrained_cfg` and `metadata`.
 
     Raises:
-        ValueError: An unknown dtype, or a file where the directory should be.
+        ValueError: The model does not exist, the hub is unreachable, or the directory is not a saved model.
+
+    Example:
+        >>> model = from_pretrained("runs/landcover/best")
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
-    directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory} is a file, expected a directory to write the model into: choose another name.")
-    directory.mkdir(parents=True, exist_ok=True)
-    state = model.state_dict() if state is None else state
-    facts = {name: TensorFacts(tuple(value.shape), stored_dtype(value.dtype, dtype)) for name, value in state.items()}
-    tensors = ((name, value.detach().to(facts[name].dtype)) for name, value in state.items())
-    write_weights(directory, facts, tensors, max_shard_bytes=max_shard_bytes)
-    given: Any = model
-    write_description(directory, given.config, given.pretrained_cfg, metadata)
+    directory = find_model(
+        path_or_hub_id, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+    )
+    return load_model(directory, device=device, dtype=dtype)
 
 
-def stored_dtype(given: torch.dtype, dtype: str) -> torch.dtype:
-    """Return the number format in which a tensor is stored; integers stay what they are.
-
-    Args:
-        given: The tensor's own.
-        dtype: "f32", "bf16", or "keep".
-    """
-    return DTYPES[dtype] if given.is_floating_point and dtype != "keep" else given
-
-
-def write_description(
-    directory: Path, config: ModelConfig, input_facts: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
-) -> None:
-    """Write config.json, whole or not at all.
-
-    Args:
-        directory: An existing directory.
-        config: What the model is built from.
-        input_facts: "mean", "std" and "input_size" of the images.
-        metadata: Further JSON values.
-    """
-    facts = {name: list(input_facts[name]) for name in ("mean", "std", "input_size")}
-    description = {"library": "piip", "model": config.to_dict(), "input": facts, **(metadata or {})}
-    temporary = directory / (CONFIG_NAME + ".part")
-    temporary.write_text(json.dumps(description, indent=2, default=list) + "\n", encoding="utf-8")
-    os.replace(temporary, directory / CONFIG_NAME)
-
-
-def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32") -> nn.Module:
-    """Rebuild a saved model in evaluation mode; its weights are in memory once, however many files hold them.
+def load_model(directory: str | Path, *, device: str = "cpu", dtype: str = "f32") -> PyramidModel:
+    """Rebuild a saved model in evaluation mode; its weights are in memory only once.
 
     Args:
         directory: Written by `save_model` or `piip convert`.
-        device: Where to put it.
-        dtype: "f32" or "bf16", whatever the file holds.
+        device: Device of the model.
+        dtype: "f32" or "bf16", regardless of the file.
 
     Raises:
-        ValueError: A file is missing or damaged, the description cannot be read, or keys or shapes differ.
+        ValueError: A file is missing or damaged, the description is unreadable, or keys or shapes differ.
     """
-    model = build_described(directory, dtype=dtype)
+    model = build_saved_model(directory, dtype=dtype)
     load_weights(model, open_weights(Path(directory)), source=str(directory), device=device, dtype=dtype)
     return model.to(device=device).eval()
 
 
-def build_described(directory: str | Path, *, dtype: str = "f32") -> nn.Module:
-    """Build the model of a saved one's description: on the meta device, unless it has buffers that no file holds.
+def build_saved_model(directory: str | Path, *, dtype: str = "f32") -> PyramidModel:
+    """Build a saved model from its description, on the meta device unless it has buffers that are not saved.
 
     Args:
         directory: Written by `save_model` or `piip convert`.
         dtype: "f32" or "bf16".
 
     Raises:
-        ValueError: An unknown dtype, or a description that is missing or cannot be read.
+        ValueError: The dtype is unknown, or the description is missing or unreadable.
     """
-    from piip.build import build_model
-
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
     description = read_description(directory)
@@ -140,21 +103,23 @@ def build_described(directory: str | Path, *, dtype: str = "f32") -> nn.Module:
     if _has_computed_buffers(model):
         model = build_model(config)
     model.metadata = {name: value for name, value in description.items() if name not in ("library", "model", "input")}
+    if "converted" in model.metadata and "published" not in model.metadata:  # written by version 0.1
+        model.metadata["published"] = published_facts(model.metadata)
     return model.to(DTYPES[dtype])
 
 
 def start_from(model: nn.Module, directory: str | Path) -> list[str]:
-    """Give a model the weights of a saved one: the whole backbone, and what fits of the head.
+    """Load the weights of a saved model: the whole backbone, and the matching parts of the head.
 
     Args:
-        model: The model to fill, in place.
+        model: The model, changed in place.
         directory: Written by `save_model` or `piip convert`.
 
     Returns:
-        Names of the model's tensors that keep their start.
+        Names of the model's tensors that are not loaded.
 
     Raises:
-        ValueError: The directory is no saved model, or its backbone is another one.
+        ValueError: The directory is not a saved model, or its backbone differs.
     """
     read_description(directory)
     stored = open_weights(Path(directory))
@@ -170,42 +135,13 @@ def start_from(model: nn.Module, directory: str | Path) -> list[str]:
     for name in state.keys() - set(new):
         state[name].copy_(stored[name].read())
     if new:
-        logger.info("%d tensors of the head start new: %s does not have them in this shape.", len(new), directory)
+        logger.info("%d tensors of the head are newly initialised: %s lacks them in this shape.", len(new), directory)
     return new
 
 
 def _has_computed_buffers(model: nn.Module) -> bool:
-    """Tell whether a model has buffers that no file holds, such as rotary tables: they must be built with values."""
+    """Return whether a model has buffers that are not saved, such as rotary tables, and must be computed."""
     return not {name for name, _ in model.named_buffers()} <= {*model.state_dict()}
-
-
-def read_description(directory: str | Path) -> dict[str, Any]:
-    """Return the contents of config.json: "model", "input" and the metadata given to `save_model`.
-
-    Raises:
-        ValueError: The directory is no saved model.
-    """
-    directory = Path(directory)
-    if directory.is_file():
-        raise ValueError(
-            f"{directory} is a file, expected a model directory; `piip convert` makes one of published weights."
-        )
-    missing = [] if (directory / CONFIG_NAME).is_file() else [CONFIG_NAME]
-    missing += [] if weight_files(directory) else [WEIGHTS_NAME]
-    if missing:
-        inside = [name for name in ("best", "model") if (directory / name / CONFIG_NAME).is_file()]
-        hint = f" Models are in {' and '.join(str(directory / name) for name in inside)}." if inside else ""
-        raise ValueError(
-            f"{directory} has no {' and no '.join(missing)}, expected a model directory such as RUN/model "
-            f"written by `piip train`, or one of `piip convert`.{hint}"
-        )
-    try:
-        description = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{directory / CONFIG_NAME} is not JSON: {error}.") from error
-    if not isinstance(description, dict) or "model" not in description:
-        raise ValueError(f"{directory / CONFIG_NAME} has no 'model' field, expected a file written by piip.")
-    return description
 
 
 def load_weights(
@@ -219,18 +155,18 @@ def load_weights(
 ) -> None:
     """Load a complete state dict tensor by tensor, converting its dtype.
 
-    Of a model whose parameters are spread over processes each takes its own rows, and reads no others of a file.
+    For a sharded model, each process reads only its own rows.
 
     Args:
-        model: The model to fill; what it has on the meta device is put on the device.
+        model: The model; tensors on the meta device are created on `device`.
         stored: One tensor for every entry of the model's state dict.
-        source: Named in the message.
-        device: Where tensors go that the model has on the meta device.
+        source: Name of the checkpoint in messages.
+        device: Device of tensors that the model has on the meta device.
         dtype: Their floating-point format, "f32" or "bf16".
-        progress: Told bytes read and bytes in all.
+        progress: Called with bytes read and total bytes.
 
     Raises:
-        ValueError: Missing or unexpected keys or wrong shapes, grouped by branch; nothing is loaded then.
+        ValueError: Keys are missing or unexpected, or shapes differ, grouped by branch; nothing is loaded.
     """
     state = model.state_dict()
     given = {name: tensor.facts.shape for name, tensor in stored.items()}
@@ -253,13 +189,13 @@ def _filled(value: Tensor, read: Tensor, device: str, dtype: str) -> Tensor:
         return _filled_rows(value, read, device, dtype)  # type: ignore[arg-type]  # spread, the only other kind
     if not value.is_meta:
         return value.copy_(read)
-    # a copy in the model's memory format: the file may change or go away while the model is in use
+    # a copy in the model's memory format, because the file may change while the model is in use
     made = torch.empty_like(value, device=device, dtype=stored_dtype(read.dtype, dtype))
     return made.copy_(read)
 
 
 def _filled_rows(value: DTensor, read: Tensor, device: str, dtype: str) -> DTensor:
-    """Do the same for a tensor that is spread over a mesh of one dimension; only this process's part is read."""
+    """Do the same for a tensor sharded over a mesh of one dimension; only this process's part is read."""
     from torch.distributed.tensor import DTensor, Shard  # takes half a second
 
     (placement,), mesh, held = value.placements, value.device_mesh, value.to_local()

@@ -1,4 +1,4 @@
-"""Explaining a checkpoint that does not fit."""
+"""Explaining checkpoints that do not match a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
-SHOWN = 3  # names listed a group and kind
+SHOWN = 3  # names listed per group and kind
 
 
 def explain_mismatch(wanted: Shapes, given: Shapes, *, source: str = "The checkpoint") -> str | None:
@@ -16,10 +16,10 @@ def explain_mismatch(wanted: Shapes, given: Shapes, *, source: str = "The checkp
     Args:
         wanted: Names and shapes of the model.
         given: Names and shapes of the checkpoint.
-        source: What the checkpoint is called in the message.
+        source: Name of the checkpoint in the message.
 
     Returns:
-        A message grouped by branch and part, or None where everything fits.
+        A message grouped by branch and part, or None if everything matches.
     """
     groups: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in wanted:

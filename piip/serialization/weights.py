@@ -1,6 +1,6 @@
-"""Weights on disk: safetensors files, one or several with an index, written and read tensor by tensor.
+"""Weights on disk: one safetensors file, or several with an index, written and read tensor by tensor.
 
-safetensors' own writer takes whole files of tensors and copies them; this one never holds more than one.
+The writer of safetensors copies all tensors of a file; this one holds only one tensor at a time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """What is known of a tensor before it is read.
+    """Shape and dtype of a tensor that is not read yet.
 
     Args:
         shape: Its sizes.
@@ -63,7 +63,7 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, read when it is asked for.
+    """A tensor in a file, read on demand.
 
     Args:
         facts: Shape and number format.
@@ -75,11 +75,11 @@ class StoredTensor:
 
     @staticmethod
     def of(tensor: Tensor) -> StoredTensor:
-        """Wrap a tensor that is there already."""
+        """Wrap a tensor in memory."""
         return StoredTensor(TensorFacts(tuple(tensor.shape), tensor.dtype), lambda: tensor)
 
     def reshaped(self, shape: Sequence[int], change: Callable[[Tensor], Tensor]) -> StoredTensor:
-        """Return a tensor of this shape that is changed after it is read."""
+        """Return a tensor of this shape that is transformed after reading."""
         return StoredTensor(TensorFacts(tuple(shape), self.facts.dtype), lambda: change(self.read()))
 
 
@@ -91,14 +91,14 @@ def write_weights(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Write `model.safetensors`, or above the limit shards and their index; earlier ones are replaced at the end.
+    """Write `model.safetensors`, or above the limit shards and an index; earlier files are replaced at the end.
 
     Args:
         directory: An existing directory.
-        facts: What will come, by name, in order.
-        tensors: Names and tensors in the same order; each is written before the next is asked for.
-        max_shard_bytes: Limit of one file; a single tensor above it gets a file of its own.
-        progress: Told bytes written and bytes in all.
+        facts: Facts of all tensors, by name, in order.
+        tensors: Names and tensors in the same order; each is written before the next is requested.
+        max_shard_bytes: Maximum size of one file; a larger tensor gets its own file.
+        progress: Called with bytes written and total bytes.
 
     Returns:
         The names of the written files.
@@ -118,12 +118,12 @@ def write_weights(
                 if progress is not None:
                     progress(done, total)
         if len(names) > 1:
-            places = {key: name for name, group in zip(names, groups, strict=True) for key in group}
-            index = {"metadata": {"total_size": total}, "weight_map": places}
+            files_by_name = {key: name for name, group in zip(names, groups, strict=True) for key in group}
+            index = {"metadata": {"total_size": total}, "weight_map": files_by_name}
             (directory / f"{INDEX_NAME}.part").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         for name in written:
             os.replace(directory / f"{name}.part", directory / name)
-    finally:  # after success nothing of these is left
+    finally:  # after success none of these are left
         for name in written:
             (directory / f"{name}.part").unlink(missing_ok=True)
     for path in directory.iterdir():
@@ -133,17 +133,17 @@ def write_weights(
 
 
 def weight_files(directory: Path) -> list[str]:
-    """Return the names of the files that hold the weights of a directory; none where there are no weights."""
+    """Return the names of the weight files of a directory, if any."""
     if (directory / INDEX_NAME).is_file():
         return sorted({*read_index(directory / INDEX_NAME).values()})
     return [WEIGHTS_NAME] if (directory / WEIGHTS_NAME).is_file() else []
 
 
 def open_weights(directory: Path) -> dict[str, StoredTensor]:
-    """Open what `write_weights` wrote; the tensors stay in the files until they are read.
+    """Open the files of `write_weights`; tensors are read on demand.
 
     Args:
-        directory: With `model.safetensors`, or with shards and their index.
+        directory: Directory with `model.safetensors`, or shards and their index.
 
     Returns:
         Tensors by name.
@@ -167,7 +167,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         Its tensors by name, memory-mapped.
 
     Raises:
-        ValueError: The file is missing or damaged, or holds a number format that is not known here.
+        ValueError: The file is missing or damaged, or has an unsupported dtype.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing: copy or export the model again.")
@@ -175,7 +175,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         file: Any = safe_open(path, framework="pt")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}): copy or export it again.") from error
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error}): copy or export it again.") from error
     tensors = {}
     for name, part in slices.items():
         if part.get_dtype() not in FORMATS:
@@ -186,7 +186,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _read_tensor(path: Path, name: str) -> Tensor:
-    """Map one tensor of a file; what is read of it leaves the memory with the tensor, not with the last of the file."""
+    """Map one tensor of a file; its pages are freed with the tensor, not with the last tensor of the file."""
     try:
         file: Any = safe_open(path, framework="pt")
         return file.get_tensor(name)
@@ -195,25 +195,25 @@ def _read_tensor(path: Path, name: str) -> Tensor:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Read the index of a checkpoint in several files.
+    """Read the index of a sharded checkpoint.
 
     Args:
         path: JSON with a "weight_map".
 
     Returns:
-        For every tensor the name of its file, in the index's own directory.
+        File name of every tensor, in the directory of the index.
 
     Raises:
-        ValueError: The file is no such index, or names files elsewhere.
+        ValueError: The file is not an index, or lists files in other directories.
     """
     try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = {str(key): str(name) for key, name in places.items()}
+        files_by_name = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = {str(key): str(name) for key, name in files_by_name.items()}
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no index of a checkpoint: expected JSON with a 'weight_map'.") from error
+        raise ValueError(f"{path} is not an index of a checkpoint: expected JSON with a 'weight_map'.") from error
     outside = [name for name in names.values() if Path(name).name != name]
     if outside:
-        raise ValueError(f"{path} names a file outside its directory: {outside[0]}.")
+        raise ValueError(f"{path} lists a file outside its directory: {outside[0]}.")
     return names
 
 
@@ -234,7 +234,7 @@ def _write_file(path: Path, facts: Mapping[str, TensorFacts], tensors: Iterable[
     """Write one safetensors file, yielding the size of every tensor written."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    # wide numbers first, so that every tensor starts at a multiple of its number's width
+    # wide dtypes first, so that every tensor is aligned to its element size
     for name in sorted(facts, key=lambda key: -facts[key].dtype.itemsize):
         fact = facts[name]
         offsets = [end, end := end + fact.nbytes]

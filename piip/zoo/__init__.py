@@ -1,8 +1,8 @@
-"""Models by name: the authors' 50 models and what they published of them.
+"""Models by name: the authors' 50 models and their published data.
 
-`create` builds models by name; `registry` holds names and descriptions, filled by one file a family (`vit`, `convnext`,
-`intern_vit`, `pretrainings`, `multimodal`) from `parts`; `published` reads `published.json`. Public names load on first
-use.
+`create` builds models by name; `registry` holds names and descriptions, filled by one file per family (`vit`,
+`convnext`, `intern_vit`, `pretrainings`, `multimodal`) from `parts`; `published` reads `published.json`. Public names
+load on first use.
 
 A new named model is one decorated function in the file of its family.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from piip.zoo.create import official_record as official_record
     from piip.zoo.create import published_config as published_config
     from piip.zoo.published import PublishedModel as PublishedModel
+    from piip.zoo.published import published_facts as published_facts
     from piip.zoo.published import published_models as published_models
     from piip.zoo.published import published_results as published_results
 
@@ -30,6 +31,7 @@ _HOMES = {
     "model_config": "piip.zoo.create",
     "official_record": "piip.zoo.create",
     "published_config": "piip.zoo.create",
+    "published_facts": "piip.zoo.published",
     "published_models": "piip.zoo.published",
     "published_results": "piip.zoo.published",
 }

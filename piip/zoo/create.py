@@ -12,25 +12,12 @@ import dataclasses
 import fnmatch
 from typing import Any
 
-from torch import nn
-
 from piip.build import build_backbone, build_model
 from piip.config import HeadConfig, ModelConfig
 from piip.fields import nearest_names
+from piip.serialization.base import PyramidModel
 from piip.zoo import convnext, intern_vit, multimodal, pretrainings, vit  # noqa: F401 - these fill the registry
-from piip.zoo.published import PublishedModel, published_models, published_results
 from piip.zoo.registry import MODELS, OFFICIAL, PUBLISHED
-
-__all__ = [
-    "PublishedModel",
-    "create_model",
-    "list_models",
-    "model_config",
-    "official_record",
-    "published_config",
-    "published_models",
-    "published_results",
-]
 
 
 def list_models(pattern: str = "*", *, official: bool = False) -> list[str]:
@@ -69,7 +56,7 @@ def model_config(name: str) -> ModelConfig:
     if name != record:
         return config
     head = config.head
-    if head.kind == "per_branch":
+    if head.task == "classification" and head.reads == "branches":
         head = dataclasses.replace(head, pool="first_patch")
     return dataclasses.replace(config, resize="official", head=head)
 
@@ -94,15 +81,15 @@ def create_model(
     pretrained_branches: bool = False,
     features_only: bool = False,
     **overrides: Any,
-) -> nn.Module:
+) -> PyramidModel:
     """Build a model by name.
 
     Args:
         name: One of `list_models()`, or the name of an official record.
         num_classes: Classes of the head, instead of the model's own.
-        pretrained: Weights of the whole model.
-        pretrained_branches: Each branch's own weights, through timm.
-        features_only: Backbone and neck alone: image -> list of maps.
+        pretrained: Load weights of the whole model.
+        pretrained_branches: Load the pretrained weights of each branch through timm.
+        features_only: Build only backbone and neck: image -> list of maps.
         **overrides: Fields of `ModelConfig`, e.g. `resize="official"` or `merge={"kind": "slim"}`.
 
     Returns:
@@ -119,7 +106,7 @@ def create_model(
     config = model_config(name)
     if pretrained:
         raise ValueError(
-            f"No downloadable weights are known for {name}. Get the authors' file and turn it into a checkpoint with "
+            f"No downloadable weights are known for {name}. Get the authors' file and convert it with "
             "`piip convert`, or start from pretrained_branches=True."
         )
     config = ModelConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
@@ -128,10 +115,10 @@ def create_model(
         config = dataclasses.replace(config, branches=branches)
     if features_only:
         return build_backbone(dataclasses.replace(config, head=HeadConfig()))
-    if config.head.kind == "none":
-        raise ValueError(f"{name} was asked for without a head; pass features_only=True for its backbone and neck.")
-    if num_classes is not None and config.head.kind == "projector":
-        raise ValueError(f"{name} has a projector and no classes; leave num_classes out.")
+    if config.head.task == "features":
+        raise ValueError(f"{name} cannot be built without a head; pass features_only=True for its backbone and neck.")
+    if num_classes is not None and config.head.task == "tokens":
+        raise ValueError(f"{name} has a projector and no classes; remove num_classes.")
     if num_classes is not None:
         config = dataclasses.replace(config, head=dataclasses.replace(config.head, num_classes=num_classes))
     return build_model(config)

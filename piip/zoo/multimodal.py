@@ -24,7 +24,7 @@ CONVNEXTS = {"base": "convnext_base.clip_laiona_augreg_320", "large": "convnext_
 
 
 def _clip(size: str, trained_at: int, image_size: int) -> BranchConfig:
-    """Return a CLIP network with patches of 16, whatever its own are."""
+    """Return a CLIP network with patches of 16, regardless of its own patch size."""
     patch = {"base": 16, "large": 14}[size]
     return BranchConfig(
         f"vit_{size}_patch{patch}_clip_quickgelu_{trained_at}.openai",

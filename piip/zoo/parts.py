@@ -1,4 +1,4 @@
-"""What the descriptions of several families share."""
+"""Common parts of the descriptions of several families."""
 
 from __future__ import annotations
 

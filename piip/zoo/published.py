@@ -1,4 +1,4 @@
-"""What the authors published of their 50 models, as data."""
+"""Published data of the authors' 50 models."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ class PublishedTable:
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """What is public about one of the authors' models.
+    """Published data of one of the authors' models.
 
     Args:
         name: Our name.
         record: Name of the official record.
         task: "classification", "detection", "segmentation" or "multimodal".
         config_file: Configuration in the authors' repository.
-        head: What stands on the backbone there.
-        tables: Rows that report it, none for two models.
-        file: Address of its weights, None where the authors link none: a file, or for multimodal models a repository.
+        head: Head in the authors' configuration.
+        tables: Table rows of the model, none for two models.
+        file: URL of its weights, None if the authors link none: a file, or for multimodal models a repository.
         evaluation: "images" (how they are sized) and channel "mean" and "std" for RGB in [0, 1]; of detectors and
             segmentors also "dense", the same sizes as fields of `DenseTransformConfig`.
         training: Length and batch size.
-        note: What to know before comparing.
+        note: Note on comparability.
     """
 
     name: str
@@ -125,12 +125,12 @@ class PublishedModel:
 @functools.cache
 def published_models() -> tuple[PublishedModel, ...]:
     """Return all 50 models in the order of the authors' tasks."""
-    text = files("piip.zoo.create").joinpath("published.json").read_text(encoding="utf-8")
+    text = files("piip.zoo").joinpath("published.json").read_text(encoding="utf-8")
     return tuple(_read(record, values) for record, values in json.loads(text)["models"].items())
 
 
 def published_results(name: str) -> PublishedModel:
-    """Return what the authors published of a model.
+    """Return the published data of a model.
 
     Args:
         name: Our name or the official record's.
@@ -147,3 +147,22 @@ def published_results(name: str) -> PublishedModel:
 def _read(record: str, values: Mapping[str, Any]) -> PublishedModel:
     tables = tuple(PublishedTable(**table) for table in values["tables"])
     return PublishedModel(**{**values, "record": record, "tables": tables})
+
+
+def published_facts(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the authors' figures for a converted model's card.
+
+    Args:
+        metadata: Of the model: "name" and "converted", the files that `piip convert` read.
+
+    Returns:
+        "record", the authors' name, and "results", empty where they do not hold for these weights; None for a model
+        that the authors did not publish.
+    """
+    name = metadata.get("name", "")
+    model = next((model for model in published_models() if name in (model.name, model.record)), None)
+    if model is None:
+        return None
+    is_whole = all(item.get("branch") is None for item in metadata["converted"])
+    is_theirs = model.task != "classification" or name == model.record  # by our names classifiers read otherwise
+    return {"record": model.record, "results": model.results if is_whole and is_theirs else {}}

@@ -1,4 +1,4 @@
-"""What is known by name: filled by the families' files."""
+"""Registry of named models, filled by the families' files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PUBLISHED: dict[str, ConfigMaker] = {}  # where the published figures are of oth
 
 
 def register(name: str, official: str, *, published: ConfigMaker | None = None) -> Callable[[ConfigMaker], ConfigMaker]:
-    """Give a description a name.
+    """Register a description under a name.
 
     Args:
         name: Our name.

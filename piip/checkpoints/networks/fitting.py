@@ -1,4 +1,4 @@
-"""From one network's tensors to those of a branch: the branch's names, sizes, and what may be missing."""
+"""Fitting the tensors of one network to a branch: names, sizes, and parts that may be missing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from piip.serialization.weights import StoredTensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What a branch may have beyond the network: it starts as it is built. Layer scales, classifiers, norms nothing reads.
+# Parts of a branch that the network may lack; they are initialised: layer scales, classifiers, unused norms.
 MAY_BE_MISSING = re.compile(
     r"(gamma_[12]|ls[12]\.gamma)$|^head\.(weight|bias)$"
     r"|^clip_model\.post_layernorm\.|^convnext_model\.(layernorm|head\.norm|head\.pre_logits\.fc)\."
 )
-# What a network may have beyond the branch; anything else would change what it computes.
+# Parts of a network that the branch may lack; anything else would change the output.
 MAY_BE_LEFT = re.compile(
     r"^(head|head_dist|fc_norm|norm|cls_token|dist_token|mask_token|register_tokens|reg_token|pre_logits|decoder\w*"
     r"|lm_head|clip_projector|classifier|proj|attn_pool|visual_projection|logit_scale|position_ids)(\.|$|/)"
@@ -37,13 +37,13 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class FittedBranch:
-    """A network's tensors as a branch has them.
+    """A network's tensors in the form of a branch.
 
     Args:
         tensors: By the branch's official names, without the branch.
-        initial: Names of the branch that the network lacks; they keep the value they are built with.
+        initial: Names of the branch that the network lacks; they are initialised.
         unused: Names of the network that the branch lacks.
-        resized: Names of the tables and kernels that were brought to other sizes.
+        resized: Names of the resized tables and kernels.
     """
 
     tensors: Tensors
@@ -57,7 +57,7 @@ def branch_shapes(shapes: Shapes, branch: int, *, count: int) -> dict[str, tuple
 
     Args:
         shapes: All names and shapes of the model.
-        branch: Which branch, from 0.
+        branch: Index of the branch, from 0.
         count: Number of branches; the names of a single one have no prefix.
     """
     if count > 1:
@@ -67,19 +67,19 @@ def branch_shapes(shapes: Shapes, branch: int, *, count: int) -> dict[str, tuple
 
 
 def branch_family(names: Collection[str]) -> str:
-    """Tell the family of a branch by its official names."""
+    """Return the family of a branch by its official names."""
     words = {"clip_model.": "clip", "convnext_model.": "convnext", "visual_embed.": "uniperceiver"}
     found = next((family for word, family in words.items() if any(name.startswith(word) for name in names)), "vit")
     return "beit" if any(name.endswith("relative_position_bias_table") for name in names) else found
 
 
 def first_width(names: Shapes) -> int | None:
-    """Return the width of a network's first layer, the only convolution of most: None where there is none."""
+    """Return the width of a network's first layer, the only convolution of most networks; None if there is none."""
     return next((shape[0] for name, shape in names.items() if len(shape) == 4 and re.search("embed|stem", name)), None)
 
 
 def describe_network(names: Shapes) -> str:
-    """Return width and depth of a branch or network in words, from its names and shapes."""
+    """Return width and depth of a branch or network as text, from its names and shapes."""
     width = first_width(names)
     depth = max(count_blocks([*names], word) for word in ("blocks", "layers"))
     parts = [f"width {width}" if width else "", f"{depth} blocks" if depth else ""]
@@ -87,17 +87,17 @@ def describe_network(names: Shapes) -> str:
 
 
 def fit_branch(network: SingleNetwork, wanted: Shapes) -> FittedBranch:
-    """Bring a network's tensors to a branch's names and sizes.
+    """Convert a network's tensors to a branch's names and sizes.
 
     Args:
         network: The network.
         wanted: The branch's official names, without the branch, and shapes.
 
     Returns:
-        What the branch gets.
+        The tensors of the branch.
 
     Raises:
-        ValueError: Another family, other sizes, or parts that the other side lacks.
+        ValueError: Family, sizes or parts differ.
     """
     named = _under_branch_names(network, wanted)
     if named is None:
@@ -133,7 +133,7 @@ def _may_be_left(name: str) -> bool:
 
 
 def _under_branch_names(network: SingleNetwork, wanted: Shapes) -> dict[str, StoredTensor] | None:
-    """Return a network's tensors under the names of the branch's family, None where it is of another."""
+    """Return a network's tensors under the names of the branch's family, None for another family."""
     family = branch_family(wanted)
     if family in ("vit", "beit") and network.family == "vit":
         plain = any(name.endswith(".gamma_1") for name in wanted)

@@ -1,4 +1,4 @@
-"""Telling publishers' layouts apart by a name that only theirs has."""
+"""Recognising publishers' layouts by characteristic names."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def _same(tensors: Tensors) -> dict[str, StoredTensor]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a publisher names the tensors of one network.
+    """Names of a publisher for the tensors of one network.
 
     Args:
-        title: What messages call it.
-        anchor: A name that every file of the layout holds, and none of those after it in the list.
+        title: Name in messages.
+        anchor: A name in every file of the layout, but in none of the layouts after it in the list.
         family: "vit", "clip", "convnext" or "uniperceiver".
         translate: Brings names below the prefix to the family's common ones.
     """
@@ -71,10 +71,10 @@ def read_network(tensors: Tensors) -> SingleNetwork | None:
         tensors: By the names of the file.
 
     Returns:
-        The network, or None where no known layout fits, or several networks are in the file.
+        The network, or None if no known layout matches or the file has several networks.
 
     Raises:
-        ValueError: A variant of a known layout that is not supported, or a part of one.
+        ValueError: The file is an unsupported variant or a part of a known layout.
     """
     for layout in LAYOUTS:
         found = [

@@ -1,4 +1,4 @@
-"""Bringing tables of one network to another grid, by the rules of the authors' release.
+"""Resizing of tables to another grid, by the rules of the authors' release.
 
 Position tables and patch kernels: bicubic, no antialias, float32. BEiT's bias tables: splines over distances that grow
 geometrically (`piip.ops.relative_positions`).
@@ -24,15 +24,15 @@ Change = Callable[[Tensor], Tensor]
 
 
 def fitted(name: str, tensor: StoredTensor, wanted: tuple[int, ...]) -> StoredTensor | None:
-    """Bring a stored tensor to the wanted shape.
+    """Resize a stored tensor to another shape.
 
     Args:
-        name: The tensor's official name, which decides the rule.
-        tensor: The stored one.
+        name: The tensor's official name, which determines the rule.
+        tensor: The stored tensor.
         wanted: The branch's shape.
 
     Returns:
-        The tensor, resized when it is read; None where no rule leads from the one shape to the other.
+        The tensor, resized when it is read; None if no rule applies.
     """
     shape = tensor.facts.shape
     if shape == wanted:
@@ -63,7 +63,7 @@ def _kernel_change(wanted: Sequence[int]) -> Change:
 
 
 def split_rows(rows: int) -> tuple[int, int]:
-    """Return how many rows of a position table belong to class tokens, and the side of the rest."""
+    """Return the number of class token rows of a position table, and the side of the rest."""
     side = math.isqrt(rows)
     return rows - side * side, side
 
@@ -90,8 +90,8 @@ def resize_positions(table: Tensor, given_side: int, side: int) -> Tensor:
 
     Args:
         table: (given_side ** 2, C), float32.
-        given_side: Its side.
-        side: The wanted side.
+        given_side: Side of the table.
+        side: Side of the result.
 
     Returns:
         (side ** 2, C).

@@ -61,10 +61,10 @@ def from_augreg(tensors: Tensors) -> dict[str, StoredTensor]:
     """Read the arrays of AugReg's `.npz` files: kernels are transposed, query, key and value joined.
 
     Raises:
-        ValueError: All blocks are stacked in one array, as some programs write them.
+        ValueError: All blocks are stacked in one array, a layout of some programs.
     """
     if any("/encoderblock/" in name for name in tensors):
-        raise ValueError("The file stacks all blocks in one array, expected AugReg's one array a block.")
+        raise ValueError("The file stacks all blocks in one array, expected AugReg's layout with one array per block.")
     renamed = rename(tensors, AUGREG_RULES)
     network: dict[str, StoredTensor] = {}
     for name, tensor in renamed.items():
