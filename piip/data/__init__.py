@@ -1,8 +1,8 @@
-"""Images from disk: data sets, transforms, batches, and what of it can be resumed.
+"""Data sets, transforms, batches, and resumable loading.
 
-`image_folder`, `coco` and `semantic_masks` are data sets, one file a format; `transforms` prepares samples, `collate`
-makes batches; `loader` and `sampler` know where an epoch stands; `image_files` reads files for prediction,
-`image_check` before training; `sources` makes sample data sets.
+`image_folder`, `coco` and `semantic_masks` are data sets, one file per format; `transforms` prepares samples, `collate`
+makes batches; `loader` and `sampler` track the position in an epoch; `image_files` reads files for prediction;
+`image_check` checks files before training; `sources` creates sample data sets.
 
 A new format is a file here and one line in the table of `formats.py`.
 """

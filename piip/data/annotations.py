@@ -1,4 +1,4 @@
-"""Outlines of objects in COCO files: polygons, run lengths (compressed or not), or nothing but a box."""
+"""Outlines of objects in COCO files: polygons, RLE (compressed or not), or only a box."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-FARTHEST = 10  # sides of the image that a polygon may reach outside; drawing takes memory for all of it
+FARTHEST = 10  # image sides that a polygon may extend outside; drawing allocates memory for its whole extent
 
 
 def outline_problem(segmentation: Any, shape: tuple[int, int]) -> str:
-    """Say what is wrong with an annotation's "segmentation", "" where nothing is.
+    """Return the problem with an annotation's "segmentation", or "".
 
     Args:
         segmentation: As in the file.
@@ -23,7 +23,7 @@ def outline_problem(segmentation: Any, shape: tuple[int, int]) -> str:
     if isinstance(segmentation, list):
         return next((problem for part in segmentation if (problem := _polygon_problem(part, shape))), "")
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        return "is neither a list of polygons nor run lengths with 'size' and 'counts'"
+        return "is neither a list of polygons nor RLE with 'size' and 'counts'"
     if list(segmentation["size"]) != list(shape):
         return f"has the size {segmentation['size']}, its image {list(shape)} (height, width)"
     counts = segmentation["counts"]
@@ -35,13 +35,13 @@ def outline_problem(segmentation: Any, shape: tuple[int, int]) -> str:
 def _polygon_problem(polygon: Any, shape: tuple[int, int]) -> str:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         count = f"{len(polygon)} numbers" if isinstance(polygon, list) else repr(polygon)
-        return f"has a polygon of {count}, expected x and y of three points or more in turn"
+        return f"has a polygon of {count}, expected x and y of at least three points"
     try:
         is_finite = math.isfinite(sum(polygon))
     except TypeError:
         is_finite = False
     if not is_finite:
-        return "has a polygon with other things than finite numbers"
+        return "has a polygon with values that are not finite numbers"
     for numbers, side in ((polygon[0::2], shape[1]), (polygon[1::2], shape[0])):
         if not -FARTHEST * side <= min(numbers) <= max(numbers) <= (FARTHEST + 1) * side:
             return f"has a polygon from {min(numbers)} to {max(numbers)}, its image is {side} pixels long there"
@@ -49,7 +49,7 @@ def _polygon_problem(polygon: Any, shape: tuple[int, int]) -> str:
 
 
 def decode_mask(segmentation: Any, box: Sequence[float], shape: tuple[int, int]) -> np.ndarray:
-    """Return an annotation's mask, bool (H, W): its polygons or run lengths, or its box where it has neither.
+    """Return the mask of an annotation, bool (H, W), from its polygons or RLE, or from its box if it has neither.
 
     Args:
         segmentation: As in the file, without a problem.
@@ -57,7 +57,7 @@ def decode_mask(segmentation: Any, box: Sequence[float], shape: tuple[int, int])
         shape: (H, W) of the image.
 
     Raises:
-        ValueError: Compressed run lengths that are damaged.
+        ValueError: The compressed RLE is damaged.
     """
     from faster_coco_eval.core import mask as coder
 
@@ -78,11 +78,11 @@ def decode_mask(segmentation: Any, box: Sequence[float], shape: tuple[int, int])
 
 
 def check_box(box: Any, place: str) -> None:
-    """Refuse what is not x, y, width and height.
+    """Check that a box is x, y, width and height.
 
     Args:
         box: As in the file.
-        place: Where it stands, for the message.
+        place: Position in the file, for the message.
 
     Raises:
         ValueError: Not four finite numbers.
@@ -93,21 +93,21 @@ def check_box(box: Any, place: str) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Tell finite numbers from everything else that JSON may hold."""
+    """Return whether a JSON value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_image(image: Mapping[str, Any], place: str) -> None:
-    """Refuse an image without a size.
+    """Check that an image entry has a valid size.
 
     Args:
         image: Its entry in the file.
-        place: Where it stands, for the message.
+        place: Position in the file, for the message.
 
     Raises:
-        ValueError: Height or width is no whole number above 0.
+        ValueError: Height or width is not a positive integer.
     """
     for name in ("height", "width"):
         value = image[name]
         if not is_number(value) or value < 1 or value != int(value):
-            raise ValueError(f"{place} has the {name} {value!r}, expected whole pixels, at least 1.")
+            raise ValueError(f"{place} has the {name} {value!r}, expected an integer of at least 1.")

@@ -1,4 +1,4 @@
-"""COCO and ADE20K as detectors and segmentors of the papers know them."""
+"""Class names and image preparation of COCO and ADE20K for the released detectors and segmentors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def coco_classes() -> list[str]:
 
 
 def ade_classes() -> list[str]:
-    """Return the names of ADE20K's 150 classes in the order of their indices (1 to 150 in the maps).
+    """Return the names of ADE20K's 150 classes in the order of their indices (1 to 150 in the masks).
 
     Source: objectInfo150 of the scene parsing benchmark, the first name of each.
     """
@@ -30,23 +30,23 @@ def ade_classes() -> list[str]:
 
 
 def benchmark_metadata(config: ModelConfig, evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a released detector or segmentor needs beside its weights for evaluation and prediction.
+    """Return the metadata that a released detector or segmentor needs for evaluation and prediction.
 
     Args:
         config: The model.
         evaluation: The published facts, see `PublishedModel`: "dense", "mean" and "std".
 
     Returns:
-        "classes", the names in the order of the logits; "dense", how pictures are prepared; of detectors "detections",
-        the limits on instances an image.
+        "classes", the names in the order of the logits; "dense", the image preparation; for detectors "detections",
+        the limits on detections per image.
 
     Raises:
-        ValueError: A model with other classes than its data set's.
+        ValueError: The number of classes differs from the data set's.
     """
     is_segmentor = config.head.kind == "upernet"
     classes = ade_classes() if is_segmentor else coco_classes()
     if config.head.num_classes != len(classes):
-        raise ValueError(f"The model is for {config.head.num_classes} classes, expected the {len(classes)} published.")
+        raise ValueError(f"The model is for {config.head.num_classes} classes, expected {len(classes)}.")
     transform = DenseTransformConfig(
         resize="official",
         mean=tuple(evaluation["mean"]),

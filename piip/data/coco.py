@@ -15,7 +15,7 @@ import torch
 from piip.data.annotations import check_box, check_image, decode_mask, outline_problem
 from piip.data.dense_images import DenseImages
 from piip.data.image_folder import NAMES_SHOWN
-from piip.heads.image_info import Target
+from piip.structures import Target
 
 logger = logging.getLogger(__name__)
 Entry = Mapping[str, Any]
@@ -24,20 +24,20 @@ Entry = Mapping[str, Any]
 class CocoInstances(DenseImages):
     """Images with boxes, classes and masks.
 
-    Crowd annotations are left out here (evaluation reads them from the file itself); boxes are clipped to their image,
-    and those of which less than one pixel a side is left are dropped with one warning.
+    Crowd annotations are left out (evaluation reads them from the file). Boxes are clipped to their image; boxes with a
+    side below one pixel after clipping are dropped with one warning.
 
     Args:
         annotations: The JSON file.
-        images: Folder of the images that it names.
+        images: Folder of the images in the file.
         train: Leave out images without objects.
         seed: Seed of the run.
         on_error: "stop" or "skip" at an unreadable image.
-        expected_classes: Class names the file must have, in this order.
+        expected_classes: Required class names, in this order.
 
     Raises:
-        ValueError: The file is missing or no COCO file, ids are doubled or unknown, images are missing, or classes
-            differ.
+        ValueError: The file is missing or not a COCO file, ids are duplicate or unknown, images are missing, or
+            classes differ.
     """
 
     def __init__(
@@ -69,26 +69,26 @@ class CocoInstances(DenseImages):
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Size (H, W) of every image, as the file says."""
+        """Size (H, W) of every image according to the file."""
         return self._shapes
 
     @property
     def image_ids(self) -> list[int]:
-        """The file's id of every image."""
+        """Id of every image in the file."""
         return [image_id for _, image_id in self.samples]
 
-    def read_truth(self, index: int, shape: tuple[int, int]) -> Target:
+    def read_target(self, index: int, shape: tuple[int, int]) -> Target:
         """Return "boxes", "labels" and "masks" of an image.
 
         Raises:
-            ValueError: The image has another size than the file says.
+            ValueError: The image size differs from the file.
         """
         path, image_id = self.samples[index]
         if shape != self._shapes[index]:
             turned = shape == self._shapes[index][::-1]
-            hint = " It was annotated as stored: save it without its EXIF orientation." if turned else ""
+            hint = " Its annotations ignore the EXIF orientation: save it without the tag." if turned else ""
             raise ValueError(
-                f"The image {path} is {shape[0]}x{shape[1]} (height x width, the right way up), {self.file} says "
+                f"The image {path} is {shape[0]}x{shape[1]} (height x width, after rotation), but {self.file} has "
                 f"{self._shapes[index][0]}x{self._shapes[index][1]}.{hint}"
             )
         objects = self._objects[image_id]
@@ -106,18 +106,18 @@ class CocoInstances(DenseImages):
 
 
 def read_coco(path: Path) -> dict[str, Any]:
-    """Read a COCO file and check what every reader relies on.
+    """Read and check a COCO file.
 
     Raises:
-        ValueError: The file is missing, is no JSON, lacks a section or field, has doubled or unknown ids, or sizes,
-            boxes or outlines that are none.
+        ValueError: The file is missing or not JSON, lacks a section or field, or has duplicate or unknown ids, or
+            invalid sizes, boxes or outlines.
     """
     if not path.is_file():
         raise ValueError(f"There is no annotation file {str(path)!r}, expected a COCO JSON file.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from error
+        raise ValueError(f"{path} is not a JSON file: {error}.") from error
     sections = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name")}
     sections["annotations"] = ("id", "image_id", "category_id", "bbox")
     if not isinstance(content, dict):
@@ -130,10 +130,10 @@ def read_coco(path: Path) -> dict[str, Any]:
             if missing:
                 raise ValueError(f"{path}: {section}[{place}] has no field {missing[0]!r}.")
             if not isinstance(entry["id"], int):
-                raise ValueError(f"{path}: {section}[{place}] has the id {entry['id']!r}, expected a whole number.")
+                raise ValueError(f"{path}: {section}[{place}] has the id {entry['id']!r}, expected an integer.")
         doubled = [key for key, count in Counter(entry["id"] for entry in content[section]).items() if count > 1]
         if doubled:
-            raise ValueError(f"{path}: the id {doubled[0]} stands more than once in {section}.")
+            raise ValueError(f"{path}: the id {doubled[0]} occurs more than once in {section}.")
     for place, image in enumerate(content["images"]):
         check_image(image, f"{path}: images[{place}] (id {image['id']}, {image['file_name']})")
     _check_references(content, path)
@@ -150,7 +150,7 @@ def _check_references(content: Mapping[str, Any], path: Path) -> None:
         for field, ids in known.items():
             if entry[field] not in ids:
                 raise ValueError(
-                    f"{path}: annotations[{place}] (id {entry['id']}) has the unknown {field} {entry[field]!r}."
+                    f"{path}: annotations[{place}] (id {entry['id']}) has an unknown {field} {entry[field]!r}."
                 )
 
 
@@ -181,7 +181,7 @@ def _objects_by_image(content: Mapping[str, Any], path: Path) -> dict[int, list[
         objects[entry["image_id"]].append({**entry, "clipped": clipped})
     if dropped:
         logger.warning(
-            "%s: %d annotations have boxes without area inside their image and are left out: ids %s%s.",
+            "%s: %d annotations without box area inside their image are left out: ids %s%s.",
             path,
             len(dropped),
             ", ".join(dropped[:NAMES_SHOWN]),
@@ -195,6 +195,5 @@ def _check_present(samples: Sequence[tuple[Path, int]], path: Path) -> None:
     if missing:
         more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
         raise ValueError(
-            f"{path} names {len(missing)} of {len(samples)} images that are not there: "
-            f"{', '.join(missing[:NAMES_SHOWN])}{more}."
+            f"{len(missing)} of {len(samples)} images in {path} are missing: {', '.join(missing[:NAMES_SHOWN])}{more}."
         )

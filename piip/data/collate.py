@@ -1,7 +1,7 @@
-"""From a picture with its truth to a sample, and from samples to a batch.
+"""Samples from images and their targets, and batches from samples.
 
-A truth is a dict of tensors: "boxes" (N, 4), "labels" (N,) and "masks" bool (N, H, W) of instances, or "labels" (H, W)
-of an index map. Shapes: H W image.
+A target is a dict of tensors: "boxes" (N, 4), "labels" (N,) and "masks" bool (N, H, W) of instances, or "labels" (H, W)
+of a semantic mask. Shapes: H W image.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from piip.data.transforms.dense import DenseTransformConfig, resized_shape
-from piip.data.transforms.geometry import IGNORED, cropped, flipped, resize_image, resize_target
+from piip.data.transforms.geometry import cropped, flipped, resize_image, resize_target
 from piip.data.transforms.photometric import distorted
-from piip.heads.image_info import ImageFrame, Target
+from piip.structures import IGNORE_INDEX, ImageInfo, Target
 
 
 class Sample(NamedTuple):
@@ -28,15 +28,15 @@ class Sample(NamedTuple):
 
     Attributes:
         image: Normalised float (3, H, W).
-        frame: What it was made of.
-        target: Its truth in network pixels.
-        place: Its place in the data set.
+        image_info: Original and resized sizes.
+        target: Its target in network pixels.
+        position: Its index in the data set.
     """
 
     image: Tensor
-    frame: ImageFrame
+    image_info: ImageInfo
     target: Target
-    place: int
+    position: int
 
 
 class Batch(NamedTuple):
@@ -44,23 +44,23 @@ class Batch(NamedTuple):
 
     Attributes:
         image: (B, 3, H, W).
-        frames: One an image.
-        targets: One an image.
-        indices: Places in the data set.
+        image_infos: One per image.
+        targets: One per image.
+        indices: Indices in the data set.
     """
 
     image: Tensor
-    frames: list[ImageFrame]
+    image_infos: list[ImageInfo]
     targets: list[Target]
     indices: list[int]
 
 
 class DenseTransform:
-    """Prepare pictures with their truth.
+    """Prepare images with their targets.
 
     Args:
-        config: The numbers; mean and std must be given.
-        train: With augmentation, drawn from the global states of `random` and torch.
+        config: Settings; mean and std must be given.
+        train: Use augmentation, drawn from the global states of `random` and torch.
     """
 
     def __init__(self, config: DenseTransformConfig, *, train: bool) -> None:
@@ -69,18 +69,18 @@ class DenseTransform:
         strength = config.color_jitter if train else 0.0
         self.jitter = v2.ColorJitter(strength, strength, strength) if strength else None
 
-    def __call__(self, picture: Image.Image, target: Target, index: int) -> Sample:
-        """Return the sample of an RGB picture."""
+    def __call__(self, image: Image.Image, target: Target, index: int) -> Sample:
+        """Return the sample of an RGB image."""
         config = self.config
-        original = (picture.height, picture.width)
-        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        original = (image.height, image.width)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         if config.reduce_zero_label and "labels" in target and target["labels"].dim() == 2:
             target = {"labels": reduce_zero_label(target["labels"])}
-        image, target = self._augmented(image, target) if self.train else self._resized(image, target)
+        pixels, target = self._augmented(pixels, target) if self.train else self._resized(pixels, target)
         assert config.mean is not None and config.std is not None  # noqa: PT018 - resolved before
-        image = F.normalize(image.float() / 255, list(config.mean), list(config.std))
-        frame = ImageFrame.make((image.shape[1], image.shape[2]), original=original)
-        return Sample(image, frame, target, index)
+        pixels = F.normalize(pixels.float() / 255, list(config.mean), list(config.std))
+        image_info = ImageInfo.make((pixels.shape[1], pixels.shape[2]), original=original)
+        return Sample(pixels, image_info, target, index)
 
     def _augmented(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         config = self.config
@@ -92,7 +92,7 @@ class DenseTransform:
         short = random.choice(config.train_short_sides) if config.train_short_sides else None
         image, target = self._resized(image, target, short, jitter=random.uniform(*config.scale_jitter))
         if config.crop is not None:
-            image, target = cropped(image, target, (config.crop, config.crop), most=config.crop_max_share)
+            image, target = cropped(image, target, (config.crop, config.crop), max_class_fraction=config.crop_max_share)
         for chance, dimension in ((config.hflip, -1), (config.vflip, -2)):
             if random.random() < chance:
                 target = flipped(target, image.shape[dimension], dimension)
@@ -104,7 +104,7 @@ class DenseTransform:
     def _resized(
         self, image: Tensor, target: Target, short: int | None = None, *, jitter: float = 1.0
     ) -> tuple[Tensor, Target]:
-        """Resize to a shorter side, that of the configuration by default, all sides times a factor."""
+        """Resize to a shorter side (default: that of the configuration) times a factor."""
         config, shape = self.config, (image.shape[1], image.shape[2])
         short = short or config.short_side
         if short is None:
@@ -116,39 +116,39 @@ class DenseTransform:
 
 
 def reduce_zero_label(labels: Tensor) -> Tensor:
-    """Turn 0 into 255 (ignored), every other class k into k - 1; 255 stays."""
-    return torch.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
+    """Map 0 to 255 (ignored) and every other class k to k - 1; 255 stays."""
+    return torch.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
 
 
 class PadTogether:
-    """Make a batch of samples.
+    """Collate samples to a padded batch.
 
     Args:
-        divisor: Height and width become multiples of this.
-        least: Least height and width.
+        divisor: Height and width are padded to multiples of this.
+        min_side: Minimum height and width in pixels.
     """
 
-    def __init__(self, divisor: int, *, least: int = 1) -> None:
+    def __init__(self, divisor: int, *, min_side: int = 1) -> None:
         self.divisor = divisor
-        self.least = least
+        self.min_side = min_side
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Return the batch; images are padded with zeros, index maps with 255."""
+        """Return the batch; images are padded with zeros, semantic masks with 255."""
         height, width = (
-            -(-max(self.least, *(sample.image.shape[axis] for sample in samples)) // self.divisor) * self.divisor
+            -(-max(self.min_side, *(sample.image.shape[axis] for sample in samples)) // self.divisor) * self.divisor
             for axis in (1, 2)
         )
-        frames = [sample.frame._replace(padded=(height, width), batch=(height, width)) for sample in samples]
+        image_infos = [sample.image_info._replace(padded=(height, width), batch=(height, width)) for sample in samples]
         images = torch.stack([_padded(sample.image, (height, width), 0.0) for sample in samples])
         targets = []
         for sample in samples:
             target = dict(sample.target)
             for name in ("masks", "labels"):
                 if name in target and target[name].dim() > 1:
-                    fill = IGNORED if name == "labels" else 0
+                    fill = IGNORE_INDEX if name == "labels" else 0
                     target[name] = _padded(target[name], (height, width), fill)
             targets.append(target)
-        return Batch(images, frames, targets, [sample.place for sample in samples])
+        return Batch(images, image_infos, targets, [sample.position for sample in samples])
 
 
 def _padded(values: Tensor, size: tuple[int, int], fill: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Images with a truth for places in them, prepared as a function of seed, epoch and index."""
+"""Images with boxes, masks or semantic masks, prepared as a function of seed, epoch and index."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch.utils.data import Dataset
 
 from piip.data.collate import DenseTransform, Sample
 from piip.data.image_folder import ADVICE, ON_ERROR, read_rgb, seeded
-from piip.heads.image_info import Target
+from piip.structures import Target
 
 logger = logging.getLogger(__name__)
 
 
 class DenseImages(Dataset[Sample], ABC):
-    """Images and their truths; see `ImageFolder` for the rules of randomness and of unreadable files.
+    """Images and their targets; see `ImageFolder` for randomness and unreadable files.
 
     Args:
-        root: Named in messages.
-        samples: Path of every image, and a number that means something to the data set.
+        root: Path for messages.
+        samples: Path of every image, and a number defined by the data set.
         classes: Names of the classes in the order of their indices.
         seed: Seed of the run.
-        on_error: "stop" raises at an unreadable image; "skip" warns once and takes the next readable one.
+        on_error: "stop" raises at an unreadable image; "skip" warns once and uses the next readable one.
 
     Attributes:
-        transform: Makes a sample of picture, truth and index; None where nothing is read.
+        transform: Returns a sample from image, target and index; None if no image is read.
 
     Raises:
         ValueError: There are no images, or `on_error` is unknown.
@@ -48,7 +48,7 @@ class DenseImages(Dataset[Sample], ABC):
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error is {on_error!r}, expected one of {', '.join(ON_ERROR)}.")
         if not samples:
-            raise ValueError(f"{root} names no images that can be used.")
+            raise ValueError(f"{root} has no usable images.")
         self.root = root
         self.samples = list(samples)
         self.classes = list(classes)
@@ -59,11 +59,11 @@ class DenseImages(Dataset[Sample], ABC):
         self._unreadable = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the augmentation of another epoch, in this process and in all workers."""
+        """Set the epoch of the augmentation, in this process and in all workers."""
         self._epoch.fill_(epoch)
 
     def fingerprint(self) -> str:
-        """Return a short hash of the images' names, in order; it says nothing about the files' contents."""
+        """Return a short hash of the image names, in order, not of their contents."""
         names = "\n".join(path.name for path, _ in self.samples)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -73,11 +73,11 @@ class DenseImages(Dataset[Sample], ABC):
         """Size (H, W) of every image."""
 
     @abstractmethod
-    def read_truth(self, index: int, shape: tuple[int, int]) -> Target:
-        """Return the truth of an image of size (H, W).
+    def read_target(self, index: int, shape: tuple[int, int]) -> Target:
+        """Return the target of an image of size (H, W).
 
         Raises:
-            ValueError: It does not fit the image.
+            ValueError: The target does not match the image.
         """
 
     def __len__(self) -> int:
@@ -93,22 +93,22 @@ class DenseImages(Dataset[Sample], ABC):
         """
         if not 0 <= index < len(self.samples):
             raise IndexError(f"index is {index}, expected 0 to {len(self.samples) - 1}")
-        place, picture, target = self._read(index)
-        assert self.transform is not None  # given before the first image is read
+        position, image, target = self._read(index)
+        assert self.transform is not None  # set before the first image is read
         with seeded(self.seed, int(self._epoch.item()), index):
-            return self.transform(picture, target, place)
+            return self.transform(image, target, position)
 
     def _read(self, index: int) -> tuple[int, Image, Target]:
         for step in range(len(self.samples)):
-            place = (index + step) % len(self.samples)
-            if self._unreadable[place]:
+            position = (index + step) % len(self.samples)
+            if self._unreadable[position]:
                 continue
             try:
-                picture = read_rgb(self.samples[place][0], upright=True)
-                return place, picture, self.read_truth(place, (picture.height, picture.width))
+                image = read_rgb(self.samples[position][0], upright=True)
+                return position, image, self.read_target(position, (image.height, image.width))
             except ValueError as error:
                 if self.on_error == "stop":
                     raise ValueError(f"{error} {ADVICE}") from error
-                self._unreadable[place] = True
+                self._unreadable[position] = True
                 logger.warning("%s It is skipped from now on.", error)
         raise ValueError(f"None of the {len(self.samples)} images of {self.root} can be read: check the disk.")

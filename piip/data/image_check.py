@@ -1,4 +1,4 @@
-"""A look at every image file before a long run, so that broken ones are found in minutes, not in the second epoch."""
+"""Check of every image file before a long run, so broken files are found in minutes instead of in the second epoch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def check_images(paths: Sequence[Path], *, workers: int = 1, show: bool = True) -> None:
-    """Open every file and verify what its format can verify without decoding pixels.
+    """Open every file and verify it without decoding pixels.
 
-    A JPEG cut short passes: its header is whole.
+    A truncated JPEG passes, because its header is intact.
 
     Args:
         paths: The files.
         workers: Files read at the same time, at least 1.
-        show: Print progress to stderr where it takes long.
+        show: Print progress to stderr if the check takes long.
 
     Raises:
-        ValueError: Files that do not open, all at once.
+        ValueError: Some files cannot be opened; the message lists them.
     """
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         problems = pool.map(_problem, paths)
@@ -34,7 +34,7 @@ def check_images(paths: Sequence[Path], *, workers: int = 1, show: bool = True) 
     if found:
         more = f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
         names = ", ".join(found[:NAMES_SHOWN]) + more
-        raise ValueError(f"{len(found)} of {len(paths)} images do not open: {names}. {ADVICE}")
+        raise ValueError(f"{len(found)} of {len(paths)} images cannot be opened: {names}. {ADVICE}")
 
 
 def _problem(path: Path) -> str:
@@ -47,10 +47,10 @@ def _problem(path: Path) -> str:
 
 
 def _counted(problems: Iterator[str], total: int, *, show: bool) -> Iterator[str]:
-    """Pass on, and print a line now and then."""
+    """Yield the problems and print progress at intervals."""
     printed = time.monotonic()
     for count, problem in enumerate(problems, start=1):
         yield problem
         if show and time.monotonic() - printed > SECONDS_BETWEEN_LINES:
             printed = time.monotonic()
-            print(f"looked at {count}/{total} images", file=sys.stderr, flush=True)
+            print(f"checked {count}/{total} images", file=sys.stderr, flush=True)

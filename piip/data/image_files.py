@@ -1,4 +1,4 @@
-"""Reading given image files in batches, for evaluation and prediction."""
+"""Reading image files one by one or in batches, for evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from piip.fields import one_of
 
 logger = logging.getLogger(__name__)
 
-Item = tuple[int, Tensor | None, str]  # index, image (3, H, W) or None, what was wrong
+Item = tuple[int, Tensor | None, str]  # index, image (3, H, W) or None, error message
 
 
 class ImagePaths(Dataset[Item]):
-    """Image files, each read and transformed, or the reason why it cannot be.
+    """Image files, read and transformed, or an error message for unreadable ones.
 
     Args:
         paths: The files.
-        transform: RGB picture -> float (3, H, W), the same size for all.
+        transform: RGB image -> float (3, H, W), the same size for all.
     """
 
     def __init__(self, paths: Sequence[Path], transform: Callable[[Image], Tensor]) -> None:
@@ -39,7 +39,7 @@ class ImagePaths(Dataset[Item]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        """Return index, image and an empty message, or index, None and the problem."""
+        """Return index, image and an empty message, or index, None and an error message."""
         try:
             return index, self.transform(read_rgb(self.paths[index])), ""
         except ValueError as error:
@@ -54,20 +54,20 @@ def read_batches(
     workers: int = 0,
     on_error: str = "stop",
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield the files as batches in order.
+    """Yield the images of the files in batches, in order.
 
     Args:
         paths: The files.
-        transform: RGB picture -> float (3, H, W), the same size for all.
-        batch_size: Files a batch; unreadable ones make a batch smaller.
-        workers: Reading processes; 0 reads in this process.
+        transform: RGB image -> float (3, H, W), the same size for all.
+        batch_size: Files per batch; unreadable ones make a batch smaller.
+        workers: Data loading processes; 0 loads in this process.
         on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
 
     Yields:
         Indices of the files in the batch, and their images (B, 3, H, W).
 
     Raises:
-        ValueError: An unknown `on_error`, or an unreadable file with "stop".
+        ValueError: `on_error` is unknown, or a file is unreadable with "stop".
     """
     one_of("on_error", on_error, ON_ERROR)
     loader = DataLoader(ImagePaths(paths, transform), batch_size=batch_size, num_workers=workers, collate_fn=list)
@@ -80,33 +80,33 @@ def read_batches(
             yield [index for index, _ in readable], torch.stack([image for _, image in readable])
 
 
-def read_pictures(
+def read_images(
     paths: Iterable[str | Path], *, on_error: str = "stop", allow_huge: bool = False
 ) -> Iterator[tuple[Path, Image]]:
-    """Yield files with their pictures, RGB and the right way up, in order.
+    """Yield files with their images, RGB and rotated by their EXIF orientation, in order.
 
     Args:
         paths: Files, folders or shell patterns.
         on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
-        allow_huge: Read pictures of more pixels than Pillow takes for an attack (179 million) as well.
+        allow_huge: Also read images above Pillow's limit on pixels (179 million).
 
     Raises:
-        ValueError: An unknown `on_error`, nothing is there, or a file is unreadable.
+        ValueError: `on_error` is unknown, there are no images, or a file is unreadable.
     """
     one_of("on_error", on_error, ON_ERROR)
     for path in find_images(paths):
         try:
-            with _huge_pictures(allow_huge):
-                picture = read_rgb(path, upright=True)
+            with _huge_images(allow_huge):
+                image = read_rgb(path, upright=True)
         except ValueError as error:
             is_huge = isinstance(error.__cause__, PIL.Image.DecompressionBombError)
-            _complain(f"{error}{' So many pixels need --tile.' if is_huge else ''}", on_error)
+            _complain(f"{error}{' Use --tile for images of this size.' if is_huge else ''}", on_error)
             continue
-        yield path, picture
+        yield path, image
 
 
 @contextmanager
-def _huge_pictures(allowed: bool) -> Iterator[None]:
+def _huge_images(allowed: bool) -> Iterator[None]:
     limit = PIL.Image.MAX_IMAGE_PIXELS
     PIL.Image.MAX_IMAGE_PIXELS = None if allowed else limit
     try:
@@ -122,13 +122,13 @@ def _complain(problem: str, on_error: str) -> None:
 
 
 def find_images(patterns: Iterable[str | Path]) -> list[Path]:
-    """Return the image files that files, folders and shell patterns stand for.
+    """Return the image files that match files, folders and shell patterns.
 
     Args:
-        patterns: Files (of any name), folders (searched below for image suffixes) or patterns such as "in/**/*.png".
+        patterns: Files (of any name), folders (searched recursively by suffix) or patterns such as "in/**/*.png".
 
     Raises:
-        ValueError: Something that does not exist, or matches no image.
+        ValueError: A pattern matches no image.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -140,7 +140,7 @@ def find_images(patterns: Iterable[str | Path]) -> list[Path]:
         else:
             matches = _images(Path(name) for name in glob.glob(str(pattern), recursive=True))
         if not matches:
-            raise ValueError(f"{str(pattern)!r} is no image file, and no folder or pattern with images.")
+            raise ValueError(f"{str(pattern)!r} is not an image file, or a folder or pattern with images.")
         found |= dict.fromkeys(matches)
     return list(found)
 

@@ -1,4 +1,4 @@
-"""Images in ImageNet layout (a folder a class), with augmentation that is a function of seed, epoch and index."""
+"""Images in ImageNet layout (one folder per class), with augmentation as a function of seed, epoch and index."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ON_ERROR = ("stop", "skip")
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 NAMES_SHOWN = 10
 # Not "delete it": the order of a resumed epoch depends on the list of files.
-ADVICE = "Replace it, or go on with --data.on_error skip (--resume auto where a run has started)."
+ADVICE = "Replace it, or continue with --data.on_error skip (and --resume auto if a run has started)."
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +34,17 @@ logger = logging.getLogger(__name__)
 class ImageFolder(Dataset[tuple[Any, int]]):
     """Images below `root/CLASS/`, sorted by class and path.
 
-    The transform runs with `random`, NumPy and torch seeded from (seed, epoch, index), and their states are put back
-    afterwards: an item does not depend on the worker that reads it, on the items read before, or on a restart.
+    The transform runs with `random`, NumPy and torch seeded from (seed, epoch, index); their states are restored
+    afterwards. An item therefore does not depend on the worker, on the items read before, or on a restart.
 
     Args:
-        root: Folder with one folder a class; images may lie in folders below it. Names starting with a dot are
-            passed over.
-        transform: Function of an RGB picture; None returns the picture.
+        root: Folder with one folder per class; images may be in subfolders of it. Names starting with a dot are
+            skipped.
+        transform: Function of an RGB image; None returns the image.
         seed: Seed of the run.
-        on_error: "stop" raises at an unreadable file; "skip" warns once a file and takes the next readable one, with
-            its own class.
-        expected_classes: Class names the folder must have, no more and no fewer; they fix the order of indices.
+        on_error: "stop" raises at an unreadable file; "skip" warns once per file and uses the next readable one,
+            with its own class.
+        expected_classes: Required class names, exactly these; they determine the order of indices.
 
     Attributes:
         classes: Class names in the order of their indices.
@@ -52,7 +52,7 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         samples: Path and class index of every image.
 
     Raises:
-        ValueError: No such folder, no class folders, class folders without images, or other classes than expected.
+        ValueError: The folder is missing, has no class folders, has class folders without images, or classes differ.
     """
 
     def __init__(
@@ -70,24 +70,35 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         self.transform = transform
         self.seed = seed
         self.on_error = on_error
-        self.classes = _find_classes(self.root, expected_classes)
+        self.classes, self.samples = self.find_samples(expected_classes)
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
-        self.samples = _find_samples(self.root, self.classes)
-        # In shared memory, so that workers that outlive an epoch hear of the next one, and of each other's finds.
+        # In shared memory, so persistent workers see the next epoch and the unreadable files of other workers.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._unreadable = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
 
+    def find_samples(self, expected_classes: Sequence[str] | None) -> tuple[list[str], list[tuple[Path, int]]]:
+        """Return the class names, and path and class index of every image; override it for another layout.
+
+        Args:
+            expected_classes: Class names in the order of their indices; None sorts those found.
+
+        Raises:
+            ValueError: The folder or its images are missing, or classes differ.
+        """
+        classes = _find_classes(self.root, expected_classes)
+        return classes, _find_samples(self.root, classes)
+
     @property
     def epoch(self) -> int:
-        """The epoch whose augmentation is drawn."""
+        """The current epoch of the augmentation."""
         return int(self._epoch.item())
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the augmentation of another epoch, in this process and in all workers."""
+        """Set the epoch of the augmentation, in this process and in all workers."""
         self._epoch.fill_(epoch)
 
     def fingerprint(self) -> str:
-        """Return a short hash of all paths below the root, in order; it says nothing about the files' contents."""
+        """Return a short hash of all paths below the root, in order, not of the file contents."""
         start = len(str(self.root)) + 1
         names = "\n".join(str(path)[start:] for path, _ in self.samples)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
@@ -112,18 +123,18 @@ class ImageFolder(Dataset[tuple[Any, int]]):
             return self.transform(image), target
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
-        """Return the picture and class of the first readable sample from an index on."""
+        """Return the image and class of the first readable sample, starting at an index."""
         for step in range(len(self.samples)):
-            place = (index + step) % len(self.samples)
-            if self._unreadable[place]:
+            position = (index + step) % len(self.samples)
+            if self._unreadable[position]:
                 continue
-            path, target = self.samples[place]
+            path, target = self.samples[position]
             try:
                 return read_rgb(path), target
             except ValueError as error:
                 if self.on_error == "stop":
                     raise ValueError(f"{error} {ADVICE}") from error
-                self._unreadable[place] = True
+                self._unreadable[position] = True
                 logger.warning("%s It is skipped from now on.", error)
         raise ValueError(f"None of the {len(self.samples)} images in {self.root} can be read: check the disk.")
 
@@ -133,10 +144,10 @@ def read_rgb(path: Path, *, upright: bool = False) -> Image.Image:
 
     Args:
         path: The file.
-        upright: Turn it as its EXIF orientation says; classifiers see pictures as stored, as timm's do.
+        upright: Rotate it by its EXIF orientation. Classifiers use images as stored, like timm.
 
     Raises:
-        ValueError: The file is missing, truncated, or no image of 8 or 16 bits a channel.
+        ValueError: The file is missing, truncated, or not an image with 8 or 16 bits per channel.
     """
     try:
         with Image.open(path) as image:
@@ -145,34 +156,34 @@ def read_rgb(path: Path, *, upright: bool = False) -> Image.Image:
         raise ValueError(f"The image {path} cannot be read ({type(error).__name__}: {error}).") from error
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Return a picture as 8-bit RGB; transparency is dropped.
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as 8-bit RGB; transparency is dropped.
 
     Raises:
-        ValueError: Its numbers have 32 bits: nothing says which of them is white.
+        ValueError: Pixels have 32 bits, for which white is undefined.
     """
-    if picture.mode in ("I", "F"):
-        raise ValueError(f"its mode is {picture.mode}, 32 bits a pixel; save it with 8 or 16 bits a channel")
-    if picture.mode.startswith("I;16"):
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode is {image.mode}, 32 bits per pixel; save it with 8 or 16 bits per channel")
+    if image.mode.startswith("I;16"):
         # Pillow clips 16-bit grey to 255 instead of scaling it.
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode == "P" and "transparency" in picture.info:
-        return picture.convert("RGBA").convert("RGB")
-    return picture.convert("RGB")
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
 
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed `random`, NumPy and torch's CPU generator for a block, and put their states back after it.
+    """Seed `random`, NumPy and torch's CPU generator in a block, and restore their states after it.
 
     Args:
-        key: Integers of 0 or more; the same key gives the same numbers.
+        key: Non-negative integers; the same key gives the same random numbers.
     """
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1:3])
-    # Not torch.manual_seed: it would reseed the accelerators too, whose states are not put back.
+    # Not torch.manual_seed: it would also reseed accelerators, whose states are not restored.
     torch.default_generator.manual_seed(int(words[3]))
     try:
         yield
@@ -183,7 +194,7 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def _has_classification(root: Path) -> bool:
-    """Tell whether somebody named the folder of a data set that holds several kinds of labels."""
+    """Return whether the data set has several kinds of labels and its parent folder was given."""
     return (root.parent / "classification" / root.name).is_dir()
 
 
@@ -191,7 +202,7 @@ def _find_classes(root: Path, expected: Sequence[str] | None) -> list[str]:
     """Return the names of the class folders, sorted or in the order expected."""
     if not root.is_dir():
         hint = (
-            f" There is {root.parent / 'classification'}: is that the data root?" if _has_classification(root) else ""
+            f" There is {root.parent / 'classification'}: is this the data root?" if _has_classification(root) else ""
         )
         raise ValueError(
             f"The image folder {root} does not exist, expected ROOT/SPLIT/CLASS/IMAGE, such as "
@@ -199,14 +210,14 @@ def _find_classes(root: Path, expected: Sequence[str] | None) -> list[str]:
         )
     found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not found:
-        raise ValueError(f"{root} has no class folders, expected {root}/CLASS/IMAGE: move the images into one a class.")
+        raise ValueError(f"{root} has no class folders, expected {root}/CLASS/IMAGE: move images into them.")
     if expected is None or found == sorted(expected):
         return list(expected or found)
     missing = sorted(set(expected) - set(found))
     unexpected = sorted(set(found) - set(expected))
     raise ValueError(
         f"{root} has {len(found)} classes, expected {len(expected)}: missing {_shorten(missing)}, unexpected "
-        f"{_shorten(unexpected)}. Rename the folders, or name the classes they have."
+        f"{_shorten(unexpected)}. Rename the folders, or pass their class names."
     )
 
 
@@ -226,7 +237,7 @@ def _find_samples(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
 
 
 def _image_paths(folder: Path) -> Iterator[Path]:
-    """Yield image files below a folder; links to folders are followed, data sets are often made of them."""
+    """Yield image files below a folder; symbolic links are followed, because data sets often use them."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
@@ -235,7 +246,7 @@ def _image_paths(folder: Path) -> Iterator[Path]:
 
 
 def _shorten(names: list[str]) -> str:
-    """Return names as a list in words, the first ten of many."""
+    """Return names separated by commas, at most ten."""
     if not names:
         return "none"
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""

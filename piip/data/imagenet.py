@@ -1,4 +1,4 @@
-"""ImageNet-1K as classifiers of the papers know it."""
+"""Class names and image preparation of ImageNet-1K for the released classifiers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NUM_CLASSES = 1000
 
 
 def imagenet_metadata(config: ModelConfig) -> dict[str, Any]:
-    """Return what a classifier of ImageNet-1K needs beside its weights for evaluation and prediction.
+    """Return the metadata that an ImageNet-1K classifier needs for evaluation and prediction.
 
     Args:
         config: A classifier of the authors, with `mean` and `std`.
@@ -22,14 +22,14 @@ def imagenet_metadata(config: ModelConfig) -> dict[str, Any]:
         "transform": shorter side to the finest branch's size, bicubic, centre crop, as in the authors' evaluation.
 
     Raises:
-        ValueError: A model with another number of classes.
+        ValueError: The model is not a classifier for 1000 classes.
     """
     from timm.data import ImageNetInfo
 
     classes = ImageNetInfo("imagenet-1k").label_names()
     is_classifier = config.head.kind in ("pooled", "per_branch")
     if not is_classifier or config.head.num_classes != NUM_CLASSES:
-        what = f"for {config.head.num_classes} classes" if is_classifier else "no classifier"
+        what = f"for {config.head.num_classes} classes" if is_classifier else "not a classifier"
         raise ValueError(f"The model is {what}, expected a classifier for the {NUM_CLASSES} classes of ImageNet-1K.")
     transform = TransformConfig(
         input_size=config.branches[-1].image_size,

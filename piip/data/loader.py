@@ -1,4 +1,4 @@
-"""Loaders of a training run; the training loader can be left and entered in the middle of an epoch."""
+"""Training data loader that can resume in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from piip.data.sampler import EpochSampler
 
 
 class TrainingImages(Protocol):
-    """Images of a run: a data set that is told the epoch."""
+    """Training data set with an epoch."""
 
     root: Any
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the augmentation of another epoch."""
+        """Set the epoch of the augmentation."""
 
     def fingerprint(self) -> str:
-        """Return a short hash of the images' names."""
+        """Return a short hash of the image names."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -36,12 +36,12 @@ class ResumableLoader(DataLoader[Any]):
     before it sets the epoch.
 
     Args:
-        images: Told the epoch before its images are read.
+        images: Data set; `set_epoch` is called before its images are read.
         order: Order of the images, a function of seed and epoch.
-        batch_size: Images a batch and process; an incomplete last batch is dropped.
-        workers: Reading processes; 0 reads in this process.
-        pin_memory: Put batches where a GPU can fetch them while it computes.
-        collate: Makes a batch of images; None is PyTorch's own.
+        batch_size: Images per batch and process; an incomplete last batch is dropped.
+        workers: Data loading processes; 0 loads in this process.
+        pin_memory: Pin the memory of batches, for asynchronous transfers to a GPU.
+        collate: Collate function; None uses PyTorch's default.
 
     Raises:
         ValueError: There are fewer images than one batch.
@@ -79,7 +79,7 @@ class ResumableLoader(DataLoader[Any]):
             )
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch, wherever it is entered."""
+        """Return the number of batches in a whole epoch, regardless of the position."""
         return self.order.epoch_length // self.images_a_batch
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -96,14 +96,14 @@ class ResumableLoader(DataLoader[Any]):
         return {"batches": self._batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Enter the next epoch after `batches` batches."""
+        """Start the next epoch after `batches` batches."""
         self._skip = state["batches"]
 
     def facts(self) -> dict[str, Any]:
-        """Return what the order of the batches depends on, besides the recipe.
+        """Return the facts that determine the order of batches, apart from the recipe.
 
         Returns:
-            "images", their number; "replicas", the processes; "fingerprint" of the files' names.
+            "images", number of images; "replicas", number of processes; "fingerprint" of the file names.
         """
         return {
             "images": len(self.images),
@@ -115,11 +115,11 @@ class ResumableLoader(DataLoader[Any]):
         """Compare with the facts of a checkpoint.
 
         Raises:
-            ValueError: The images or the number of processes are others.
+            ValueError: The images or the number of processes differ.
         """
         changed = [f"{name} {before[name]} -> {now}" for name, now in self.facts().items() if before[name] != now]
         if changed:
             raise ValueError(
-                f"The training data are not those of the checkpoint: {', '.join(changed)} ({self.images.root}). An "
-                "exact resume needs the same files and as many processes; otherwise choose another --out."
+                f"The training data differ from those of the checkpoint: {', '.join(changed)} ({self.images.root}). An "
+                "exact resume needs the same files and number of processes; otherwise choose another --out."
             )

@@ -1,4 +1,4 @@
-"""Pictures the right way up: turned as their EXIF orientation says."""
+"""Rotation of images by their EXIF orientation."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ TURNS = {
 WHERE_IT_STANDS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
-def turn_upright(picture: Image.Image) -> Image.Image:
-    """Return a picture as viewers show it; it then has no orientation left, so turning it again changes nothing.
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Return an image as viewers show it, without its orientation tag, so a second call changes nothing.
 
     Args:
-        picture: As Pillow opened it, or in memory.
+        image: Image opened with Pillow, or in memory.
     """
-    picture.load()  # Pillow turns TIFF files itself when it reads their pixels
-    turn = TURNS.get(_orientation(picture))
+    image.load()  # Pillow rotates TIFF files itself when it reads their pixels
+    turn = TURNS.get(_orientation(image))
     if turn is None:
-        return picture
-    turned = picture.transpose(turn)
+        return image
+    turned = image.transpose(turn)
     for name in WHERE_IT_STANDS:
         turned.info.pop(name, None)
     return turned
 
 
-def upright_shape(picture: Image.Image) -> tuple[int, int]:
-    """Return the size (H, W) of a picture after `turn_upright`, without reading pixels."""
-    is_quarter_turn = _orientation(picture) >= 5 and picture.format != "TIFF"  # TIFF: already in the size
-    return (picture.width, picture.height) if is_quarter_turn else (picture.height, picture.width)
+def upright_shape(image: Image.Image) -> tuple[int, int]:
+    """Return the size (H, W) of an image after `turn_upright`, without reading pixels."""
+    is_quarter_turn = _orientation(image) >= 5 and image.format != "TIFF"  # TIFF: the size already includes it
+    return (image.width, image.height) if is_quarter_turn else (image.height, image.width)
 
 
-def _orientation(picture: Image.Image) -> int:
-    """Return 1 to 8; a damaged EXIF block says nothing of the pixels, so it counts as none."""
+def _orientation(image: Image.Image) -> int:
+    """Return 1 to 8; a damaged EXIF block counts as none, because the pixels may be intact."""
     try:
-        value = picture.getexif().get(ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION, 1)
     except (SyntaxError, ValueError, OSError, LookupError):
         return 1
     return value if value in TURNS else 1

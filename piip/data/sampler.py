@@ -1,4 +1,4 @@
-"""The order of training images: a function of seed and epoch that can be entered anywhere."""
+"""Order of training images as a function of seed and epoch, which can start at any position."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[int]):
-    """Indices of one epoch, shuffled by seed and epoch alone.
+    """Indices of one epoch, shuffled by seed and epoch only.
 
-    To go on in the middle of an epoch, set `start_index` to the number of samples this replica has taken from it
+    To resume in the middle of an epoch, set `start_index` to the number of samples that this replica has used
     (batches times batch size).
 
     Args:
         length: Number of samples of the data set.
         seed: Seed of the run.
         epoch: The epoch, from 0.
-        start_index: Samples of this replica to leave out at the start of the epoch.
-        num_replicas: Number of processes that share the data set; the first samples are repeated until every one has
-            as many.
-        rank: This process, from 0.
+        start_index: Samples of this replica to skip at the start of the epoch.
+        num_replicas: Number of processes that share the data set; the first samples are repeated until all have the
+            same number.
+        rank: Index of this process, from 0.
 
     Raises:
-        ValueError: A number is outside its range.
+        ValueError: A value is out of range.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class EpochSampler(Sampler[int]):
         self.num_replicas = num_replicas
         self.rank = rank
         self.epoch = epoch
-        #: Samples of this replica in a whole epoch, wherever it is entered.
+        #: Samples of this replica in a whole epoch, regardless of the start.
         self.epoch_length = -(-length // num_replicas)
         self.start_index = start_index
         self._check_start()
 
     def share(self, rank: int, num_replicas: int) -> None:
-        """Take the part of one process, whose number may not be known when the sampler is made.
+        """Select the samples of one process, whose rank may be unknown at construction.
 
         Raises:
-            ValueError: There are not as many processes as the epoch was cut for.
+            ValueError: The number of processes differs from `num_replicas`.
         """
         if num_replicas != self.num_replicas or not 0 <= rank < num_replicas:
             raise ValueError(
@@ -68,7 +68,7 @@ class EpochSampler(Sampler[int]):
         self.rank = rank
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch; another than the present one starts at its first sample."""
+        """Set the epoch; a new epoch starts at its first sample."""
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}, expected 0 or more.")
         if epoch != self.epoch:
@@ -79,7 +79,7 @@ class EpochSampler(Sampler[int]):
         """Return this replica's indices of the whole epoch, (epoch_length,)."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
         total = self.epoch_length * self.num_replicas
-        # np.resize repeats from the start where the replicas need more samples than there are.
+        # np.resize repeats from the start if the replicas need more samples than there are.
         return np.resize(order, total)[self.rank :: self.num_replicas]
 
     def __iter__(self) -> Iterator[int]:
@@ -96,23 +96,23 @@ class EpochSampler(Sampler[int]):
         if not 0 <= self.start_index <= self.epoch_length:
             raise ValueError(
                 f"start_index is {self.start_index}, expected 0 to {self.epoch_length}, the samples of this replica's "
-                f"epoch: did the data set or the number of replicas change since the checkpoint?"
+                f"epoch: did the data set or number of replicas change since the checkpoint?"
             )
 
 
 class GroupedSampler(EpochSampler):
-    """Indices of one epoch whose batches hold samples of one group each.
+    """Indices of one epoch; each batch contains samples of one group.
 
-    Groups are filled up to whole batches, and processes to as many batches, by repeating samples.
+    Samples are repeated so that groups consist of whole batches and all processes have the same number of batches.
 
     Args:
         groups: The group of every sample.
-        batch_size: Samples a batch.
+        batch_size: Samples per batch.
         seed: Seed of the run.
         num_replicas: Number of processes that share the data set.
 
     Source:
-        mmdetection's `GroupSampler`, with groups of images wider than high and others.
+        mmdetection's `GroupSampler`, with a group of wide images and a group of all others.
     """
 
     def __init__(self, groups: Sequence[int], *, batch_size: int, seed: int, num_replicas: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Semantic segmentation in ADE20K layout: a folder of images and a folder of index PNGs of the same names."""
+"""Semantic segmentation in ADE20K layout: a folder of images and a folder of masks with the same names."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from PIL import Image
 from piip.data.dense_images import DenseImages
 from piip.data.image_folder import BROKEN_IMAGE, NAMES_SHOWN, SUFFIXES
 from piip.data.orientation import turn_upright, upright_shape
-from piip.data.transforms.geometry import IGNORED
-from piip.heads.image_info import Target
+from piip.structures import IGNORE_INDEX, Target
 
 CLASS_LIST = "classes.txt"
 
 
-class IndexMaps(DenseImages):
+class SemanticMasks(DenseImages):
     """Images with the class of every pixel.
 
     Args:
-        annotations: Folder of 8-bit index PNGs.
+        annotations: Folder of 8-bit semantic masks.
         images: Folder of images; `a/b.jpg` belongs to `a/b.png`.
-        num_classes: Number of classes where no list names them.
+        num_classes: Number of classes if there is no list of names.
         seed: Seed of the run.
         on_error: "stop" or "skip" at an unreadable image.
-        expected_classes: Class names the list must have, in this order.
+        expected_classes: Required class names, in this order.
 
     Raises:
-        ValueError: A folder is missing, images lack their map, or classes differ.
+        ValueError: A folder is missing, masks are missing, or classes differ.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class IndexMaps(DenseImages):
         for folder in (self.maps, images):
             if not folder.is_dir():
                 raise ValueError(
-                    f"There is no folder {str(folder)!r}, expected images and index PNGs beside each other."
+                    f"There is no folder {str(folder)!r}, expected a folder of images and one of semantic masks."
                 )
         paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
         self._files = [(self.maps / path.relative_to(images)).with_suffix(".png") for path in paths]
@@ -55,7 +54,7 @@ class IndexMaps(DenseImages):
         if missing:
             more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
             raise ValueError(
-                f"{len(missing)} of {len(paths)} index maps are missing: {', '.join(missing[:NAMES_SHOWN])}{more}."
+                f"{len(missing)} of {len(paths)} semantic masks are missing: {', '.join(missing[:NAMES_SHOWN])}{more}."
             )
         numbers = range(num_classes) if num_classes is not None else None
         classes = find_classes(self.maps, expected_classes or numbers)
@@ -67,67 +66,66 @@ class IndexMaps(DenseImages):
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Size (H, W) of every image; (1, 1) of an unreadable one, which is named when it is read."""
+        """Size (H, W) of every image; (1, 1) if unreadable, which is reported when the image is read."""
         shapes = []
         for path, _ in self.samples:
             try:
-                with Image.open(path) as picture:
-                    shapes.append(upright_shape(picture))
+                with Image.open(path) as image:
+                    shapes.append(upright_shape(image))
             except BROKEN_IMAGE:
                 shapes.append((1, 1))
         return shapes
 
-    def read_truth(self, index: int, shape: tuple[int, int]) -> Target:
+    def read_target(self, index: int, shape: tuple[int, int]) -> Target:
         """Return "labels" (H, W), int64, as stored.
 
         Raises:
-            ValueError: The map cannot be read, is no index map, has another size than its image or classes that there
-                are not.
+            ValueError: The mask cannot be read, has invalid class indices, or differs from its image in size.
         """
         path = self._files[index]
         try:
-            with Image.open(path) as picture:
-                mode, labels = picture.mode, np.array(turn_upright(picture))
+            with Image.open(path) as image:
+                mode, labels = image.mode, np.array(turn_upright(image))
         except BROKEN_IMAGE as error:
-            raise ValueError(f"The index map {path} cannot be read ({type(error).__name__}: {error}).") from error
+            raise ValueError(f"The semantic mask {path} cannot be read ({type(error).__name__}: {error}).") from error
         if mode not in ("P", "L", "1"):
             raise ValueError(
-                f"The index map {path} has the mode {mode}, expected 8-bit indices (P or L): the class of a pixel, not "
-                "its colour."
+                f"The semantic mask {path} has the mode {mode}, expected 8-bit class indices (P or L), not colours."
             )
         if labels.shape != shape:
-            raise ValueError(f"The index map {path} is {labels.shape}, its image {shape} (height, width).")
-        if self.transform is not None:  # it tells how classes are counted
+            raise ValueError(f"The semantic mask {path} is {labels.shape}, its image {shape} (height, width).")
+        if self.transform is not None:  # it defines how classes are counted
             self._check_values(labels, path, self.transform.config.reduce_zero_label)
         return {"labels": torch.from_numpy(labels.astype(np.int64))}
 
     def _check_values(self, labels: np.ndarray, path: Path, reduce_zero_label: bool) -> None:
         last = len(self.classes) - (not reduce_zero_label)
-        wrong = np.unique(labels[(labels > last) & (labels != IGNORED)])
+        wrong = np.unique(labels[(labels > last) & (labels != IGNORE_INDEX)])
         if len(wrong):
-            hint = "" if reduce_zero_label else " Where 0 is unknown and classes count from 1, set reduce_zero_label."
+            hint = "" if reduce_zero_label else " If 0 means unknown and classes start at 1, set reduce_zero_label."
+            count = int((labels == wrong[0]).sum())
             raise ValueError(
-                f"The index map {path} has the value {wrong[0]} ({int((labels == wrong[0]).sum())} pixels), expected 0 "
-                f"to {last} or {IGNORED} (unknown) for {len(self.classes)} classes.{hint}"
+                f"The semantic mask {path} has the value {wrong[0]} ({count} pixels), expected 0 to {last} or "
+                f"{IGNORE_INDEX} (unknown) for {len(self.classes)} classes.{hint}"
             )
 
 
 def find_classes(maps: Path, unlisted: Sequence[object] | None) -> list[str]:
-    """Return the class names of a data set: from `classes.txt`, one a line, in the folder or above it.
+    """Return the class names of a data set: from `classes.txt`, one per line, in the folder or above it.
 
     Args:
-        maps: The folder of index maps.
-        unlisted: Names where there is no list; None asks for one.
+        maps: The folder of semantic masks.
+        unlisted: Names to use if there is no list; None requires a list.
 
     Raises:
-        ValueError: There is no list and no other names, or the list has empty lines or doubled names.
+        ValueError: There are neither a list nor other names, or the list has empty lines or duplicate names.
     """
     for folder in (maps, *list(maps.resolve().parents)[:2]):
         if (folder / CLASS_LIST).is_file():
             return _read_names(folder / CLASS_LIST)
     if unlisted is None:
         raise ValueError(
-            f"Nothing names the classes of {maps}: write them into {CLASS_LIST}, one a line, in that folder or above "
+            f"The class names of {maps} are unknown: list them in {CLASS_LIST}, one per line, in that folder or above "
             "it, or set model.head.num_classes."
         )
     return [str(name) for name in unlisted]
@@ -137,6 +135,6 @@ def _read_names(path: Path) -> list[str]:
     names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
     for number, name in enumerate(names, start=1):
         if not name or name in names[: number - 1]:
-            problem = f"doubles the class {name!r}" if name else "is empty"
-            raise ValueError(f"{path} line {number} {problem}, expected one class name a line.")
+            problem = f"repeats the class {name!r}" if name else "is empty"
+            raise ValueError(f"{path} line {number} {problem}, expected one class name per line.")
     return names

@@ -1,4 +1,4 @@
-"""Evaluation of an exported classifier on a labelled image folder."""
+"""Evaluation of a saved classifier on a labelled image folder."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from piip.inference.predictor import ClassPredictor
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """How often a classifier is right.
+    """Accuracy of a classifier.
 
     Args:
         images: Images that were read.
         skipped: Images that could not be read.
-        top1: Share of images whose class comes first, in [0, 1].
-        top5: Share of images whose class is among the first five, in [0, 1].
+        top1: Fraction of images whose class is predicted first, in [0, 1].
+        top5: Fraction of images whose class is among the first five predictions, in [0, 1].
         mean_class: Mean of the classes' accuracies, in [0, 1].
         per_class: Accuracy of every class, in [0, 1]; None for a class without readable images.
-        per_class_top5: Share of its images that have it among the first five, likewise.
-        confusion: Number of images of class i (row) taken for class j (column).
+        per_class_top5: Top-5 accuracy of every class, in the same form.
+        confusion: Number of images of class i (row) predicted as class j (column).
     """
 
     images: int
@@ -59,21 +59,21 @@ def evaluate(
     on_error: str = "stop",
     out: str | Path | None = None,
 ) -> EvaluationReport:
-    """Run an exported classifier over one split.
+    """Evaluate a saved classifier on one split.
 
     Args:
         model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
-        data: Folder with one folder a split, each with one folder a class.
+        data: Folder with one folder per split, each with one folder per class.
         split: The split's folder name.
-        batch_size: Images at a time.
-        workers: Reading processes; 0 reads in this process.
+        batch_size: Images per batch.
+        workers: Data loading processes; 0 loads in this process.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: "f32" or "bf16".
         on_error: "stop" at an unreadable image, or "skip" it with a warning that names it.
         out: Folder for the report; None writes nothing.
 
     Raises:
-        ValueError: No model, no data, other classes than the model's, or an unreadable image.
+        ValueError: Model or data are missing, their classes differ, or an image is unreadable.
     """
     predictor = ClassPredictor(model_dir, device=device, dtype=dtype)
     folder = ImageFolder(Path(data) / split, expected_classes=predictor.classes)
@@ -105,13 +105,15 @@ def evaluate(
     return report
 
 
-def _rank(worst: Worst, folder: ImageFolder, indices: list[int], chances: torch.Tensor) -> None:
-    """Offer a batch's images, ranked by the probability (B, K) of their own class."""
-    for index, row in zip(indices, chances, strict=True):
+def _rank(worst: Worst, folder: ImageFolder, indices: list[int], probs: torch.Tensor) -> None:
+    """Add a batch of images, ranked by the probability (B, K) of their true class."""
+    for index, row in zip(indices, probs, strict=True):
         path, label = folder.samples[index]
-        own, (first, guess) = float(row[label]), [part.item() for part in row.max(0)]
-        caption = f"{path.name}: {folder.classes[label]} {own:.0%}, taken for {folder.classes[int(guess)]} {first:.0%}"
-        if int(guess) != label:
+        own, (first, predicted) = float(row[label]), [part.item() for part in row.max(0)]
+        caption = (
+            f"{path.name}: {folder.classes[label]} {own:.0%}, taken for {folder.classes[int(predicted)]} {first:.0%}"
+        )
+        if int(predicted) != label:
             worst.add(own, index, partial(_sheet_row, caption, path))
 
 
@@ -125,8 +127,8 @@ def _report(classes: list[str], confusion: torch.Tensor, hits: torch.Tensor, *, 
     present = totals > 0
     accuracy = confusion.diagonal() / totals.clamp(min=1)  # (K,)
 
-    def by_name(shares: torch.Tensor) -> dict[str, float | None]:
-        rows = zip(classes, shares.tolist(), present.tolist(), strict=True)
+    def by_name(fractions: torch.Tensor) -> dict[str, float | None]:
+        rows = zip(classes, fractions.tolist(), present.tolist(), strict=True)
         return {name: value if seen else None for name, value, seen in rows}
 
     return EvaluationReport(
@@ -146,18 +148,18 @@ def classifier_page(report: EvaluationReport, setup: Mapping[str, str], worst: S
 
     Args:
         report: The report.
-        setup: What was measured: "model" and "split".
-        worst: The images that went worst.
+        setup: Evaluated "model" and "split".
+        worst: The worst-scoring images.
     """
     from piip.evaluation.report.plots import class_bars, confusion
 
     names = list(report.per_class)
-    pictures: dict[str, Callable[[Path], None]] = {
+    images: dict[str, Callable[[Path], None]] = {
         "per_class_top1.png": partial(class_bars, values=report.per_class, label="top-1"),
         "confusion.png": partial(confusion, counts=report.confusion, names=names, unit="images"),
     }
     if worst:
-        pictures["worst.png"] = partial(write_sheet, rows=worst, heads=("lowest probability of the true class",))
+        images["worst.png"] = partial(write_sheet, rows=worst, heads=("lowest probability of the true class",))
     columns = list(map(sum, zip(*report.confusion, strict=True)))
     classes: list[dict[str, Value]] = [
         {
@@ -165,9 +167,9 @@ def classifier_page(report: EvaluationReport, setup: Mapping[str, str], worst: S
             "images": sum(row),
             "top1": report.per_class[name],
             "top5": report.per_class_top5[name],
-            "precision": row[place] / columns[place] if columns[place] else None,
+            "precision": row[index] / columns[index] if columns[index] else None,
         }
-        for place, (name, row) in enumerate(zip(names, report.confusion, strict=True))
+        for index, (name, row) in enumerate(zip(names, report.confusion, strict=True))
     ]
     return Page(
         title="Evaluation",
@@ -179,12 +181,12 @@ def classifier_page(report: EvaluationReport, setup: Mapping[str, str], worst: S
         ],
         classes=classes,
         numbers={**report.to_dict(), **setup},
-        pictures=pictures,
+        images=images,
     )
 
 
 def format_report(report: EvaluationReport, *, confusions: int = 5) -> str:
-    """Return the report as a table for people, with the most frequent confusions.
+    """Return the report as a text table, with the most frequent confusions.
 
     Args:
         report: The report.
@@ -209,5 +211,5 @@ def format_report(report: EvaluationReport, *, confusions: int = 5) -> str:
     )
     if wrong:
         lines += ["", "most frequent confusions"]
-        lines += [f"{count:>8} {true} taken for {guess}" for count, true, guess in wrong[:confusions]]
+        lines += [f"{count:>8} {true} taken for {predicted}" for count, true, predicted in wrong[:confusions]]
     return "\n".join(lines)

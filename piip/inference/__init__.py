@@ -1,6 +1,6 @@
-"""Prediction with saved models: images in, classes, instances or semantic masks out.
+"""Prediction with saved models: classes, detections or semantic masks of images.
 
-`predictor` is the public class, `dense_predictor` what detectors and segmentors share; `predictions` are the results;
-`tiling`, `sliding_window` and `tta` look at an image several times; `compact_masks` keeps masks small; `writer` writes
-results to disk.
+`predictor` is the public class; `dense_predictor` is shared by detectors and segmentors; `predictions` are the results;
+`tiling`, `sliding_window` and `tta` combine several predictions of an image; `compact_masks` stores masks compactly;
+`writer` writes results to disk.
 """

@@ -1,4 +1,4 @@
-"""What models say about pictures: classes, instances, or the class of every pixel."""
+"""Predictions for images: classes, detections or semantic masks."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from piip.inference.compact_masks import MaskPiece
+from piip.inference.compact_masks import CompactMask
 
-DRAWN_SCORE = 0.5  # instances below are written but not drawn
+SCORE_THRESHOLD = 0.5  # detections below it are written to files, but neither counted nor drawn
 
 
 class Prediction(ABC):
-    """What a model says about one picture.
+    """Prediction for one image.
 
     Attributes:
-        path: The file, None for a picture in memory.
-        is_drawn: Whether there are places in the picture to be drawn.
+        path: The file, None for an image in memory.
+        is_drawn: Whether the prediction can be drawn into the image.
     """
 
     path: str | None
@@ -34,35 +34,39 @@ class Prediction(ABC):
 
     @abstractmethod
     def summary(self) -> str:
-        """Return the prediction in a few words."""
+        """Return a short text."""
 
     def annotations(self, image_id: int) -> list[dict[str, Any]]:
-        """Return the instances as COCO writes them; none where the model finds none.
+        """Return the detections in COCO format; empty for other tasks.
 
         Args:
-            image_id: The picture's number.
+            image_id: The image's number.
         """
         return []
 
-    def index_map(self) -> Image.Image | None:
-        """Return the classes of pixels as an 8-bit picture, None where the model gives none."""
+    def semantic_mask(self) -> Image.Image | None:
+        """Return the class indices of the pixels as an 8-bit image, None for other tasks."""
         return None
 
-    def draw(self, picture: Image.Image) -> Image.Image:
-        """Return the picture with what was found.
+    def legend(self) -> Image.Image | None:
+        """Return the classes with the colours that `draw` uses, None if no legend is needed."""
+        return None
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Return the image with the prediction drawn.
 
         Args:
-            picture: RGB, the right way up.
+            image: RGB, the right way up.
         """
-        return picture
+        return image
 
 
 @dataclass(frozen=True)
 class ClassPrediction(Prediction):
-    """The class of one picture.
+    """Predicted classes of one image.
 
     Args:
-        path: The file, None for a picture in memory.
+        path: The file, None for an image in memory.
         label: Name of the most probable class.
         score: Its probability, in [0, 1].
         top: The most probable classes and their probabilities, best first.
@@ -86,16 +90,17 @@ class ClassPrediction(Prediction):
 
 @dataclass(frozen=True, eq=False)
 class InstancePrediction(Prediction):
-    """Objects in one picture, best first.
+    """Detections in one image, sorted by score.
 
     Args:
-        path: The file, None for a picture in memory.
-        shape: (H, W) of the picture.
+        path: The file, None for an image in memory.
+        shape: (H, W) of the image.
         classes: Names of the model's classes.
         boxes: x1, y1, x2, y2 in pixels, float32 (N, 4).
         scores: In [0, 1], (N,).
         labels: Indices of classes, int64 (N,).
-        masks: One an object, None where the model finds boxes only.
+        masks: One per object, None if the model predicts only boxes.
+        score_threshold: Minimum score of a detection to be counted in the summary and drawn.
     """
 
     path: str | None
@@ -104,7 +109,8 @@ class InstancePrediction(Prediction):
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-    masks: tuple[MaskPiece, ...] | None = None
+    masks: tuple[CompactMask, ...] | None = None
+    score_threshold: float = SCORE_THRESHOLD
 
     @property
     def names(self) -> list[str]:
@@ -112,21 +118,36 @@ class InstancePrediction(Prediction):
         return [self.classes[label] for label in self.labels.tolist()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return path, number of instances, boxes (x1, y1, x2, y2), scores, labels (names) and masks (run lengths)."""
-        values = {"path": self.path, "instances": len(self.scores), "boxes": self.boxes.tolist()}
+        """Return all detections, of any score, and the number of counted ones as JSON values.
+
+        Keys: "path", "instances" (number of all), "count" (those of at least "score_threshold"), "boxes" (x1, y1, x2,
+        y2), "scores", "labels" (names) and "masks" (run lengths).
+        """
+        values: dict[str, Any] = {"path": self.path, "instances": len(self.scores), "boxes": self.boxes.tolist()}
+        values |= {"score_threshold": self.score_threshold, "count": self.count}
         values |= {"scores": self.scores.tolist(), "labels": self.names}
         return values | ({} if self.masks is None else {"masks": self._run_lengths()})
 
     def summary(self) -> str:
-        """Return how many objects of which class there are."""
-        counts = Counter(self.names)
-        return f"{len(self.scores)} instances" + "".join(f"  {name} {count}" for name, count in counts.most_common())
+        """Return the number of counted detections by class and in total."""
+        names = [name for name, score in zip(self.names, self.scores.tolist(), strict=True) if self._counts(score)]
+        by_class = "".join(f"  {name} {count}" for name, count in Counter(names).most_common())
+        scores = f"score >= {self.score_threshold:g}, {len(self.scores)} of any score"
+        return f"{len(names)} instances ({scores}){by_class}"
+
+    @property
+    def count(self) -> int:
+        """Number of detections with a score of at least the threshold."""
+        return sum(self._counts(score) for score in self.scores.tolist())
+
+    def _counts(self, score: float) -> bool:
+        return score >= self.score_threshold
 
     def annotations(self, image_id: int) -> list[dict[str, Any]]:
-        """Return the instances as COCO writes them; ids of categories are indices of classes.
+        """Return the detections in COCO format; category ids are class indices.
 
         Args:
-            image_id: The picture's number.
+            image_id: The image's number.
         """
         corners = self.boxes.tolist()
         rows: list[dict[str, Any]] = [
@@ -142,16 +163,15 @@ class InstancePrediction(Prediction):
     def _run_lengths(self) -> list[dict[str, Any]]:
         return [mask.run_lengths(self.shape) for mask in self.masks or ()]
 
-    def draw(self, picture: Image.Image, *, score: float = DRAWN_SCORE) -> Image.Image:
-        """Return the picture with its objects outlined and tinted.
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Return the image with its objects above the threshold outlined and tinted.
 
         Args:
-            picture: RGB, the right way up.
-            score: Least score of a drawn object.
+            image: RGB, the right way up.
         """
-        shown = (self.scores >= score).nonzero().squeeze(1).tolist()
+        shown = (self.scores >= self.score_threshold).nonzero().squeeze(1).tolist()
         colours = _colours(len(shown))
-        pixels = np.array(picture)
+        pixels = np.array(image)
         for colour, index in zip(colours, shown, strict=True):
             if self.masks is not None:
                 region = self.masks[index].region
@@ -165,50 +185,76 @@ class InstancePrediction(Prediction):
 
 
 @dataclass(frozen=True, eq=False)
-class MapPrediction(Prediction):
-    """The class of every pixel of one picture.
+class SemanticPrediction(Prediction):
+    """Semantic mask of one image.
 
     Args:
-        path: The file, None for a picture in memory.
+        path: The file, None for an image in memory.
         classes: Names of the model's classes.
         labels: Indices of classes, integers (H, W).
+        palette: RGB colour of every class, each in [0, 255]; None uses well-separated colours.
     """
 
     path: str | None
     classes: Sequence[str]
     labels: Tensor
+    palette: Sequence[Sequence[int]] | None = None
 
-    def shares(self) -> dict[str, float]:
-        """Return the share of pixels of every class that occurs, in [0, 1]."""
+    def fractions(self) -> dict[str, float]:
+        """Return the fraction of pixels of every class that occurs, in [0, 1]."""
         counts = self.labels.flatten().bincount(minlength=len(self.classes)).tolist()
         return {name: count / self.labels.numel() for name, count in zip(self.classes, counts, strict=True) if count}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the path and the classes' shares as JSON values."""
-        return {"path": self.path, "classes": self.shares()}
+        """Return the path and the fractions of the classes as JSON values."""
+        return {"path": self.path, "classes": self.fractions()}
 
     def summary(self) -> str:
-        """Return the classes' shares, largest first."""
-        ranked = sorted(self.shares().items(), key=lambda pair: -pair[1])
-        return "  ".join(f"{name} {share:.4f}" for name, share in ranked)
+        """Return the fractions of the classes, largest first."""
+        ranked = sorted(self.fractions().items(), key=lambda pair: -pair[1])
+        return "  ".join(f"{name} {fraction:.4f}" for name, fraction in ranked)
 
-    def index_map(self) -> Image.Image:
-        """Return the indices as an 8-bit picture."""
+    def semantic_mask(self) -> Image.Image:
+        """Return the class indices as an 8-bit image."""
         return Image.fromarray(self.labels.numpy().astype(np.uint8))
 
-    def draw(self, picture: Image.Image) -> Image.Image:
-        """Return the picture with every class tinted.
+    def colours(self) -> np.ndarray:
+        """Return the RGB colour of every class, uint8 (K, 3): the palette, or well-separated ones."""
+        if self.palette is not None:
+            return np.array(self.palette, np.uint8)
+        return _colours(len(self.classes))
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Return the image with every class tinted.
 
         Args:
-            picture: RGB, the right way up.
+            image: RGB, the right way up.
         """
-        tints = self.index_map()
-        tints.putpalette(_colours(len(self.classes)).tobytes())
-        return Image.blend(picture, tints.convert("RGB"), 0.5)
+        tints = self.semantic_mask()
+        tints.putpalette(self.colours().tobytes())
+        return Image.blend(image, tints.convert("RGB"), 0.5)
+
+    def legend(self, *, columns: int = 5) -> Image.Image:
+        """Return the classes with their colours, RGB.
+
+        Args:
+            columns: Classes next to each other.
+        """
+        names = [name.replace("_", " ") for name in self.classes]
+        font = ImageFont.load_default(15)
+        width = round(max(font.getlength(name) for name in names)) + 42
+        rows = -(-len(names) // columns)
+        drawn = Image.new("RGB", (width * min(columns, len(names)), 24 * rows), "white")
+        pen = ImageDraw.Draw(drawn)
+        for index, (name, colour) in enumerate(zip(names, self.colours().tolist(), strict=True)):
+            left, top = width * (index % columns), 24 * (index // columns)
+            pen.rectangle((left, top + 2, left + 24, top + 19), fill=tuple(colour), outline="#66707c")
+            pen.text((left + 32, top + 10), name, fill="#1c2430", font=font, anchor="lm")
+        return drawn
 
 
 def _colours(count: int) -> np.ndarray:
-    """Return well-separated RGB colours, uint8 (count, 3), the same ones every time."""
+    """Return well-separated RGB colours, uint8 (count, 3), the same on every call."""
     hues = (np.arange(count) * 0.618034) % 1.0
     channels = [np.abs(((hues * 6 + offset) % 6) - 3) - 1 for offset in (0, 4, 2)]
     return (np.stack(channels, 1).clip(0, 1) * 200 + 55).astype(np.uint8)

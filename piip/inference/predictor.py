@@ -1,4 +1,4 @@
-"""Prediction with an exported model of any task: pictures in, classes, instances or classes of pixels out."""
+"""Prediction with a saved model of any task: classes, detections or semantic masks."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from piip.data.image_files import find_images, read_batches
 from piip.data.image_folder import to_rgb
 from piip.data.transforms.classification import TransformConfig, build_transform
 from piip.device import pick_device
-from piip.fields import at_least, read_fields
-from piip.inference.dense_predictor import DensePredictor
-from piip.inference.predictions import ClassPrediction, Prediction
+from piip.fields import at_least, at_most, read_fields
+from piip.inference.dense_predictor import DensePredictor, load_dense_predictor
+from piip.inference.predictions import SCORE_THRESHOLD, ClassPrediction, Prediction
 from piip.inference.tiling import Tiling
+from piip.serialization.base import PyramidModel
+from piip.serialization.description import read_description
 from piip.serialization.hub import find_model
-from piip.serialization.load import DTYPES, load_model, read_description
+from piip.serialization.load import load_model
+from piip.serialization.save import DTYPES
 
 
 class ClassPredictor:
-    """An exported classifier, ready for pictures and files.
+    """A saved classifier that predicts on images and files.
 
     Args:
         model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
@@ -32,10 +35,10 @@ class ClassPredictor:
     Attributes:
         model: The model, in evaluation mode.
         classes: Names of its classes in the order of the logits.
-        transform: RGB picture -> normalised float (3, H, W).
+        transform: RGB image -> normalised float (3, H, W).
 
     Raises:
-        ValueError: The directory is no exported classifier.
+        ValueError: The directory is not a saved classifier.
     """
 
     def __init__(self, model_dir: str | Path, *, device: str = "auto", dtype: str = "f32") -> None:
@@ -66,21 +69,21 @@ class ClassPredictor:
         result: Tensor = self.model(images.to(device=self.device, dtype=self.dtype))
         return result.float().cpu()
 
-    def predict(self, pictures: Sequence[Image], *, top: int = 5) -> list[ClassPrediction]:
-        """Return what the model says about pictures in memory, of any size and mode.
+    def predict(self, images: Sequence[Image], *, top: int = 5) -> list[ClassPrediction]:
+        """Return the predictions for images in memory, of any size and mode.
 
         Args:
-            pictures: None of them gives an empty list.
+            images: Images; an empty list returns an empty list.
             top: Classes to return for each, at least 1.
 
         Raises:
             ValueError: `top` is below 1.
         """
         at_least("top", top, 1)
-        if not pictures:
+        if not images:
             return []
-        images = torch.stack([self.transform(to_rgb(picture)) for picture in pictures])
-        return [self._prediction(None, logits, top) for logits in self.logits(images)]
+        batch = torch.stack([self.transform(to_rgb(image)) for image in images])
+        return [self._prediction(None, logits, top) for logits in self.logits(batch)]
 
     def predict_paths(
         self,
@@ -91,7 +94,7 @@ class ClassPredictor:
         workers: int = 0,
         on_error: str = "stop",
     ) -> Iterator[ClassPrediction]:
-        """Yield what the model says about files, in order.
+        """Yield the predictions for files, in order.
 
         Args:
             paths: Files, folders or shell patterns.
@@ -101,7 +104,7 @@ class ClassPredictor:
             on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
 
         Raises:
-            ValueError: Nothing is there, a file is unreadable, or `top` is below 1.
+            ValueError: There are no images, a file is unreadable, or `top` is below 1.
         """
         at_least("top", top, 1)
         files = find_images(paths)
@@ -120,24 +123,25 @@ class ClassPredictor:
 
 
 class Predictor:
-    """An exported classifier, detector or segmentor, ready for pictures and files.
+    """A saved classifier, detector or segmentor that predicts on images and files.
 
     Args:
         model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: "f32" or "bf16".
-        tile: Detectors and segmentors: side in pixels of the overlapping tiles that larger pictures are cut into; None
+        tile: Detectors and segmentors: side in pixels of the overlapping tiles that larger images are cut into; None
             takes them whole.
-        tile_overlap: Share of a tile's side that neighbours have in common, in [0, 1).
-        scales: Detectors and segmentors: factors on the size that pictures are looked at with; None takes the model's.
-        flip: Detectors and segmentors: also look at every picture flipped left to right; None takes the model's.
+        tile_overlap: Overlap of neighbouring tiles as a fraction of their side, in [0, 1).
+        scales: Detectors and segmentors: test-time augmentation, factors on the image size; None uses the model's.
+        flip: Detectors and segmentors: test-time augmentation, also predict on flipped images; None uses the model's.
+        score_threshold: Detectors: minimum score of a detection to be counted and drawn, in [0, 1]; None uses 0.5.
 
     Attributes:
         model: The model, in evaluation mode.
         classes: Names of its classes, in the order of their indices.
 
     Raises:
-        ValueError: The directory is no exported model, or tiles or views for a classifier.
+        ValueError: The directory is not a saved model, or an option is not for classifiers.
     """
 
     def __init__(
@@ -150,43 +154,54 @@ class Predictor:
         tile_overlap: float = 0.25,
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
+        score_threshold: float | None = None,
     ) -> None:
         tiling = Tiling(tile, tile_overlap) if tile is not None else None
+        if score_threshold is not None:
+            at_least("score_threshold", score_threshold, 0)
+            at_most("score_threshold", score_threshold, 1)
         folder = find_model(model_dir)
         self._dense: DensePredictor | None = None
         self._classifier: ClassPredictor | None = None
         made: DensePredictor | ClassPredictor
         if "dense" in read_description(folder):
-            made = self._dense = DensePredictor(
-                folder, device=device, dtype=dtype, tiling=tiling, scales=scales, flip=flip
+            made = self._dense = load_dense_predictor(
+                folder,
+                device=device,
+                dtype=dtype,
+                tiling=tiling,
+                scales=scales,
+                flip=flip,
+                score_threshold=SCORE_THRESHOLD if score_threshold is None else score_threshold,
             )
         else:
-            for name, value in {"tile": tile, "scales": scales, "flip": flip}.items():
+            given = {"tile": tile, "scales": scales, "flip": flip, "score_threshold": score_threshold}
+            for name, value in given.items():
                 if value is not None:
                     raise ValueError(
-                        f"{name} is {value}, but {folder} is a classifier: it takes pictures whole; leave {name} out."
+                        f"{name} is {value}, but {folder} is a classifier, which has no such option; remove {name}."
                     )
             made = self._classifier = ClassPredictor(folder, device=device, dtype=dtype)
-        self.model: nn.Module = made.model
+        self.model: PyramidModel = made.model
         self.classes = made.classes
 
-    def predict(self, pictures: Sequence[Image], *, top: int = 5) -> Sequence[Prediction]:
-        """Return what the model says about pictures in memory, of any size and mode.
+    def predict(self, images: Sequence[Image], *, top: int = 5) -> Sequence[Prediction]:
+        """Return the predictions for images in memory, of any size and mode.
 
         Args:
-            pictures: None of them gives an empty list.
-            top: Classes to return for each, at least 1 (classifiers).
+            images: Images; an empty list returns an empty list.
+            top: Number of classes to return per image, at least 1 (classifiers).
 
         Returns:
-            For each a `ClassPrediction`, `InstancePrediction` or `MapPrediction` (`piip.inference.predictions`).
+            A `ClassPrediction`, `InstancePrediction` or `SemanticPrediction` per image (`piip.inference.predictions`).
 
         Raises:
             ValueError: `top` is below 1.
         """
         if self._dense is not None:
-            return self._dense.predict(pictures)
+            return self._dense.predict(images)
         assert self._classifier is not None  # one of the two
-        return self._classifier.predict(pictures, top=top)
+        return self._classifier.predict(images, top=top)
 
     def predict_paths(
         self,
@@ -197,17 +212,17 @@ class Predictor:
         workers: int = 0,
         on_error: str = "stop",
     ) -> Iterator[Prediction]:
-        """Return an iterator over what the model says about files, in order; see `predict`.
+        """Return an iterator over the predictions for files, in order; see `predict`.
 
         Args:
             paths: Files, folders or shell patterns.
-            top: Classes to return for each, at least 1 (classifiers).
+            top: Number of classes to return per image, at least 1 (classifiers).
             batch_size: Files at a time (classifiers).
             workers: Reading processes; 0 reads in this process (classifiers).
             on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
 
         Raises:
-            ValueError: Nothing is there, a file is unreadable, or `top` is below 1.
+            ValueError: There are no images, a file is unreadable, or `top` is below 1.
         """
         if self._dense is not None:
             return self._dense.predict_paths(paths, on_error=on_error)

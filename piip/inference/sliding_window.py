@@ -10,36 +10,36 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from piip.heads.image_info import ImageFrame
 from piip.heads.upernet import resize_logits
+from piip.structures import ImageInfo
 
 Segment = Callable[[Tensor], Tensor]
 
 
 def window_corners(side: int, crop: int, stride: int) -> list[int]:
-    """Return where windows begin along one side; the last one is moved back inside, a short side has one window."""
+    """Return the window positions along one side; the last window is shifted inside, a short side has one window."""
     count = max(side - crop + stride - 1, 0) // stride + 1
     return [max(min(index * stride + crop, side) - crop, 0) for index in range(count)]
 
 
 def sliding_probabilities(
-    segment: Segment, image: Tensor, frame: ImageFrame, *, crop: int, stride: int, rescale: bool = True
+    segment: Segment, image: Tensor, image_info: ImageInfo, *, crop: int, stride: int, rescale: bool = True
 ) -> Tensor:
     """Return class probabilities averaged over overlapping windows.
 
     Args:
         segment: Windows (B, 3, h, w) -> logits (B, K, h', w') on any grid.
         image: Normalised image (B, 3, H, W).
-        frame: What is image and what padding.
+        image_info: Sizes of the image and its padding.
         crop: Side of a window in pixels.
-        stride: Pixels from one window to the next.
-        rescale: Answer in pixels of the original image.
+        stride: Stride of the windows in pixels.
+        rescale: Return probabilities at the original image size.
 
     Returns:
         (B, K, H, W) of the original image, or of the image without padding.
 
     Raises:
-        ValueError: Windows that leave gaps.
+        ValueError: The windows leave gaps.
     """
     if not 0 < stride <= crop:
         raise ValueError(f"stride is {stride} and crop {crop}, expected a stride from 1 to the crop.")
@@ -56,11 +56,11 @@ def sliding_probabilities(
             total[..., top : top + size[0], left : left + size[1]] += logits
             count[..., top : top + size[0], left : left + size[1]] += 1
     assert total is not None  # there is at least one window
-    inside = (total / count)[..., : frame.size[0], : frame.size[1]]
-    return (resize_logits(inside, frame.original) if rescale else inside).softmax(1)
+    inside = (total / count)[..., : image_info.size[0], : image_info.size[1]]
+    return (resize_logits(inside, image_info.original) if rescale else inside).softmax(1)
 
 
-def flip_image(image: Tensor, frame: ImageFrame) -> Tensor:
-    """Flip an image (B, 3, H, W) left to right, its padding staying at the right."""
-    width = frame.size[1]
+def flip_image(image: Tensor, image_info: ImageInfo) -> Tensor:
+    """Flip an image (B, 3, H, W) left to right; the padding stays on the right."""
+    width = image_info.size[1]
     return torch.cat((image[..., :width].flip(-1), image[..., width:]), -1)

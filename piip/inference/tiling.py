@@ -1,6 +1,6 @@
-"""Big pictures in overlapping tiles: where tiles lie, and how what is found in them becomes one answer.
+"""Big images in overlapping tiles: where tiles lie, and how what is found in them becomes one answer.
 
-A tile is prepared and predicted like a picture of its own. Source: own; overlap relative to the smaller object is that
+A tile is prepared and predicted like an image of its own. Source: own; overlap relative to the smaller object is that
 of sliced prediction (SAHI, arXiv 2202.06934), here counted where both tiles look.
 """
 
@@ -15,25 +15,25 @@ import torch
 from torch import Tensor
 
 from piip.fields import at_least
-from piip.inference.compact_masks import MaskPiece, Region
+from piip.inference.compact_masks import CompactMask, Region
 from piip.inference.sliding_window import window_corners
 
-SAME = 0.5  # from this overlap on, two findings are one object
-BORDER = 0.02  # share of a tile's side: a box this near to an inner border may be cut
-LEAST_BORDER = 4  # pixels; boxes are not more exact
-LEAST_SCORE = 0.05  # findings below would only join others into wrong objects
+SAME = 0.5  # minimum overlap of two detections of the same object
+BORDER = 0.02  # fraction of a tile's side: a box this close to an inner border may be cut off
+LEAST_BORDER = 4  # pixels; boxes are not more precise
+LEAST_SCORE = 0.05  # detections below it would only merge others incorrectly
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a picture is cut.
+    """Tiling of an image.
 
     Args:
-        side: Height and width of a tile in pixels of the picture.
-        overlap: Share of the side that neighbours have in common, in [0, 1).
+        side: Height and width of a tile in pixels of the image.
+        overlap: Overlap of neighbouring tiles as a fraction of the side, in [0, 1).
 
     Raises:
-        ValueError: A value outside its range.
+        ValueError: A value is out of range.
     """
 
     side: int
@@ -42,14 +42,14 @@ class Tiling:
     def __post_init__(self) -> None:
         at_least("tile", self.side, 1)
         if not 0 <= self.overlap < 1:
-            raise ValueError(f"tile_overlap is {self.overlap}, expected a share of the side from 0 to below 1.")
+            raise ValueError(f"tile_overlap is {self.overlap}, expected a fraction of the side in [0, 1).")
 
     def corners(self, length: int) -> list[int]:
-        """Return where tiles begin along a side of the picture; the last one ends with it."""
+        """Return the positions of tiles along a side of the image; the last one ends at the border."""
         return window_corners(length, self.side, max(1, round(self.side * (1 - self.overlap))))
 
     def tiles(self, shape: tuple[int, int]) -> list[Region]:
-        """Return the tiles of a picture (H, W), row by row."""
+        """Return the tiles of an image (H, W), row by row."""
         height, width = shape
         return [
             Region(left, top, min(left + self.side, width), min(top + self.side, height))
@@ -59,33 +59,33 @@ class Tiling:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """One object as a tile sees it, in pixels of the picture.
+class Detection:
+    """One detection in a tile, in pixels of the image.
 
     Args:
         tile: The tile.
         box: x1, y1, x2, y2.
         score: In [0, 1].
         label: Index of its class.
-        mask: Its mask, None where the model finds boxes only.
-        is_cut: Its box comes near a side of the tile that is no side of the picture.
+        mask: Its mask, None if the model predicts only boxes.
+        is_cut: Whether its box is close to a tile border inside the image.
     """
 
     tile: Region
     box: tuple[float, float, float, float]
     score: float
     label: int
-    mask: MaskPiece | None
+    mask: CompactMask | None
     is_cut: bool
 
-    def overlap(self, other: Found) -> float:
-        """Return how much this and another tile's object overlap where both tiles look, in [0, 1].
+    def overlap(self, other: Detection) -> float:
+        """Return the overlap with a detection of another tile, inside the area of both tiles, in [0, 1].
 
-        Relative to their union where both are whole, as in a model's own suppression of duplicates, so that small
-        objects within large ones stay; relative to the smaller where one is cut, as little may be left of it.
+        It is relative to the union if both are whole, as in a model's own duplicate suppression, so that small objects
+        inside large ones stay. It is relative to the smaller one if one is cut off, since little of it may be visible.
 
         Args:
-            other: The other object.
+            other: The other detection.
         """
         seen = self.tile.shared(other.tile)
         parts = [each.extent.shared(seen) for each in (self, other)]
@@ -101,20 +101,20 @@ class Found:
 
     @property
     def extent(self) -> Region:
-        """The pixels that it may have."""
+        """Bounding box in whole pixels."""
         if self.mask is not None:
             return self.mask.region
         left, top, right, bottom = (round(number) for number in self.box)
         return Region(left, top, right, bottom)
 
 
-def objects_of(values: Mapping[str, Tensor], tile: Region, shape: tuple[int, int]) -> list[Found]:
-    """Return what a tile shows, in pixels of the picture.
+def tile_detections(values: Mapping[str, Tensor], tile: Region, shape: tuple[int, int]) -> list[Detection]:
+    """Return the detections of a tile, in pixels of the image.
 
     Args:
-        values: "boxes" (N, 4), "scores" (N,), "labels" (N,) and perhaps "masks" bool (N, h, w), in pixels of the tile.
-        tile: Where it lies.
-        shape: (H, W) of the picture.
+        values: "boxes" (N, 4), "scores" (N,), "labels" (N,), optionally "masks" bool (N, h, w), in pixels of the tile.
+        tile: The tile.
+        shape: (H, W) of the image.
     """
     middle = whole_within(tile, shape)
     found = []
@@ -124,15 +124,15 @@ def objects_of(values: Mapping[str, Tensor], tile: Region, shape: tuple[int, int
             continue
         mask = None
         if "masks" in values:
-            mask = MaskPiece.cut(values["masks"][index].numpy(), left=tile.left, top=tile.top)
+            mask = CompactMask.crop(values["masks"][index].numpy(), left=tile.left, top=tile.top)
         moved = (box[0] + tile.left, box[1] + tile.top, box[2] + tile.left, box[3] + tile.top)
         is_whole = moved[0] >= middle[0] and moved[1] >= middle[1] and moved[2] <= middle[2] and moved[3] <= middle[3]
-        found.append(Found(tile, moved, score, label, mask, not is_whole))
+        found.append(Detection(tile, moved, score, label, mask, not is_whole))
     return found
 
 
 def whole_within(tile: Region, shape: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return where (x1, y1, x2, y2) a tile of a picture (H, W) sees boxes whole: not near a side inside the picture."""
+    """Return the area (x1, y1, x2, y2) of a tile with whole boxes: away from borders inside the image."""
     near = max(LEAST_BORDER, round(BORDER * max(tile.right - tile.left, tile.bottom - tile.top)))
     return (
         tile.left + near if tile.left > 0 else -math.inf,
@@ -142,18 +142,19 @@ def whole_within(tile: Region, shape: tuple[int, int]) -> tuple[float, float, fl
     )
 
 
-def merge_objects(found: list[Found], tiles: Sequence[Region], shape: tuple[int, int]) -> list[Found]:
-    """Return every object once, best first.
+def merge_detections(found: list[Detection], tiles: Sequence[Region], shape: tuple[int, int]) -> list[Detection]:
+    """Return every object once, sorted by score.
 
-    1. What a tile's border cuts is left to another tile that sees that place whole, whether that finds it or not.
-    2. Of the others, objects of one class in different tiles are the same from an overlap of `SAME` on
-       (`Found.overlap`). The highest score stays, one seen whole before one that is cut.
-    3. An object that no tile sees whole is put together from its parts.
+    1. A detection cut off by a tile border is dropped if another tile sees that area whole, whether that tile detects
+       the object or not.
+    2. Of the others, detections of one class in different tiles are the same object if they overlap by at least `SAME`
+       (`Detection.overlap`). Whole detections are preferred to cut ones, then higher scores.
+    3. An object that no tile sees whole is joined from its parts.
 
     Args:
-        found: Objects of all tiles.
-        tiles: All tiles, those without objects too.
-        shape: (H, W) of the picture.
+        found: Detections of all tiles.
+        tiles: All tiles, including those without detections.
+        shape: (H, W) of the image.
     """
     middles = np.array([whole_within(tile, shape) for tile in tiles]).reshape(-1, 4)
 
@@ -174,8 +175,8 @@ def merge_objects(found: list[Found], tiles: Sequence[Region], shape: tuple[int,
     return sorted(kept, key=lambda each: -each.score)
 
 
-def _partners(found: list[Found]) -> list[set[int]]:
-    """Return for every object those that are the same one."""
+def _partners(found: list[Detection]) -> list[set[int]]:
+    """Return for every detection the other detections of the same object."""
     partners: list[set[int]] = [set() for _ in found]
     if not found:
         return partners
@@ -194,12 +195,12 @@ def _partners(found: list[Found]) -> list[set[int]]:
 
 
 def _connected(members: list[int], partners: list[set[int]]) -> Iterable[list[int]]:
-    """Yield groups of members that are partners, or partners of partners; the first member of each leads."""
+    """Yield the connected groups of partners; each group starts with its first member."""
     left = dict.fromkeys(members)
     while left:
         group = [next(iter(left))]
         del left[group[0]]
-        for index in group:  # grows while it is walked through
+        for index in group:  # grows during the loop
             joined = sorted(partners[index] & left.keys())
             group += joined
             for other in joined:
@@ -207,39 +208,39 @@ def _connected(members: list[int], partners: list[set[int]]) -> Iterable[list[in
         yield group
 
 
-def _united(parts: list[Found]) -> Found:
-    """Return one object from parts, with the score and class of the first."""
+def _united(parts: list[Detection]) -> Detection:
+    """Join parts to one detection with the score and class of the first."""
     first = parts[0]
     lefts, tops, rights, bottoms = zip(*(part.box for part in parts), strict=True)
     box = (min(lefts), min(tops), max(rights), max(bottoms))
     masks = [part.mask for part in parts if part.mask is not None]
-    mask = MaskPiece.united(masks) if masks else None
-    return Found(first.tile, box, first.score, first.label, mask, is_cut=False)
+    mask = CompactMask.united(masks) if masks else None
+    return Detection(first.tile, box, first.score, first.label, mask, is_cut=False)
 
 
 def tiled_labels(probabilities: Callable[[Region], Tensor], shape: tuple[int, int], tiling: Tiling) -> Tensor:
-    """Return the classes of pixels by probabilities averaged over overlapping tiles, uint8 (H, W).
+    """Return a semantic mask from probabilities averaged over overlapping tiles, uint8 (H, W).
 
-    Holds probabilities for one row of tiles at a time: K * side * W numbers.
+    Memory: the probabilities of one row of tiles, K * side * W numbers.
 
     Args:
         probabilities: A tile -> float (K, h, w) on the CPU, in pixels of the tile.
-        shape: (H, W) of the picture.
-        tiling: How it is cut.
+        shape: (H, W) of the image.
+        tiling: The tiling.
     """
     height, width = shape
     labels = torch.zeros(shape, dtype=torch.uint8)
     tops = tiling.corners(height)
-    rest: Tensor | None = None  # sums of the rows above that this row of tiles sees too
+    rest: Tensor | None = None  # sums of earlier tiles in rows that this row of tiles also covers
     for top, following in zip(tops, [*tops[1:], height], strict=True):
         bottom = min(top + tiling.side, height)
         band: Tensor | None = None
         for left in tiling.corners(width):
             right = min(left + tiling.side, width)
-            chances = probabilities(Region(left, top, right, bottom)).float()
+            probs = probabilities(Region(left, top, right, bottom)).float()
             if band is None:
-                band = chances.new_zeros(len(chances), bottom - top, width)
-            band[:, :, left:right] += chances
+                band = probs.new_zeros(len(probs), bottom - top, width)
+            band[:, :, left:right] += probs
         assert band is not None  # a row has at least one tile
         if rest is not None:
             band[:, : rest.shape[1]] += rest

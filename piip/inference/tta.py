@@ -1,6 +1,6 @@
-"""Views of a picture for test-time augmentation: several sizes, each also flipped left to right.
+"""Test-time augmentation: views of an image at several sizes, each also flipped left to right.
 
-Classes of pixels: the mean of the views' probabilities at the picture's own size. Instances: see
+Semantic segmentation averages the probabilities of the views at the original image size. For detection see
 `piip.heads.mask_rcnn.tta`.
 """
 
@@ -14,37 +14,37 @@ from torch import Tensor
 
 from piip.data.collate import Batch, DenseTransform, PadTogether
 from piip.data.transforms.dense import DenseTransformConfig
-from piip.heads.image_info import ImageFrame, Target
 from piip.inference.sliding_window import flip_image
+from piip.structures import ImageInfo, Target
 
-Probabilities = Callable[[Tensor, ImageFrame], Tensor]
+Probabilities = Callable[[Tensor, ImageInfo], Tensor]
 
 
-class ViewTransform:
-    """Prepare a picture at every size.
+class TTATransform:
+    """Prepare an image at every size.
 
     Args:
-        config: How it is prepared; `test_scales` are the factors on its size.
+        config: Image preparation; `test_scales` are the factors on the image size.
     """
 
     def __init__(self, config: DenseTransformConfig) -> None:
         self.config = config
         self.collate = PadTogether(config.pad_divisor)
 
-    def __call__(self, picture: Image, _target: Target, index: int) -> list[Batch]:
-        """Return a batch of one for every size; the truth stays out: it is compared at the picture's own size."""
-        shape = (picture.height, picture.width)
+    def __call__(self, image: Image, _target: Target, index: int) -> list[Batch]:
+        """Return a batch of one image for every size, without targets, which are compared at the original size."""
+        shape = (image.height, image.width)
         configs = [scaled_config(self.config, scale, shape) for scale in self.config.test_scales]
-        return [self.collate([DenseTransform(config, train=False)(picture, {}, index)]) for config in configs]
+        return [self.collate([DenseTransform(config, train=False)(image, {}, index)]) for config in configs]
 
 
-def with_views(config: DenseTransformConfig, scales: Sequence[float] | None, flip: bool | None) -> DenseTransformConfig:
-    """Return how pictures are prepared, with other views; None leaves what is there.
+def with_tta(config: DenseTransformConfig, scales: Sequence[float] | None, flip: bool | None) -> DenseTransformConfig:
+    """Return an image preparation with other test-time augmentation; None keeps the current setting.
 
     Args:
-        config: How they are prepared.
-        scales: Factors on their size.
-        flip: Also look at them flipped left to right.
+        config: Image preparation.
+        scales: Factors on the image size.
+        flip: Also predict on flipped images.
 
     Raises:
         ValueError: Scales are not above 0.
@@ -59,15 +59,15 @@ def with_views(config: DenseTransformConfig, scales: Sequence[float] | None, fli
 
 
 def scaled_config(config: DenseTransformConfig, scale: float, shape: tuple[int, int]) -> DenseTransformConfig:
-    """Return how a picture of a size (H, W) is prepared for one view.
+    """Return the preparation of an image of size (H, W) for one view.
 
     Source: `MultiScaleFlipAug` of MMDetection 2 and MMSegmentation 0: limits on the sides are multiplied and truncated.
-    By the official resize no side is shorter than a window.
+    With the official resize no side is shorter than a window.
 
     Args:
-        config: How it is prepared at a scale of 1.
-        scale: Factor on its size.
-        shape: The picture's size.
+        config: Image preparation at a scale of 1.
+        scale: Factor on the image size.
+        shape: Image size.
     """
     if scale == 1:
         return config
@@ -78,36 +78,36 @@ def scaled_config(config: DenseTransformConfig, scale: float, shape: tuple[int, 
     return dataclasses.replace(config, short_side=short, long_side=long)
 
 
-def with_flips(batches: Sequence[Batch], *, flip: bool) -> list[tuple[Tensor, ImageFrame, bool]]:
-    """Return image, frame and whether it is flipped, of every view.
+def with_flips(batches: Sequence[Batch], *, flip: bool) -> list[tuple[Tensor, ImageInfo, bool]]:
+    """Return image, image_info and whether it is flipped for every view.
 
     Args:
-        batches: The sizes, each a batch of one.
-        flip: Also the flipped images.
+        batches: One batch of one image per size.
+        flip: Add flipped images.
     """
-    views = [(batch.image, batch.frames[0], False) for batch in batches]
+    views = [(batch.image, batch.image_infos[0], False) for batch in batches]
     if flip:
-        views += [(flip_image(image, frame), frame, True) for image, frame, _ in views]
+        views += [(flip_image(image, image_info), image_info, True) for image, image_info, _ in views]
     return views
 
 
-def mean_probabilities(probabilities: Probabilities, views: Sequence[tuple[Tensor, ImageFrame, bool]]) -> Tensor:
-    """Return the mean of the views' class probabilities (1, K, H, W) of one picture.
+def mean_probabilities(probabilities: Probabilities, views: Sequence[tuple[Tensor, ImageInfo, bool]]) -> Tensor:
+    """Return the class probabilities (1, K, H, W) of one image, averaged over its views.
 
-    Source: `aug_test` of MMSegmentation 0: the softmax comes before the mean.
+    Source: `aug_test` of MMSegmentation 0, which applies the softmax before averaging.
 
     Args:
-        probabilities: Image and frame -> (1, K, H, W) at the size of the picture.
+        probabilities: Image and image_info -> (1, K, H, W) at the size of the image.
         views: See `with_flips`.
 
     Raises:
         ValueError: There are no views.
     """
     total: Tensor | None = None
-    for image, frame, flipped in views:
-        answer = probabilities(image, frame)
+    for image, image_info, flipped in views:
+        answer = probabilities(image, image_info)
         answer = answer.flip(-1) if flipped else answer
         total = answer if total is None else total + answer
     if total is None:
-        raise ValueError("views is empty, expected at least one view of the picture.")
+        raise ValueError("views is empty, expected at least one view of the image.")
     return total / len(views)

@@ -1,4 +1,4 @@
-"""Predictions as files: one JSON file of all, index maps, and drawn pictures."""
+"""Predictions as files: one JSON file, semantic masks and drawn images."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any
 
 from PIL.Image import Image
 
-from piip.data.image_files import read_pictures
+from piip.data.image_files import read_images
 from piip.inference.predictions import Prediction
 
 RESULTS_NAME = "predictions.json"
+LEGEND_NAME = "legend.png"
 
 
 def write_predictions(
     predictions: Iterable[Prediction], out: str | Path, *, classes: Sequence[str], draw: bool = True
 ) -> Iterator[Prediction]:
-    """Write predictions of files while they are made, and pass them on.
+    """Write predictions of files and yield them.
 
-    `predictions.json` has "images" ("id", "path", and what is known of the picture as a whole), "classes", and the
-    "annotations" of instances as COCO writes them; it is written at the end, also where an error ends the iteration.
-    `index/NAME.png` holds classes of pixels, `drawn/NAME.png` what was found.
+    `predictions.json` has "images" ("id", "path", "summary" and written files), "classes", and the "annotations" of
+    detections in COCO format. It is written at the end, even if an error ends the iteration. `index/NAME.png` are
+    semantic masks, `drawn/NAME.png` images with the predictions drawn.
 
     Args:
-        predictions: Of files; nothing is written before they are iterated over.
-        out: Directory to write to.
+        predictions: Predictions of files; nothing is written before the iteration starts.
+        out: Output directory.
         classes: Names of the model's classes.
-        draw: Also draw pictures.
+        draw: Also draw images.
 
     Yields:
         The predictions.
@@ -40,14 +41,17 @@ def write_predictions(
     try:
         for number, prediction in enumerate(predictions, start=1):
             path = Path(str(prediction.path))
-            name = f"{number:04d}_{path.stem}.png"  # files of one name may come from several folders
+            name = f"{number:04d}_{path.stem}.png"  # several folders may have files with the same name
             entry = {"id": number, "path": str(path), "summary": prediction.summary()}
-            index_map = prediction.index_map()
-            if index_map is not None:
-                entry["index"] = _save(index_map, out / "index" / name)
+            mask = prediction.semantic_mask()
+            if mask is not None:
+                entry["index"] = _save(mask, out / "index" / name)
             if draw and prediction.is_drawn:
-                ((_, picture),) = read_pictures([path], allow_huge=True)
-                entry["drawn"] = _save(prediction.draw(picture), out / "drawn" / name)
+                ((_, image),) = read_images([path], allow_huge=True)
+                entry["drawn"] = _save(prediction.draw(image), out / "drawn" / name)
+                legend = prediction.legend()
+                if legend is not None and not images:
+                    _save(legend, out / "drawn" / LEGEND_NAME)
             images.append(entry)
             annotations += prediction.annotations(number)
             yield prediction
@@ -56,7 +60,7 @@ def write_predictions(
         (out / RESULTS_NAME).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def _save(picture: Image, path: Path) -> str:
+def _save(image: Image, path: Path) -> str:
     path.parent.mkdir(exist_ok=True)
-    picture.save(path)
+    image.save(path)
     return str(path)

@@ -1,8 +1,8 @@
-"""Recipes: one YAML file that says everything a training run needs.
+"""Recipes: one YAML file with everything a training run needs.
 
 A recipe has six sections (`model`, `data`, `regularize`, `optim`, `schedule`, `run`), each a frozen dataclass.
 `load_recipe` reads a file and applies dotted overrides ("optim.lr": 1e-3); `save_recipe` writes the resolved recipe
-back, so that a run can be repeated from the file beside its checkpoints.
+back, so a run can be repeated from the file next to its checkpoints.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 import yaml
 
 from piip.config import ModelConfig
+from piip.data.config import DataConfig
 from piip.fields import plain, read_fields, set_dotted
-from piip.recipe.models import NamedModel, OpenModel, is_described, read_model, written_out
-from piip.recipe.sections import DataConfig, OptimConfig, RegularizeConfig, RunConfig, ScheduleConfig
+from piip.recipe.models import NamedModel, OpenModel, full_config, is_described, known_classes, read_model, written_out
+from piip.recipe.renamed import with_current_names
+from piip.recipe.sections import OptimConfig, RegularizeConfig, RunConfig, ScheduleConfig
 
 __all__ = [
     "DataConfig",
@@ -40,7 +42,7 @@ class Recipe:
     """A whole training run; see the sections for their fields.
 
     Args:
-        model: A model of the zoo by name, or a description; without `head.num_classes` the data decide the classes.
+        model: A model of the zoo by name, or a description; `head.num_classes` may come from the data set.
         data: Where the images are and how they are read.
         regularize: Mixup, cutmix and label smoothing.
         optim: AdamW and its parameter groups.
@@ -71,6 +73,22 @@ class Recipe:
                     "optim.rate_outside_branches): lower it, or raise optim.lr."
                 )
 
+    @property
+    def known_classes(self) -> int | None:
+        """Number of classes of the model, None if the data set defines it."""
+        return known_classes(self.model)
+
+    def model_config(self, *, num_classes: int | None = None) -> ModelConfig:
+        """Return the full description of the model.
+
+        Args:
+            num_classes: Number of classes K if the recipe does not set it; None uses 1000.
+
+        Raises:
+            ValueError: An unknown name or field, with the nearest known ones.
+        """
+        return full_config(self.model, num_classes=num_classes)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain dicts, lists, numbers and strings."""
         return {**plain(dataclasses.asdict(self)), "model": plain(self.model.to_dict())}
@@ -84,7 +102,7 @@ class Recipe:
         """
         if "model" not in values:
             raise ValueError("The recipe has no 'model'. Write 'model: {name: NAME}' with a name from `piip list`.")
-        sections = {key: value for key, value in values.items() if key != "model"}
+        sections = {key: value for key, value in with_current_names(values).items() if key != "model"}
         return read_fields(Recipe, sections, "recipe", ready={"model": read_model(values["model"])})
 
 
@@ -120,4 +138,4 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, width=120), encoding="utf-8")
-    os.replace(temporary, path)  # never half a file
+    os.replace(temporary, path)  # atomically

@@ -1,4 +1,4 @@
-"""The section `model` of a recipe: a name with changes, or a description that may leave the classes to the data."""
+"""The section `model` of a recipe: a name with changes, or a description with optional number of classes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class NamedModel:
 
     Args:
         name: One of `piip.list_models()`.
-        num_classes: Classes K of a new head; None takes the number of class folders of the training data.
-        pretrained_branches: Start every branch from its own weights through timm.
-        overrides: Fields of `ModelConfig` to change; in YAML they stand beside `name`.
+        num_classes: Number of classes K of a new head; None uses that of the training data.
+        pretrained_branches: Load the pretrained weights of each branch through timm.
+        overrides: Fields of `ModelConfig` to change; in YAML they are at the level of `name`.
     """
 
     name: str
@@ -28,13 +28,13 @@ class NamedModel:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields beside each other, as in YAML."""
+        """Return all fields at one level, as in YAML."""
         values: dict[str, Any] = plain(dataclasses.asdict(self))
         overrides = values.pop("overrides")
         return {**values, **overrides}
 
     def description(self) -> dict[str, Any]:
-        """Return the fields of `ModelConfig`; `head.num_classes` is None where the data decide it.
+        """Return the fields of `ModelConfig`; `head.num_classes` is None if the data set defines it.
 
         Raises:
             ValueError: An unknown name or field, with the nearest known ones.
@@ -52,10 +52,10 @@ class NamedModel:
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model described in full but for the number of classes, which the training data decide.
+    """A full description without the number of classes, which the training data define.
 
     Args:
-        config: The description; its `head.num_classes` stands for nothing.
+        config: The description; its `head.num_classes` is ignored.
     """
 
     config: ModelConfig
@@ -76,12 +76,16 @@ def read_model(values: Any) -> NamedModel | OpenModel | ModelConfig:
     Raises:
         ValueError: An unknown field, with the nearest known ones, or a value of the wrong kind.
     """
-    if isinstance(values, str):
-        return NamedModel(values)
+    if isinstance(values, str) or (isinstance(values, Mapping) and "name" in values):
+        return _read_named(values)
     if not isinstance(values, Mapping):
         raise ValueError(f"recipe.model is {values!r}, expected 'name: NAME' or the fields of ModelConfig.")
-    if "name" not in values:
-        return _read_description(values)
+    return _read_description(values)
+
+
+def _read_named(values: str | Mapping[str, Any]) -> NamedModel:
+    if isinstance(values, str):
+        return NamedModel(values)
     own = [f.name for f in dataclasses.fields(NamedModel) if f.name != "overrides"]
     allowed = own + [f.name for f in dataclasses.fields(ModelConfig)]
     for name in values:
@@ -99,9 +103,9 @@ def is_described(name: str) -> bool:
 
 
 def written_out(model: Any) -> Any:
-    """Return a named model's description, any other model as it is."""
-    named = read_model(model) if isinstance(model, str) or (isinstance(model, Mapping) and "name" in model) else None
-    return plain(named.description()) if isinstance(named, NamedModel) else model
+    """Return the description of a named model; other models are returned unchanged."""
+    is_named = isinstance(model, str) or (isinstance(model, Mapping) and "name" in model)
+    return plain(_read_named(model).description()) if is_named else model
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,4 +123,31 @@ def _read_description(values: Mapping[str, Any]) -> OpenModel | ModelConfig:
         return ModelConfig.from_dict(values)
     without = {name: value for name, value in head.items() if name != "num_classes"}
     config = ModelConfig.from_dict({**values, "head": without})
-    return config if config.head.kind == "none" else OpenModel(config)
+    return config if config.head.task == "features" else OpenModel(config)
+
+
+def known_classes(model: NamedModel | OpenModel | ModelConfig) -> int | None:
+    """Return the number of classes of a recipe's model, None if the data set defines it."""
+    if isinstance(model, ModelConfig):
+        return model.head.num_classes
+    given: int | None = model.description()["head"]["num_classes"]
+    return given
+
+
+def full_config(model: NamedModel | OpenModel | ModelConfig, *, num_classes: int | None = None) -> ModelConfig:
+    """Return the full description of a recipe's model.
+
+    Args:
+        model: Name or description of the model; fields given with a name override that model's, also nested ones.
+        num_classes: Number of classes K if the recipe does not set it; None uses 1000.
+
+    Raises:
+        ValueError: An unknown name or field, with the nearest known ones.
+    """
+    if isinstance(model, ModelConfig):
+        return model
+    values = model.description()
+    head = {name: value for name, value in values["head"].items() if value is not None}
+    if num_classes is not None:
+        head.setdefault("num_classes", num_classes)
+    return ModelConfig.from_dict({**values, "head": head})

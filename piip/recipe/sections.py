@@ -1,16 +1,12 @@
-"""The other sections of a recipe: plain values, checked when they are made."""
+"""The other sections of a recipe: plain values, checked on construction."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from piip.data.transforms.classification import TransformConfig
-from piip.data.transforms.dense import DenseTransformConfig
 from piip.fields import at_least, at_most, one_of
 
 PRECISIONS = ("32", "bf16")
-ON_ERROR = ("stop", "skip")
-DATA_KINDS = ("folder", "coco", "index_maps")
 STRATEGIES = ("ddp", "fsdp2")
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 CURVES = ("cosine", "step", "poly")
@@ -18,60 +14,14 @@ LAYER_DECAY_RULES = ("depth", "official")
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where the images are and how they are read.
-
-    Args:
-        kind: "folder" (ImageNet layout: one folder a split, in it one a class), "coco" (instances in a JSON file) or
-            "index_maps" (ADE20K layout: index PNGs beside images).
-        root: Folder that the other paths start from.
-        train: Training split: its folder, its JSON file, or its folder of index PNGs.
-        val: Validation split likewise.
-        train_images: Folder of the training split's images (coco, index_maps).
-        val_images: Folder of the validation split's images.
-        batch_size: Images a process and forward pass, at least 1 (even with mixup or cutmix).
-        group_by_aspect: Make batches of wide or of tall images only, which need less padding (coco, index_maps).
-        workers: Reading processes; 0 reads in the training process.
-        on_error: "stop" at an unreadable image, or "skip" to the next one with a warning.
-        transform: Resizing and augmentation of folders; `input_size` None takes the side of the finest branch.
-        dense: Resizing and augmentation of the other kinds.
-        detections: Three limits on instances an image in validation; average precision is at the last one.
-    """
-
-    kind: str = "folder"
-    root: str = "data"
-    train: str = "train"
-    val: str = "val"
-    train_images: str = "images"
-    val_images: str = "images"
-    batch_size: int = 128
-    group_by_aspect: bool = False
-    workers: int = 2
-    on_error: str = "stop"
-    transform: TransformConfig = field(default_factory=TransformConfig)
-    dense: DenseTransformConfig = field(default_factory=DenseTransformConfig)
-    detections: tuple[int, int, int] = (1, 10, 100)
-
-    def __post_init__(self) -> None:
-        one_of("data.kind", self.kind, DATA_KINDS)
-        at_least("data.batch_size", self.batch_size, 1)
-        at_least("data.workers", self.workers, 0)
-        one_of("data.on_error", self.on_error, ON_ERROR)
-        if self.kind == "coco" and self.dense.crop_max_share < 1:
-            raise ValueError("data.dense.crop_max_share is for index_maps: instances have no share of a picture.")
-        if self.group_by_aspect and self.kind == "folder":
-            raise ValueError("data.group_by_aspect is for coco and index_maps: images in folders become squares.")
-
-
-@dataclass(frozen=True)
 class RegularizeConfig:
-    """Mixing of images and softening of labels.
+    """Mixup, cutmix and label smoothing.
 
     Args:
         mixup: Alpha of mixup's beta distribution; 0 switches mixup off.
         cutmix: Alpha of cutmix's beta distribution; 0 switches cutmix off.
         mix_prob: Probability that a batch is mixed at all, in [0, 1].
-        switch_prob: Probability of cutmix instead of mixup where both are on, in [0, 1].
+        switch_prob: Probability of cutmix instead of mixup if both are on, in [0, 1].
         label_smoothing: Probability mass spread over all classes, in [0, 1).
     """
 
@@ -88,7 +38,7 @@ class RegularizeConfig:
             at_least(f"regularize.{name}", getattr(self, name), 0)
             at_most(f"regularize.{name}", getattr(self, name), 1)
         if self.label_smoothing == 1:
-            raise ValueError("regularize.label_smoothing is 1, expected less: nothing would be left of the labels.")
+            raise ValueError("regularize.label_smoothing is 1, expected less than 1.")
 
     @property
     def mixes(self) -> bool:
@@ -104,13 +54,14 @@ class OptimConfig:
         lr: Peak learning rate of the branches.
         weight_decay: Decoupled weight decay.
         betas: AdamW's two averaging rates.
-        layer_decay: Factor on the rate from each block to the one before it; None or 1 leaves all equal.
-        layer_decay_rule: "depth" counts blocks from each branch's own end; "official" stretches shallower branches to
-            the depth of branch 0 and spares ConvNeXt branches and final norms, as the released detectors were trained;
-            it also decays all weights but 1-d tensors.
-        rate_outside_branches: Factor on the rate of interactions, merge and head (10 in the official runs).
-        decay_all: Also decay 1-d tensors, biases and the names in `no_weight_decay()` (as the official runs did).
-        clip: Largest gradient norm; None does not clip.
+        layer_decay: Factor on the learning rate from each block to the one before it; None or 1 uses equal rates.
+        layer_decay_rule: "depth" counts blocks from the end of each branch. "official" follows the released detectors:
+            it stretches shallower branches to the depth of branch 0, excludes ConvNeXt branches and final norms, and
+            applies weight decay to all weights except 1-d tensors.
+        rate_outside_branches: Factor on the learning rate of interactions, merge and head (10 in the official runs).
+        decay_all: Also apply weight decay to 1-d tensors, biases and the names in `no_weight_decay()` (as in the
+            official runs).
+        clip: Maximum gradient norm; None disables clipping.
     """
 
     lr: float = 1e-4
@@ -137,18 +88,19 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Rates with linear warm-up, stepped every optimiser step.
+    """Learning rate schedule with linear warm-up, updated every optimiser step.
 
     Args:
-        epochs: Passes over the training data; the curve ends there.
-        max_steps: Optimiser steps, instead of `epochs`.
-        curve: "cosine"; "step" (a tenth from every one of `drops` on) or "poly" (a power of what is left).
-        drops: Rising shares of the run at which "step" drops, in (0, 1); 8/12 and 11/12 in the official detectors.
+        epochs: Number of epochs; the schedule ends with the last one.
+        max_steps: Number of optimiser steps, instead of `epochs`.
+        curve: "cosine", "step" (divided by 10 at each of `drops`) or "poly" (a power of the remaining fraction).
+        drops: Increasing fractions of the run at which "step" drops, in (0, 1); 8/12 and 11/12 in the official
+            detectors.
         power: Exponent of "poly".
-        warmup_epochs: Length of the warm-up, may be a fraction.
+        warmup_epochs: Length of the warm-up in epochs; may be fractional.
         warmup_steps: Length of the warm-up in optimiser steps, instead of `warmup_epochs`.
-        warmup_lr: Rate at step 0.
-        min_lr: Rate at the end of "cosine" and "poly"; the same number for all parameter groups.
+        warmup_lr: Learning rate at step 0.
+        min_lr: Learning rate at the end of "cosine" and "poly"; the same number for all parameter groups.
     """
 
     epochs: int = 20
@@ -167,11 +119,11 @@ class ScheduleConfig:
             at_least("schedule.max_steps", self.max_steps, 1)
         one_of("schedule.curve", self.curve, CURVES)
         if list(self.drops) != sorted(self.drops) or not all(0 < drop < 1 for drop in self.drops):
-            raise ValueError(f"schedule.drops is {self.drops}, expected rising shares of the run in (0, 1).")
+            raise ValueError(f"schedule.drops is {self.drops}, expected increasing fractions of the run in (0, 1).")
         if self.warmup_steps is not None:
             at_least("schedule.warmup_steps", self.warmup_steps, 0)
             if self.warmup_epochs:
-                raise ValueError("schedule.warmup_steps and warmup_epochs both give a length: leave one of them out.")
+                raise ValueError("schedule.warmup_steps and warmup_epochs both set the warm-up: remove one.")
         if self.power <= 0:
             raise ValueError(f"schedule.power is {self.power}, expected a value above 0.")
         for name in ("warmup_epochs", "warmup_lr", "min_lr"):
@@ -185,26 +137,26 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The run itself.
+    """Output, precision, parallelism, checkpoints and logging of a run.
 
     Args:
-        out: Folder for checkpoints, logs and the exported model.
-        start: Model directory, or owner/name on the Hugging Face hub, whose weights the run starts from; a head for
-            other classes, or of another kind, starts new.
-        seed: Initial weights, data order, augmentation, mixing and dropout follow from it.
+        out: Folder for checkpoints, logs and the saved model.
+        start: Model directory, or owner/name on the Hugging Face hub, to load initial weights from. A head for other
+            classes, or of another kind, is initialised anew.
+        seed: Seed of initial weights, data order, augmentation, mixing and dropout.
         precision: "32", or "bf16" (bfloat16 mixed precision).
-        strategy: With several processes: "ddp" (each holds the whole model) or "fsdp2" (each holds a part of weights,
-            gradients and optimiser states; without `ema_decay`).
-        accumulate: Batches whose gradients are added before one optimiser step.
-        ema_decay: Decay of the averaged weights, which are then validated and exported; None does not average.
-        ema_warmup: Lower the decay to (1 + step) / (10 + step) while that is smaller.
-        checkpoint_every: Optimiser steps between checkpoints; one more is written after every epoch.
+        strategy: With several processes: "ddp" (each holds the whole model) or "fsdp2" (weights, gradients and
+            optimiser states are sharded; not with `ema_decay`).
+        accumulate: Number of batches per optimiser step (gradient accumulation).
+        ema_decay: Decay of the averaged weights, which are then validated and saved; None disables averaging.
+        ema_warmup: Use a decay of (1 + step) / (10 + step) while that is smaller.
+        checkpoint_every: Optimiser steps between checkpoints; one is also written after every epoch.
         log_every: Optimiser steps between logged losses.
-        loggers: Where losses and metrics go: "csv" and "tensorboard" in the run's folder, "wandb" and "mlflow" where
-            those are configured to write (`pip install wandb`, `pip install mlflow`).
-        patience: Stop after so many validations without a better metric; None trains to the end.
-        grad_checkpointing: Recompute blocks, interactions, merging and neck in the backward pass: less memory, a third
-            more time.
+        loggers: "csv" and "tensorboard" write to the run's folder, "wandb" and "mlflow" to the location in their own
+            configuration (`pip install wandb`, `pip install mlflow`).
+        patience: Stop after this number of validations without improvement; None trains to the end.
+        grad_checkpointing: Recompute blocks, interactions, merge and neck in the backward pass: less memory, about a
+            third more time.
     """
 
     out: str = "runs/piip"
@@ -225,7 +177,7 @@ class RunConfig:
         one_of("run.precision", self.precision, PRECISIONS)
         one_of("run.strategy", self.strategy, STRATEGIES)
         if self.strategy == "fsdp2" and self.ema_decay is not None:
-            raise ValueError("run.strategy 'fsdp2' cannot average weights that are spread: set run.ema_decay to null.")
+            raise ValueError("run.strategy 'fsdp2' cannot average sharded weights: set run.ema_decay to null.")
         for name in ("accumulate", "checkpoint_every", "log_every"):
             at_least(f"run.{name}", getattr(self, name), 1)
         at_least("run.seed", self.seed, 0)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class StepSeed(pl.Callback):
     """Make mixing, dropout and stochastic depth functions of (seed, epoch, batch, rank).
 
-    A resumed run then draws exactly what the interrupted one would have drawn, without stored generator states.
+    A resumed run then draws the same random numbers as an uninterrupted one, without stored generator states.
 
     Args:
         seed: The run's seed.
@@ -51,7 +51,7 @@ class StepSeed(pl.Callback):
 
 
 class AveragedWeights(WeightAveraging):
-    """Exponential moving average of the weights, which validation and export see.
+    """Exponential moving average of the weights, used by validation and export.
 
     Args:
         decay: Weight of the old average, in (0, 1).
@@ -69,23 +69,23 @@ class AveragedWeights(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=average)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Copy the weights, without the warning that they are not spread: recipes do not ask for both."""
+        """Copy the weights, without the warning about sharding: recipes do not allow both."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
             super().setup(trainer, pl_module, stage)
 
     def copy_to(self, pl_module: pl.LightningModule) -> None:
-        """Give a module the averaged weights."""
+        """Copy the averaged weights to a module."""
         self._copy_average_to_current(pl_module)
 
 
 class SameData(pl.Callback):
-    """Refuse to go on with other training images or another number of processes than the checkpoint's.
+    """Raise an error if training images or the number of processes differ from the checkpoint's.
 
-    Not the loader's own state: Lightning loads that only in mid-epoch.
+    This is not part of the loader's state, because Lightning loads that only within an epoch.
 
     Args:
-        loader: Knows the images and the processes.
+        loader: The training loader.
     """
 
     def __init__(self, loader: ResumableLoader) -> None:
@@ -93,7 +93,7 @@ class SameData(pl.Callback):
         self._facts: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the loader's facts, found out once."""
+        """Return the loader's facts, computed once."""
         self._facts = self._facts or self.loader.facts()
         return self._facts
 
@@ -103,11 +103,11 @@ class SameData(pl.Callback):
 
 
 class SavedRecipe(pl.Callback):
-    """Write the resolved recipe beside the checkpoints before the first of them.
+    """Write the resolved recipe to the checkpoint folder before the first checkpoint.
 
     Args:
         recipe: The resolved recipe.
-        folder: Where checkpoints go.
+        folder: Folder of the checkpoints.
     """
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
@@ -121,18 +121,17 @@ class SavedRecipe(pl.Callback):
 
 
 class StepCheckpoint(Checkpoint):
-    """A checkpoint for exact resume every N optimiser steps and after every epoch; the two newest are kept.
+    """Checkpoints for exact resume every N optimiser steps and after every epoch; the two newest are retained.
 
-    Only files that this run wrote are deleted: their names are part of a checkpoint. A file appears whole or not at
-    all.
+    Only files written by this run are deleted; their names are part of a checkpoint. Files are written atomically.
 
-    The last batch of an epoch is left to the checkpoint after validation, and a batch that only accumulates
-    gradients is no place to stop: gradients are not part of a checkpoint.
+    The last batch of an epoch is saved after validation. Batches that only accumulate gradients are not saved, because
+    gradients are not part of a checkpoint.
 
     Args:
-        folder: Where checkpoints go.
+        folder: Folder of the checkpoints.
         every: Optimiser steps between checkpoints.
-        resumed: The checkpoint that the run goes on from, if any.
+        resumed: The checkpoint that the run resumes from, if any.
     """
 
     def __init__(self, folder: Path, *, every: int, resumed: Path | None = None) -> None:
@@ -142,16 +141,16 @@ class StepCheckpoint(Checkpoint):
         self._written: list[str] = []
 
     def state_dict(self) -> dict[str, list[str]]:
-        """Return the names of the run's checkpoints, this one included."""
+        """Return the names of the run's checkpoints, including this one."""
         return {"written": list(self._written)}
 
     def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:
-        """Take over the run's checkpoints, unless the run goes on in another folder."""
+        """Restore the names of the run's checkpoints, unless the run continues in another folder."""
         if self.resumed is not None and self.resumed.parent.resolve() == self.folder.resolve():
             self._written = [name for name in state_dict["written"] if name != self.resumed.name] + [self.resumed.name]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Delete what a kill left half written."""
+        """Delete incomplete files of a killed run."""
         if trainer.is_global_zero:
             for part in self.folder.glob(CHECKPOINT_PATTERN + ".part"):
                 part.unlink()
@@ -159,7 +158,7 @@ class StepCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where the count of optimiser steps asks for it."""
+        """Save every N optimiser steps."""
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         is_last = batch_idx + 1 == trainer.num_training_batches
         if not accumulates and not is_last and trainer.global_step % self.every == 0:
@@ -172,7 +171,7 @@ class StepCheckpoint(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         name = checkpoint_name(trainer.global_step)
         self._written = [other for other in self._written if other != name] + [name]
-        # Lightning's own temporary file may lie on another disk, from where no rename is atomic
+        # Lightning's own temporary file may be on another disk, from which renames are not atomic
         temporary = self.folder / (name + ".part")
         trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
@@ -185,7 +184,7 @@ class StepCheckpoint(Checkpoint):
 class BestModel(pl.Callback):
     """Export the model whenever a validation metric reaches a new maximum.
 
-    Stands before `AveragedWeights` in the list of callbacks, so that the validated (averaged) weights are exported.
+    It must precede `AveragedWeights` in the list of callbacks, so that the validated (averaged) weights are exported.
 
     Args:
         export: Called with model, weights, metrics and optimiser steps, on process 0.
@@ -202,7 +201,7 @@ class BestModel(pl.Callback):
         if trainer.sanity_checking:
             return
         metrics = validation_metrics(trainer)
-        # process 0 decides for all: gathering spread weights needs every one of them
+        # process 0 decides for all, because gathering sharded weights needs all processes
         value = trainer.strategy.broadcast(metrics[self.monitor])
         if value > self.best:
             self.best = value
@@ -213,19 +212,19 @@ class BestModel(pl.Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Take the best value of the interrupted run."""
+        """Restore the best value of the interrupted run."""
         self.best = state_dict["best"]
 
 
 class KeptWeights(pl.Callback):
-    """Export the model when validation fails, so that what training cost is not lost.
+    """Export the model if validation fails, so that the trained weights are not lost.
 
-    The weights are those that were validated (averaged ones where the run averages). Weights that are spread over
-    processes cannot be gathered when one of them fails: there the newest checkpoint is what is kept.
+    The weights are those that were validated (averaged ones if the run averages). Sharded weights cannot be gathered
+    after the failure of a process; in that case only the newest checkpoint is available.
 
     Args:
         export: Called with model, weights, no metrics and optimiser steps.
-        directory: Where it writes, for the message.
+        directory: Output directory, for the message.
     """
 
     def __init__(self, export: Export, directory: Path) -> None:
@@ -233,20 +232,20 @@ class KeptWeights(pl.Callback):
         self.directory = directory
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Export, and say where; an interrupted run goes on from its checkpoint instead."""
+        """Export and log the directory; an interrupted run resumes from its checkpoint instead."""
         model = pl_module.get_submodule("model")
         failed = trainer.validating and isinstance(exception, Exception)
         if failed and trainer.is_global_zero and not is_sharded(model):
             self.export(model, model.state_dict(), {}, trainer.global_step)
             logger.warning(
-                "Validation failed after step %d. The trained weights are in %s: `piip evaluate` measures them.",
+                "Validation failed after step %d. The trained weights are in %s: evaluate them with `piip evaluate`.",
                 trainer.global_step,
                 self.directory,
             )
 
 
 class Patience(EarlyStopping):
-    """Stop after some validations without a better metric; a run that was stopped so takes no step when resumed."""
+    """Stop after some validations without improvement; such a run takes no further step when resumed."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop again."""
@@ -257,7 +256,7 @@ class Patience(EarlyStopping):
 class StopAtStep(pl.Callback):
     """End training after a number of optimiser steps, validating once more.
 
-    Trainer's own `max_steps` would make every restart look like one in mid-epoch.
+    With the trainer's own `max_steps`, every restart would look like one within an epoch.
 
     Args:
         max_steps: Optimiser steps.
@@ -267,20 +266,20 @@ class StopAtStep(pl.Callback):
         self.max_steps = max_steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take no step where the checkpoint is that of the last one."""
+        """Stop at once if the checkpoint is that of the last step."""
         if trainer.global_step >= self.max_steps:
             trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ask the trainer to stop."""
+        """Stop the trainer after the last step."""
         if trainer.global_step >= self.max_steps:
             trainer.should_stop = True
 
 
 def export_from_all(trainer: pl.Trainer, model: nn.Module, export: Export, metrics: dict[str, float]) -> None:
-    """Gather a model's weights, which all processes must do together, and export them on process 0."""
+    """Gather a model's weights, on all processes together, and export them on process 0."""
     state = full_state(model)
     if trainer.is_global_zero:
         export(model, state, metrics, trainer.global_step)

@@ -1,4 +1,4 @@
-"""Where the losses and metrics of a run go."""
+"""Loggers for losses and metrics of a run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ PROJECT = "piip"
 
 
 def build_loggers(run: RunConfig, *, log_every: int, resumed_at: int | None = None) -> list[Logger]:
-    """Return the loggers that a run asks for, in its order.
+    """Return the loggers of a run, in the order of the recipe.
 
-    Weights & Biases and MLflow write where their own settings say (WANDB_MODE, MLFLOW_TRACKING_URI, ...). The run has
-    the name of its folder, and a resumed run goes on in the same record of Weights & Biases.
+    Weights & Biases and MLflow use their own settings (WANDB_MODE, MLFLOW_TRACKING_URI, ...). Runs are
+    named after their folder, and a resumed run continues the same run of Weights & Biases.
 
     Args:
         run: The recipe's section.
         log_every: Optimiser steps between logged values.
-        resumed_at: Optimiser steps behind the checkpoint that the run goes on from.
+        resumed_at: Optimiser step of the checkpoint that the run resumes from.
 
     Raises:
         ValueError: A logger's package is not installed.
@@ -34,7 +34,7 @@ def build_loggers(run: RunConfig, *, log_every: int, resumed_at: int | None = No
         return WandbLogger(name=folder.name, save_dir=folder, project=PROJECT, id=identity, resume="allow")
 
     def mlflow() -> Logger:
-        from mlflow import get_tracking_uri  # Lightning's default is a kind of store that MLflow has given up
+        from mlflow import get_tracking_uri  # Lightning's default is a kind of store that MLflow deprecated
 
         return MLFlowLogger(experiment_name=PROJECT, run_name=folder.name, tracking_uri=get_tracking_uri())
 
@@ -48,5 +48,5 @@ def build_loggers(run: RunConfig, *, log_every: int, resumed_at: int | None = No
     }
     for name in run.loggers:
         if importlib.util.find_spec(name) is None and name in ("wandb", "mlflow"):
-            raise ValueError(f"run.loggers asks for {name!r}, which is not installed. Use: pip install {name}")
+            raise ValueError(f"run.loggers has {name!r}, which is not installed. Use: pip install {name}")
     return [makers[name]() for name in run.loggers]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from piip.branches import ConvNeXtBranch
 from piip.checkpoints.layer_decay import MIXED_LAYERS
 from piip.recipe import OptimConfig, ScheduleConfig
 
@@ -20,16 +19,16 @@ BRANCH_PREFIX = "backbone.branches."
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Return AdamW groups: one rate for the branches, another outside, and decay by depth as an option.
+    """Return AdamW groups: one rate for the branches, one for other parts, and optional layer-wise decay.
 
-    Groups carry `peak_lr` (the rate the schedule is made for) and `lr_scale` (a factor on the whole schedule, from
-    layer decay). The scale of a parameter of block k in a branch of depth D is layer_decay ** (D + 1 - k), with 0 for
-    the embeddings and D + 1 for the final norm; outside the branches it is 1. By the rule "official", D is the depth of
-    branch 0 for all branches and k is stretched to it, cut to a whole number.
+    Groups have `peak_lr` (the peak rate of the schedule) and `lr_scale` (a factor on the whole schedule, from layer
+    decay). The scale of a parameter of block k in a branch of depth D is layer_decay ** (D + 1 - k), with 0 for the
+    embeddings and D + 1 for the final norm; outside the branches it is 1. With the rule "official", D is the depth of
+    branch 0 for all branches, and k is stretched to it and truncated to an integer.
 
     Args:
         model: A model with `backbone.branches` and `no_weight_decay()`.
-        config: Rates and decays.
+        config: Learning rates and decays.
 
     Returns:
         Dicts with "params", "names", "lr", "peak_lr", "lr_scale", "weight_decay", in the order of the parameters.
@@ -46,7 +45,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         peak = config.lr if name.startswith(BRANCH_PREFIX) else config.lr * config.rate_outside_branches
         scale = _depth_scale(model, name, config)
         decays = config.decay_all or not _exempt_from_decay(name, parameter, exempt, config)
-        # AdamW cannot step tensors that are spread over processes together with others
+        # AdamW cannot update sharded and replicated tensors in one group
         key = (peak, scale, config.weight_decay if decays else 0.0, type(parameter.data))
         if key not in groups:
             groups[key] = {
@@ -74,7 +73,7 @@ def build_schedule(
     """Return the step-wise schedule of every group, `learning_rate` relative to the group's peak.
 
     Args:
-        optimizer: With groups from `parameter_groups`.
+        optimizer: Optimiser with groups from `parameter_groups`.
         config: Warm-up and final rates.
         total_steps: Optimiser steps of the whole run.
         warmup_steps: Optimiser steps of the warm-up.
@@ -90,11 +89,11 @@ def build_schedule(
 
 
 def learning_rate(step: int, peak: float, config: ScheduleConfig, *, total_steps: int, warmup_steps: int) -> float:
-    """Return the rate of a group at one optimiser step.
+    """Return the learning rate of a group at one optimiser step.
 
-    Cosine: linear from `warmup_lr` to `peak` over the warm-up, then the cosine that started at step 0 (the warm-up
-    hides its beginning), down to `min_lr` at `total_steps`. Step and poly: the warm-up is a rising factor on the curve,
-    from `warmup_lr / peak` to 1. Both end rates are absolute, the same for all groups.
+    Cosine: linear from `warmup_lr` to `peak` during the warm-up, then a cosine that starts at step 0 (the warm-up
+    replaces its beginning) and ends with `min_lr` at `total_steps`. Step and poly: the warm-up is an increasing factor
+    on the curve, from `warmup_lr / peak` to 1. `warmup_lr` and `min_lr` are absolute and equal for all groups.
 
     Source:
         Cosine: timm `CosineLRScheduler` with `t_in_epochs=False` and its defaults, which the official classifiers used
@@ -127,10 +126,10 @@ def _depth_scale(model: nn.Module, name: str, config: OptimConfig) -> float:
     branch: Any = model.get_submodule(BRANCH_PREFIX + index)
     depth, layers = branch.layer_depth(local_name), branch.depth
     if config.layer_decay_rule == "official":
-        if isinstance(branch, ConvNeXtBranch) or depth > branch.depth:
+        if not branch.is_decayed_officially or depth > branch.depth:
             return 1.0
         largest: Any = model.get_submodule(BRANCH_PREFIX + "0")
-        layers = MIXED_LAYERS if isinstance(largest, ConvNeXtBranch) else largest.depth
+        layers = largest.depth if largest.is_decayed_officially else MIXED_LAYERS
         depth = int(depth * layers / branch.depth)
     scale: float = config.layer_decay ** (layers + 1 - depth)
     return scale

@@ -1,4 +1,4 @@
-"""Progress of a training run: images a second, time to go, as a bar in a terminal or as lines in a log."""
+"""Progress of a training run: images per second and remaining time, as a bar in a terminal or as lines in a log."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def progress_callbacks(kind: str, *, batch_size: int, every: int, total_steps: i
     """Return the callbacks that show progress.
 
     Args:
-        kind: "bar", "lines", "none", or "auto": a bar where stderr is a terminal, else lines.
-        batch_size: Images a batch, over all processes.
-        every: Optimiser steps between logged values and between lines, at most those of an epoch.
+        kind: "bar", "lines", "none", or "auto": a bar if stderr is a terminal, else lines.
+        batch_size: Images per batch, over all processes.
+        every: Optimiser steps between logged values and between lines, at most one epoch.
         total_steps: Optimiser steps of the whole run.
 
     Raises:
-        ValueError: An unknown kind.
+        ValueError: The kind is unknown.
     """
     if kind not in PROGRESS_KINDS:
         raise ValueError(f"progress is {kind!r}, expected one of {', '.join(PROGRESS_KINDS)}.")
@@ -42,7 +42,7 @@ class Throughput(pl.Callback):
     """Measure and log `train/images_per_second` since the start, without validation between epochs.
 
     Args:
-        batch_size: Images a batch, over all processes.
+        batch_size: Images per batch, over all processes.
         every: Optimiser steps between logged values.
     """
 
@@ -55,7 +55,7 @@ class Throughput(pl.Callback):
         self._before = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take up the clock."""
+        """Start the clock."""
         self._before = time.perf_counter()
 
     def on_train_batch_end(
@@ -71,16 +71,16 @@ class Throughput(pl.Callback):
             pl_module.log("train/images_per_second", self.images_per_second, prog_bar=True)
 
     def time_left(self, trainer: pl.Trainer, total_steps: int) -> str:
-        """Return the time to the last of all optimiser steps as hours:minutes:seconds."""
+        """Return the remaining time of the run as hours:minutes:seconds."""
         images = (total_steps - trainer.global_step) * trainer.accumulate_grad_batches * self.batch_size
         return str(timedelta(seconds=int(images / self.images_per_second))) if self.images_per_second else "?"
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, followed by loss, accuracy, images a second and the time to the end of the run.
+    """Lightning's bar, followed by loss, accuracy, images per second and remaining time of the run.
 
     Args:
-        throughput: Where the rate comes from.
+        throughput: Source of the rate.
         total_steps: Optimiser steps of the whole run.
     """
 
@@ -90,7 +90,7 @@ class ProgressBar(RichProgressBar):
         self.total_steps = total_steps
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
-        """Return the metrics shown behind the bar."""
+        """Return the metrics shown after the bar."""
         logged = trainer.callback_metrics
         shown = {
             "loss": "train/loss",
@@ -108,7 +108,7 @@ class ProgressLines(pl.Callback):
     """One line every N optimiser steps and after every validation, for logs and pipes.
 
     Args:
-        throughput: Where the rate comes from.
+        throughput: Source of the rate.
         every: Optimiser steps between lines.
         total_steps: Optimiser steps of the whole run.
     """

@@ -1,10 +1,10 @@
-"""The folder of a training run: finding checkpoints, refusing to mix runs, reading the history.
+"""The folder of a training run: finding checkpoints, detecting other runs, reading the history.
 
-It holds
+Contents:
     checkpoints/   step*.ckpt (everything for exact resume; the two newest) and recipe.yaml, the resolved recipe
-    best/          the exported model with the highest validation top-1 so far
-    model/         the exported model after the last step
-    csv/           metrics.csv, one version folder for every start; `read_history` joins them
+    best/          the saved model with the best validation metric so far
+    model/         the saved model after the last step
+    csv/           metrics.csv, one version folder per start; `read_history` joins them
     tensorboard/   the same numbers for TensorBoard
 """
 
@@ -26,7 +26,7 @@ MODEL = "model"
 CHECKPOINT_PATTERN = "step*.ckpt"
 RECIPE_NAME = "recipe.yaml"
 
-# Nothing here changes where in the run a step stands, or more than the rounding of what it computes.
+# These fields change neither the position of a step in the run nor its result beyond rounding.
 FREE_ON_RESUME = (
     "data.root",
     "data.workers",
@@ -46,7 +46,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def checkpoint_step(path: Path) -> int | None:
-    """Return the optimiser steps in a checkpoint's name, None where it has another name."""
+    """Return the optimiser step in a checkpoint's name, None for other names."""
     match = re.fullmatch(r"step(\d+)\.ckpt", path.name)
     return int(match.group(1)) if match else None
 
@@ -59,12 +59,12 @@ def find_checkpoint(folder: Path, resume: str | Path | None) -> Path | None:
         resume: None for a new run, "auto" for the newest checkpoint in the folder if there is one, or a path.
 
     Raises:
-        ValueError: The path does not exist or is damaged, or the folder holds another run.
+        ValueError: The path does not exist or is damaged, or the folder contains another run.
     """
     present = sorted((folder / CHECKPOINTS).glob(CHECKPOINT_PATTERN))
     if resume is None:
         if present:
-            raise ValueError(f"{folder} holds a run ({present[-1].name}). Add --resume auto, or choose another --out.")
+            raise ValueError(f"{folder} contains a run ({present[-1].name}). Use --resume auto or another --out.")
         return None
     if str(resume) == "auto":
         checkpoint = present[-1] if present else None
@@ -76,7 +76,7 @@ def find_checkpoint(folder: Path, resume: str | Path | None) -> Path | None:
             )
         if present and checkpoint.resolve() not in [path.resolve() for path in present]:
             raise ValueError(
-                f"{folder} holds a run ({present[-1].name}), and {resume} is not one of its checkpoints. Choose "
+                f"{folder} contains a run ({present[-1].name}), and {resume} is not one of its checkpoints. Choose "
                 "another --out."
             )
     if checkpoint is not None:
@@ -85,7 +85,7 @@ def find_checkpoint(folder: Path, resume: str | Path | None) -> Path | None:
 
 
 def _check_whole(checkpoint: Path) -> None:
-    """Read a checkpoint's checksums, before anything else is loaded."""
+    """Verify the checksums of a checkpoint before anything else is loaded."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             problem = archive.testzip()
@@ -93,21 +93,21 @@ def _check_whole(checkpoint: Path) -> None:
         problem = str(error)
     if problem is not None:
         raise ValueError(
-            f"The checkpoint {checkpoint} is damaged ({problem}). Delete it and use --resume auto: the one before it "
-            "is kept."
+            f"The checkpoint {checkpoint} is damaged ({problem}). Delete it and use --resume auto to resume from "
+            "the previous one."
         )
 
 
 def check_same_recipe(recipe: Recipe, checkpoint: Path, *, resolve: Callable[[Recipe], Recipe]) -> None:
-    """Refuse to go on with another recipe than the one beside the checkpoint.
+    """Raise an error if the recipe differs from that of the checkpoint.
 
     Args:
         recipe: The resolved recipe.
-        checkpoint: Where the run goes on.
-        resolve: Fills in what the recipe beside the checkpoint leaves open.
+        checkpoint: The checkpoint to resume from.
+        resolve: Resolves open fields of the checkpoint's recipe.
 
     Raises:
-        ValueError: A field differs that changes what the steps compute.
+        ValueError: A field that affects training differs.
     """
     beside = checkpoint.parent / RECIPE_NAME
     if not beside.is_file():
@@ -126,10 +126,10 @@ def check_same_recipe(recipe: Recipe, checkpoint: Path, *, resolve: Callable[[Re
 
 
 def read_history(folder: str | Path) -> list[dict[str, float]]:
-    """Return the logged rows of a run over all its starts, in order.
+    """Return the logged rows of a run from all its starts, in order.
 
-    Rows that a restart computed again come from the restart. A kill between a checkpoint and its step's row loses
-    that row; the weights know the step.
+    If a restart repeats steps, its rows are used. If a run was killed between a checkpoint and the row of its step,
+    that row is missing, but the weights include the step.
 
     Returns:
         Dicts with "step" (0-based), "epoch" and the logged metrics; a metric that was not logged has no key.

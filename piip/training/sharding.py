@@ -1,4 +1,4 @@
-"""Weights, gradients and optimiser states spread over processes (FSDP2), for models that do not fit into one device."""
+"""Sharding of weights, gradients and optimiser states (FSDP2), for models that do not fit into one device."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from piip.serialization.load import build_described, load_weights
+from piip.ops.compat import require_torch
+from piip.serialization.load import build_saved_model, load_weights
 from piip.serialization.weights import open_weights
 
-LEAST_PARAMETERS = 100_000  # of a layer that is gathered by itself; smaller ones are gathered together
-OTHER_FORWARDS = ("predict", "segment")  # of dense models, called instead of forward
+LEAST_PARAMETERS = 100_000  # minimum of a layer that is gathered separately; smaller ones are gathered together
+OTHER_FORWARDS = ("predict", "segment")  # methods of dense models that are called instead of forward
 
 
 def load_sharded(directory: str | Path, mesh: DeviceMesh, *, dtype: str = "f32") -> nn.Module:
-    """Load a saved model spread over the processes of a mesh, in evaluation mode.
+    """Load a saved model sharded over the processes of a mesh, in evaluation mode.
 
-    No process holds the whole model: it is built without values and spread, then every process reads its rows of every
-    tensor from the files. Only models with buffers that no file holds (rotary tables) are built with values first.
+    No process holds the whole model. It is built without allocating weights and sharded; then every process reads its
+    rows of every tensor. Only models with buffers that are not saved (rotary tables) are first built with weights.
 
     Args:
         directory: Written by `save_pretrained`, `piip train` or `piip convert`; the same files for every process.
-        mesh: One dimension of processes.
-        dtype: "f32" or "bf16", whatever the files hold.
+        mesh: Device mesh with one dimension.
+        dtype: "f32" or "bf16", regardless of the files.
 
     Returns:
-        The model; `shard` says how it is spread.
+        The model, sharded as by `shard`.
 
     Raises:
-        ValueError: A file is missing or damaged, the description cannot be read, or keys or shapes differ.
+        ValueError: A file is missing or damaged, the description is unreadable, or keys or shapes differ.
     """
-    model = build_described(directory, dtype=dtype)
+    model = build_saved_model(directory, dtype=dtype)
     _spread(model, mesh)
     load_weights(model, open_weights(Path(directory)), source=str(directory), device=mesh.device_type, dtype=dtype)
     _average_scalars(model, mesh)
@@ -46,25 +47,26 @@ def load_sharded(directory: str | Path, mesh: DeviceMesh, *, dtype: str = "f32")
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Spread a model's parameters over the processes of a mesh, in place.
+    """Shard a model's parameters over the processes of a mesh, in place.
 
-    Large linear layers and convolutions are units of their own, gathered when they run and let go afterwards; whole
-    blocks cannot be, because windows run parts of a block. The rest stays gathered for a forward and backward pass:
-    small layers, and those whose weights are read from outside (output layers of `nn.MultiheadAttention`, joint
-    products whose bias pads windows). Scalars (gates, weights of the merge) cannot be spread: every process has them,
-    and their gradients are averaged. On GPUs BatchNorm is synchronised.
+    Large linear layers and convolutions are separate units, gathered when they run and freed afterwards. Whole blocks
+    cannot be units, because windows run parts of a block. The rest stays gathered for a forward and backward pass:
+    small layers, and layers whose weights are read directly (output layers of `nn.MultiheadAttention`, qkv layers whose
+    bias pads windows). Scalars (gates, weights of the merge) cannot be sharded: they are replicated, and their
+    gradients are averaged. On GPUs BatchNorm is synchronised.
 
     Args:
-        model: The model, the same on every process.
-        mesh: One dimension of processes.
+        model: The model, identical on every process.
+        mesh: Device mesh with one dimension.
     """
     _spread(model, mesh)
     _average_scalars(model, mesh)
 
 
 def _spread(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Spread what is no scalar; on the meta device too."""
-    model.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other yet
+    """Shard all parameters except scalars, on any device including meta."""
+    require_torch((2, 7), "Sharding (run.strategy fsdp2)")
+    model.to(memory_format=torch.contiguous_format)  # FSDP2 supports no other yet
     if mesh.device_type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, layer in list(model.named_modules()):
@@ -80,32 +82,32 @@ def _spread(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _average_scalars(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Average the gradients of parameters that every process has; these stay the same objects from now on."""
+    """Average the gradients of replicated parameters, which must remain the same objects from now on."""
     for parameter in model.parameters():
         if parameter.ndim == 0:
             parameter.register_post_accumulate_grad_hook(functools.partial(_average_gradient, group=mesh.get_group()))
 
 
 def _is_read(name: str, layer: nn.Linear | nn.Conv2d) -> bool:
-    """Tell whether a layer's weights are read from outside instead of calling it."""
+    """Return whether the weights of a layer are read without calling the layer."""
     joint = name.rpartition(".")[2] == "qkv" and layer.bias is not None
     return joint or isinstance(layer, NonDynamicallyQuantizableLinear)
 
 
 def _average_gradient(parameter: Tensor, *, group: dist.ProcessGroup) -> None:
-    """Average what was added by this backward pass; what was there before is the same on all processes."""
+    """Average the gradient; parts from earlier backward passes are equal on all processes."""
     assert parameter.grad is not None
     dist.all_reduce(parameter.grad, group=group)
     parameter.grad /= group.size()
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Tell whether `shard` was applied to a model."""
+    """Return whether `shard` was applied to a model."""
     return isinstance(model, FSDPModule)
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's state dict with whole tensors; of a sharded model on process 0 only, called by all of them."""
+    """Return a state dict with full tensors; for a sharded model only on process 0, but all processes must call it."""
     if not is_sharded(model):
         return model.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -118,15 +120,15 @@ def gradient_norm(model: nn.Module) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms]))
 
 
-def clip_gradients(model: nn.Module, most: float) -> None:
-    """Scale all gradients of a model so that their norm is at most a value."""
+def clip_gradients(model: nn.Module, max_norm: float) -> None:
+    """Scale all gradients of a model so that their norm is at most `max_norm`."""
     norm = gradient_norm(model)
     for part in _alike(model):
-        nn.utils.clip_grads_with_norm_(part, most, norm)
+        nn.utils.clip_grads_with_norm_(part, max_norm, norm)
 
 
 def _alike(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Return the parameters with gradients, those that are spread apart from the others."""
+    """Return the parameters with gradients, sharded and replicated ones in separate lists."""
     parts: dict[bool, list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.grad is not None:

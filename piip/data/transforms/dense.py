@@ -1,6 +1,6 @@
-"""Resizing, cropping, flipping and normalising images together with boxes, masks or index maps.
+"""Resizing, cropping, flipping and normalising images together with boxes, masks or semantic masks.
 
-`DenseTransformConfig` imports nothing heavy, so that recipes can be read without torchvision.
+`DenseTransformConfig` imports nothing heavy, so recipes can be read without torchvision.
 """
 
 from __future__ import annotations
@@ -12,36 +12,37 @@ RESIZE_RULES = ("plain", "official")
 
 @dataclass(frozen=True)
 class DenseTransformConfig:
-    """How a picture with its objects or its index map becomes a sample.
+    """How an image and its objects or semantic mask are transformed.
 
     Args:
-        short_side: Shorter side after resizing in pixels, unless the longer one would pass `long_side`; None leaves
-            sizes as they are.
-        long_side: Largest longer side in pixels; None for any.
-        train_short_sides: Training: sides to draw from; empty takes `short_side`.
-        scale_jitter: Training: range of a further random factor on the sides (large-scale jitter is 0.1 to 2).
-        cut_short_sides: Training: every other picture is first resized to one of these sides, and a random rectangle
-            is cut out of it before the resizing above (as DETR does); empty cuts none.
-        cut_range: Training: range of the rectangle's sides in pixels, each end at most the picture's.
-        crop: Training: side of a random square cut out after resizing; None takes the whole picture.
-        pad_to_crop: Training: pad smaller pictures to that square.
-        crop_max_share: Training on index maps: draw up to ten squares until no class covers a larger share of one.
-        hflip: Training: probability of a left-right flip.
-        vflip: Training: probability of an upside-down flip.
+        short_side: Shorter side in pixels after resizing, reduced if the longer side would exceed `long_side`; None
+            does not resize.
+        long_side: Maximum longer side in pixels; None for no limit.
+        train_short_sides: Training: shorter sides to draw from; empty uses `short_side`.
+        scale_jitter: Training: range of an additional random factor on the sides (large-scale jitter is 0.1 to 2).
+        cut_short_sides: Training: every second image is first resized to one of these shorter sides, and a random
+            rectangle is cropped from it before the resizing above (as in DETR); empty disables it.
+        cut_range: Training: range of the rectangle's sides in pixels, limited to the image.
+        crop: Training: side of a random square crop after resizing; None uses the whole image.
+        pad_to_crop: Training: pad smaller images to that square.
+        crop_max_share: Training on semantic masks: draw up to ten crops until no class covers a larger fraction.
+        hflip: Training: probability of a horizontal flip.
+        vflip: Training: probability of a vertical flip.
         color_jitter: Training: range of brightness, contrast and saturation.
-        photometric: Training: the stronger distortion of colours of the released segmentors, hue included.
+        photometric: Training: stronger colour distortion as in the released segmentors, including hue.
         pad_divisor: Batches are padded at the right and bottom to a multiple of this.
-        resize: "plain" (bilinear with antialiasing) or "official" (8-bit fixed point without, as the released models).
-        slide_crop: Evaluation of index maps: side of overlapping windows in pixels; None takes the whole picture.
-        slide_stride: Pixels from one window to the next.
-        flip_test: Evaluation and prediction: also look at the flipped picture, see `piip.inference.tta`.
-        test_scales: Evaluation and prediction: factors on the size that pictures are looked at with.
-        reduce_zero_label: Index maps: class 0 is ignored and the others count from 0 (ADE20K).
+        resize: "plain" (bilinear with antialiasing) or "official" (8-bit fixed point without antialiasing, as in the
+            released models).
+        slide_crop: Evaluation of segmentors: side of the sliding windows in pixels; None uses the whole image.
+        slide_stride: Stride of the sliding windows in pixels.
+        flip_test: Test-time augmentation: also predict on the flipped image, see `piip.inference.tta`.
+        test_scales: Test-time augmentation: factors on the image size.
+        reduce_zero_label: Semantic masks: ignore class 0 and count the others from 0 (ADE20K).
         mean: Mean of each channel for images in [0, 1].
         std: Standard deviation of each channel for images in [0, 1].
 
     Raises:
-        ValueError: A value outside its range.
+        ValueError: A value is out of range.
     """
 
     short_side: int | None = None
@@ -71,21 +72,21 @@ class DenseTransformConfig:
         for name in ("short_side", "long_side", "crop", "pad_divisor", "slide_crop", "slide_stride"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"data.dense.{name} is {value}, expected pixels of at least 1.")
+                raise ValueError(f"data.dense.{name} is {value}, expected at least 1 pixel.")
         for name in ("train_short_sides", "cut_short_sides", "cut_range"):
             if any(side < 1 for side in getattr(self, name)):
-                raise ValueError(f"data.dense.{name} is {getattr(self, name)}, expected pixels of at least 1.")
+                raise ValueError(f"data.dense.{name} is {getattr(self, name)}, expected at least 1 pixel.")
         if self.cut_range[0] > self.cut_range[1]:
-            raise ValueError(f"data.dense.cut_range is {self.cut_range}, expected a rising range.")
+            raise ValueError(f"data.dense.cut_range is {self.cut_range}, expected an increasing range.")
         if not 0 < self.crop_max_share <= 1:
-            raise ValueError(f"data.dense.crop_max_share is {self.crop_max_share}, expected a share in (0, 1].")
+            raise ValueError(f"data.dense.crop_max_share is {self.crop_max_share}, expected a fraction in (0, 1].")
         if self.slide_crop is not None and not 0 < (self.slide_stride or 0) <= self.slide_crop:
             raise ValueError(
                 f"data.dense.slide_stride is {self.slide_stride}, expected pixels from 1 to slide_crop "
                 f"({self.slide_crop}): windows must not leave gaps."
             )
         if not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
-            raise ValueError(f"data.dense.scale_jitter is {self.scale_jitter}, expected a rising range above 0.")
+            raise ValueError(f"data.dense.scale_jitter is {self.scale_jitter}, expected an increasing range above 0.")
         for name in ("hflip", "vflip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.dense.{name} is {getattr(self, name)}, expected a probability in [0, 1].")
@@ -102,7 +103,7 @@ class DenseTransformConfig:
 
 
 def resized_shape(shape: tuple[int, int], short_side: int | None, long_side: int | None) -> tuple[int, int]:
-    """Return the size (H, W) after resizing to a shorter side without passing a longer one, rounded half up."""
+    """Return the size (H, W) after resizing to a shorter side without exceeding a longer one, rounded half up."""
     if short_side is None:
         return shape
     factor = short_side / min(shape)

@@ -1,4 +1,4 @@
-"""Resizing, cutting and flipping images (C, H, W) together with their truth; see `piip.data.collate`."""
+"""Resizing, cropping and flipping images (C, H, W) together with their targets; see `piip.data.collate`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from piip.data.transforms.official_resize import resize_like_opencv
-from piip.heads.image_info import Target
+from piip.structures import IGNORE_INDEX, Target
 
-IGNORED = 255
-LEAST_SIDE = 1.0  # pixels; smaller boxes are no objects after cropping
-ATTEMPTS = 10  # crops drawn until no class covers too much
+MIN_SIDE = 1.0  # pixels; smaller boxes are removed after cropping
+ATTEMPTS = 10  # maximum number of crops drawn until no class covers too much
 
 
 def resize_image(image: Tensor, size: tuple[int, int], rule: str) -> Tensor:
-    """Resize an 8-bit image (C, H, W) to another (H, W) by a rule of `DenseTransformConfig.resize`."""
+    """Resize an 8-bit image (C, H, W) to (H, W) by a rule of `DenseTransformConfig.resize`."""
     if rule == "official":
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
         return torch.from_numpy(np.ascontiguousarray(resize_like_opencv(pixels, size))).permute(2, 0, 1)
@@ -27,7 +26,7 @@ def resize_image(image: Tensor, size: tuple[int, int], rule: str) -> Tensor:
 
 
 def resize_target(target: Target, shape: tuple[int, int], size: tuple[int, int]) -> Target:
-    """Resize a truth from an image of one (H, W) to another; masks and index maps by the nearest pixel."""
+    """Resize a target from one image size (H, W) to another; masks and semantic masks by nearest neighbour."""
     if shape == size:
         return target
     resized = dict(target)
@@ -42,15 +41,17 @@ def resize_target(target: Target, shape: tuple[int, int], size: tuple[int, int])
     return resized
 
 
-def cropped(image: Tensor, target: Target, size: tuple[int, int], *, most: float = 1.0) -> tuple[Tensor, Target]:
-    """Cut a random window out of an image.
+def cropped(
+    image: Tensor, target: Target, size: tuple[int, int], *, max_class_fraction: float = 1.0
+) -> tuple[Tensor, Target]:
+    """Return a random crop of an image and its target.
 
     Args:
         image: (C, H, W).
-        target: Its truth; objects of which nothing is left are removed.
-        size: Height and width of the window, at most the image's.
-        most: Largest share of a window's labelled pixels that one class of an index map may cover; after ten windows
-            the last one is taken as it is.
+        target: Its target; objects outside the crop are removed.
+        size: Height and width of the crop, at most the image's.
+        max_class_fraction: Maximum fraction of a crop's labelled pixels that one class of a semantic mask may cover;
+            the tenth crop is used in any case.
 
     Source:
         mmsegmentation's `RandomCrop(cat_max_ratio=...)`, for the limit on a class.
@@ -59,29 +60,29 @@ def cropped(image: Tensor, target: Target, size: tuple[int, int], *, most: float
     for _ in range(ATTEMPTS):
         top, left = random.randint(0, image.shape[1] - height), random.randint(0, image.shape[2] - width)
         rows, columns = slice(top, top + height), slice(left, left + width)
-        if most == 1 or _largest_share(target["labels"][rows, columns]) < most:
+        if max_class_fraction == 1 or _largest_fraction(target["labels"][rows, columns]) < max_class_fraction:
             break
     cut = {name: values[..., rows, columns] if values.dim() > 1 else values for name, values in target.items()}
     if "boxes" in target:
         boxes = target["boxes"] - torch.tensor([left, top, left, top])
         cut["boxes"] = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
         sides = cut["boxes"][:, 2:] - cut["boxes"][:, :2]
-        kept = (sides >= LEAST_SIDE).all(1) & cut["masks"].flatten(1).any(1)
+        kept = (sides >= MIN_SIDE).all(1) & cut["masks"].flatten(1).any(1)
         cut = {name: values[kept] for name, values in cut.items()}
     return image[:, rows, columns], cut
 
 
-def _largest_share(labels: Tensor) -> float:
-    """Return the share of the most frequent class; 1 where there is at most one."""
-    counts = labels[labels != IGNORED].unique(return_counts=True)[1]
+def _largest_fraction(labels: Tensor) -> float:
+    """Return the fraction of the most frequent class; 1 if there is at most one class."""
+    counts = labels[labels != IGNORE_INDEX].unique(return_counts=True)[1]
     return float(counts.max() / counts.sum()) if len(counts) > 1 else 1.0
 
 
 def flipped(target: Target, side: int, dimension: int) -> Target:
-    """Return the truth of a flipped image.
+    """Return the target of a flipped image.
 
     Args:
-        target: The truth.
+        target: The target.
         side: Pixels of the flipped dimension.
         dimension: -1 flips left and right, -2 up and down.
     """

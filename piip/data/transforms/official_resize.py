@@ -1,7 +1,7 @@
-"""Resizing 8-bit images as the released models' pipelines did: OpenCV's bilinear rule in fixed-point arithmetic.
+"""Resizing of 8-bit images as in the released pipelines: OpenCV's bilinear rule in fixed-point arithmetic.
 
 Source: behaviour of `cv2.resize(..., INTER_LINEAR)` on 8-bit images, without antialiasing; checked against it in the
-tests to one grey level.
+tests to within one grey level.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def resize_like_opencv(image: Pixels, size: tuple[int, int]) -> Pixels:
 
     Args:
         image: (H, W, C).
-        size: Wanted (H, W).
+        size: Output (H, W).
 
     Returns:
         The resized image, (H, W, C).
@@ -36,16 +36,16 @@ def resize_like_opencv(image: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 class _Tap(NamedTuple):
-    """One of the two stored pixels that every wanted one is made of, and its weight."""
+    """One of the two input pixels of every output pixel, and its weight."""
 
     pixels: NDArray[np.int64]
     weights: NDArray[np.int32]
 
 
 def _taps(stored: int, wanted: int) -> tuple[_Tap, _Tap]:
-    place = ((np.arange(wanted) + 0.5) * (stored / wanted) - 0.5).astype(np.float32)
-    first = np.floor(place).astype(np.int64)
-    weight = np.where((first < 0) | (first >= stored - 1), np.float32(0), place - first.astype(np.float32))
+    position = ((np.arange(wanted) + 0.5) * (stored / wanted) - 0.5).astype(np.float32)
+    first = np.floor(position).astype(np.int64)
+    weight = np.where((first < 0) | (first >= stored - 1), np.float32(0), position - first.astype(np.float32))
     first = first.clip(0, stored - 1)
     second = (first + 1).clip(max=stored - 1)
     near, far = (np.rint(part * COEFFICIENT).astype(np.int32) for part in (1 - weight, weight))

@@ -1,4 +1,4 @@
-"""Random brightness, contrast, saturation and hue, as the released segmentors were trained with."""
+"""Random brightness, contrast, saturation and hue, as in the training of the released segmentors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 BRIGHTNESS = 32.0  # grey levels
 FACTORS = (0.5, 1.5)  # of contrast and saturation
-HUE = 18 / 180  # turns, either way
+HUE = 18 / 180  # turns, in both directions
 
 
 def distorted(image: Tensor) -> Tensor:
-    """Return an 8-bit RGB image (3, H, W) with colours distorted, each of the four with probability 1/2.
+    """Return an 8-bit RGB image (3, H, W) with colour distortion; each of the four is applied with probability 1/2.
 
-    Contrast comes before or after saturation and hue, with equal probability.
+    Contrast is changed before or after saturation and hue, with equal probability.
 
     Source:
-        mmsegmentation's `PhotoMetricDistortion`, with Pillow's HSV of 256 steps a channel instead of OpenCV's.
+        mmsegmentation's `PhotoMetricDistortion`, with Pillow's HSV with 256 steps per channel instead of OpenCV's.
     """
     pixels = image.permute(1, 2, 0).numpy().astype(np.float32)
     if random.random() < 0.5:
@@ -50,5 +50,5 @@ def _saturation_and_hue(pixels: np.ndarray) -> np.ndarray:
     channels = np.asarray(Image.fromarray(pixels.astype(np.uint8)).convert("HSV")).astype(np.float32)
     channels[..., 0] = (channels[..., 0] + round(turn * 256)) % 256
     channels[..., 1] = (channels[..., 1] * factor).clip(0, 255)
-    picture = Image.fromarray(channels.astype(np.uint8), "HSV").convert("RGB")
-    return np.asarray(picture).astype(np.float32)
+    image = Image.fromarray(channels.astype(np.uint8), "HSV").convert("RGB")
+    return np.asarray(image).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Intersection over union of classes, counted over a whole data set.
+"""Mean intersection over union (mIoU), over a whole data set.
 
 Source: the evaluator of the authors' segmentation code: totals over all images, the mean over classes that occur.
 """
@@ -8,48 +8,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-IGNORED = 255
+from piip.structures import IGNORE_INDEX
 
 
-class ClassOverlap:
-    """Counts pixels of class i taken for class j.
+class SemanticMetric:
+    """Confusion matrix and mIoU.
 
     Args:
         num_classes: Number of classes K.
 
     Attributes:
-        counts: int64 (K, K), true classes in rows.
+        counts: int64 (K, K), target classes in rows.
     """
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
-    def add(self, guess: Tensor, truth: Tensor) -> None:
-        """Count one image; pixels that are 255 in the truth are left out.
+    def add(self, predicted: Tensor, target: Tensor) -> None:
+        """Count one image; pixels that are 255 in the target are ignored.
 
         Args:
-            guess: Classes (H, W).
-            truth: Classes (H, W).
+            predicted: Classes (H, W).
+            target: Classes (H, W).
         """
-        known = truth != IGNORED
-        pairs = truth[known] * self.num_classes + guess[known]
+        known = target != IGNORE_INDEX
+        pairs = target[known] * self.num_classes + predicted[known]
         self.counts += torch.bincount(pairs.cpu(), minlength=self.num_classes**2).view_as(self.counts)
 
     def scores(self) -> dict[str, float]:
         """Return "miou", "aacc" (all pixels) and "macc" (mean of the classes), in [0, 1]."""
-        right, truth = self.counts.diagonal().double(), self.counts.sum(1).double()
-        total = truth.sum().clamp(min=1)
+        right, target = self.counts.diagonal().double(), self.counts.sum(1).double()
+        total = target.sum().clamp(min=1)
         return {
-            "miou": float(self.class_overlap().nanmean()),
+            "miou": float(self.class_iou().nanmean()),
             "aacc": float(right.sum() / total),
-            "macc": float((right / truth).nanmean()),
+            "macc": float((right / target).nanmean()),
         }
 
     def class_scores(self) -> list[dict[str, float | int | None]]:
-        """Return for every class "iou", "accuracy" (recall), "precision" and "pixels" in the truth; None for 0 / 0."""
+        """Return for every class "iou", "accuracy" (recall), "precision" and "pixels" in the target; None for 0 / 0."""
         right = self.counts.diagonal().double()
-        columns = [self.class_overlap(), right / self.counts.sum(1), right / self.counts.sum(0)]
+        columns = [self.class_iou(), right / self.counts.sum(1), right / self.counts.sum(0)]
         return [
             {"iou": iou, "accuracy": accuracy, "precision": precision, "pixels": pixels}
             for iou, accuracy, precision, pixels in zip(
@@ -59,7 +59,7 @@ class ClassOverlap:
             )
         ]
 
-    def class_overlap(self) -> Tensor:
-        """Return the intersection over union of every class (K,), NaN where neither truth nor guess has it."""
+    def class_iou(self) -> Tensor:
+        """Return the intersection over union of every class (K,), NaN if neither target nor prediction has it."""
         right = self.counts.diagonal().double()
         return right / (self.counts.sum(0) + self.counts.sum(1) - right)

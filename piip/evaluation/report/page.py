@@ -1,4 +1,4 @@
-"""The files of a report folder: report.json, report.md, per_class.csv and pictures."""
+"""The files of a report folder: report.json, report.md, per_class.csv and images."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ PAGE_NAME, NUMBERS_NAME, CLASSES_NAME = "report.md", "report.json", "per_class.c
 
 @dataclass(frozen=True)
 class Page:
-    """What a report says.
+    """Contents of a report.
 
     Args:
-        title: Its headline.
-        facts: What was measured, and how: lines of the page's head.
-        scores: Rows of the table of headline figures, all with the same columns; None where there is nothing to count.
-        classes: One row a class, all with the same columns, the first of which is "class".
-        numbers: Content of report.json.
-        pictures: What draws a picture into a file, by the file's name, in the order of the page.
+        title: Title of the page.
+        facts: Settings of the evaluation, at the top of the page.
+        scores: Rows of the table of scores, all with the same columns; None for undefined values.
+        classes: One row per class, all with the same columns, the first of which is "class".
+        numbers: Contents of report.json.
+        images: Functions that draw an image to a file, by file name, in the order of the page.
     """
 
     title: str
@@ -31,18 +31,18 @@ class Page:
     scores: Sequence[Mapping[str, Value]]
     classes: Sequence[Mapping[str, Value]]
     numbers: Mapping[str, Any]
-    pictures: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    images: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
 
 
 def write_page(page: Page, out: str | Path) -> Path:
     """Write a report folder; files of the same names are replaced.
 
     Args:
-        page: What it says.
+        page: Contents of the report.
         out: The folder.
 
     Returns:
-        The page for people, report.md.
+        The path of report.md.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def write_page(page: Page, out: str | Path) -> Path:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([["" if value is None else value for value in row.values()] for row in page.classes])
-    for name, draw in page.pictures.items():
+    for name, draw in page.images.items():
         draw(folder / name)
     (folder / PAGE_NAME).write_text(page_text(page), encoding="utf-8")
     return folder / PAGE_NAME
@@ -65,10 +65,10 @@ def page_text(page: Page) -> str:
         _table([{"what": name, "value": value} for name, value in page.facts.items()]),
         "## Scores",
         _table(page.scores),
-        *(f"![{name}]({name})" for name in page.pictures),
+        *(f"![{name}]({name})" for name in page.images),
         "## Classes",
         _table(page.classes),
-        f"The same numbers for programs: [{NUMBERS_NAME}]({NUMBERS_NAME}), [{CLASSES_NAME}]({CLASSES_NAME}).",
+        f"The same numbers as data: [{NUMBERS_NAME}]({NUMBERS_NAME}), [{CLASSES_NAME}]({CLASSES_NAME}).",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -84,7 +84,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def shown(value: Value) -> str:
-    """Return a value of a table: shares with four digits, "-" where there is nothing to count."""
+    """Return a table cell: fractions with four digits, "-" for undefined values."""
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Plots of a report, PNG. Only this file imports matplotlib, by its object-oriented API: no window, no global state."""
+"""Plots of a report, PNG. Only this file imports matplotlib, by its object-oriented API: no window or global state."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 DPI = 110
-NAMED = 12  # so many curves can be told apart by colour
-LABELLED = 45  # so many classes of a square table can be read
-NUMBERED = 16  # so many columns of it leave room for numbers
-LETTERS = 28  # longer class names are cut
+NAMED = 12  # maximum number of curves distinguished by colour
+LABELLED = 45  # maximum number of classes with labels in the confusion matrix
+NUMBERED = 16  # maximum number of columns with numbers in the cells
+LETTERS = 28  # longer class names are truncated
 RECALL = np.linspace(0, 1, 101)
 
 
 def precision_recall(
     path: Path, *, means: Mapping[str, Sequence[float]], classes: Mapping[str, Sequence[float]], title: str
 ) -> None:
-    """Draw precision over recall: means of all classes at several overlaps, and every class at IoU 0.5.
+    """Plot precision over recall: means of all classes at several IoU thresholds, and every class at IoU 0.5.
 
     Args:
         path: The PNG.
-        means: Precision at the recalls 0, 0.01 to 1, by what it is the mean of; may be empty.
-        classes: The same of every class that occurs.
-        title: What was found.
+        means: Precision at the recalls 0, 0.01, ..., 1, by name of the mean; may be empty.
+        classes: The same for every class that occurs.
+        title: Title of the plot.
     """
     figure = Figure(figsize=(12, 5), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -48,24 +48,24 @@ def precision_recall(
 
 
 def class_bars(path: Path, values: Mapping[str, float | None], *, label: str) -> None:
-    """Draw one bar a class, the best above, and name the classes that do not occur.
+    """Plot one bar per class, best first, and list the classes that do not occur.
 
     Args:
         path: The PNG.
-        values: Shares in [0, 1], None for classes that do not occur.
-        label: What the values are.
+        values: Values in [0, 1], None for classes that do not occur.
+        label: Name of the values.
     """
     known = sorted(((value, name) for name, value in values.items() if value is not None), key=lambda pair: pair[0])
     absent = [short(name) for name, value in values.items() if value is None]
     figure = Figure(figsize=(9, 1.3 + 0.2 * max(4, len(known))), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    shares = [value for value, _ in known]
-    axes.barh(range(len(known)), shares, color="#3a7ab5")
+    fractions = [value for value, _ in known]
+    axes.barh(range(len(known)), fractions, color="#3a7ab5")
     axes.set_yticks(range(len(known)), [short(name) for _, name in known], fontsize=8)
-    for place, value in enumerate(shares):
-        axes.text(value + 0.005, place, f"{value:.3f}", va="center", fontsize=7)
-    if shares:
-        mean = sum(shares) / len(shares)
+    for index, value in enumerate(fractions):
+        axes.text(value + 0.005, index, f"{value:.3f}", va="center", fontsize=7)
+    if fractions:
+        mean = sum(fractions) / len(fractions)
         axes.axvline(mean, color="#c8332b", linewidth=1, label=f"mean {mean:.3f}")
         axes.legend(loc="lower right", fontsize="small")
     axes.set(xlim=(0, 1.08), ylim=(-0.7, max(1, len(known)) - 0.3), title=label)
@@ -77,22 +77,22 @@ def class_bars(path: Path, values: Mapping[str, float | None], *, label: str) ->
 
 
 def confusion(path: Path, counts: Sequence[Sequence[int]], names: Sequence[str], *, unit: str) -> None:
-    """Draw how often each true class (row) is taken for which class (column), as shares of the row.
+    """Plot the confusion matrix of target classes (rows) and predicted classes (columns), as fractions of the row.
 
     Args:
         path: The PNG.
         counts: (K, K).
         names: The K classes.
-        unit: What was counted: "images" or "pixels".
+        unit: Counted unit: "images" or "pixels".
     """
     table = np.asarray(counts, dtype=np.float64)
     totals = table.sum(1, keepdims=True)
-    shares = np.divide(table, totals, out=np.zeros_like(table), where=totals > 0)
+    fractions = np.divide(table, totals, out=np.zeros_like(table), where=totals > 0)
     side = float(np.clip(0.32 * len(names) + 2.5, 5, 14))
     figure = Figure(figsize=(side + 1, side), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    drawn = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    figure.colorbar(drawn, ax=axes, shrink=0.7, label=f"share of the true class's {unit}")
+    drawn = axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    figure.colorbar(drawn, ax=axes, shrink=0.7, label=f"fraction of the true class's {unit}")
     axes.set(xlabel="taken for", ylabel="true class")
     if len(names) <= LABELLED:
         labels = [short(name) for name in names]
@@ -101,24 +101,24 @@ def confusion(path: Path, counts: Sequence[Sequence[int]], names: Sequence[str],
     else:
         axes.set_title(f"{len(names)} classes, numbered from 0 in the order of per_class.csv", fontsize=9)
     if len(names) <= NUMBERED:
-        _write_shares(axes, shares)
+        _write_fractions(axes, fractions)
     _save(figure, path)
 
 
-def _write_shares(axes: Axes, shares: np.ndarray) -> None:
-    for row, column in np.argwhere(shares > 0):
-        share = float(shares[row, column])
-        colour = "white" if share > 0.6 else "black"
-        axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=7, color=colour)
+def _write_fractions(axes: Axes, fractions: np.ndarray) -> None:
+    for row, column in np.argwhere(fractions > 0):
+        fraction = float(fractions[row, column])
+        colour = "white" if fraction > 0.6 else "black"
+        axes.text(column, row, f"{fraction:.2f}", ha="center", va="center", fontsize=7, color=colour)
 
 
 def short(name: str) -> str:
-    """Return a class name that fits beside an axis; "$" would begin a formula."""
+    """Return a class name that fits next to an axis, with "$" escaped because it would begin a formula."""
     cut = name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
     return cut.replace("$", r"\$")
 
 
 def _save(figure: Figure, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in other scripts: per_class.csv has them
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # missing glyphs; per_class.csv has the names
         FigureCanvasAgg(figure).print_png(path, metadata={"Software": None}, pil_kwargs={"optimize": True})

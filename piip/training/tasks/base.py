@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from piip.training.sharding import clip_gradients, gradient_norm, is_sharded, shard
 
 ADVICE = (
-    "The last checkpoints are kept. Resume with run.precision 32, or start again with a lower optim.lr or with "
+    "The last checkpoints are available. Resume with run.precision 32, or start again with a lower optim.lr or with "
     "optim.clip."
 )
 
@@ -42,14 +42,14 @@ class TrainingTask(pl.LightningModule):
         self._losses: list[Tensor] = []  # of the batches of this optimiser step
 
     def configure_model(self) -> None:
-        """Spread the model over the processes where the strategy asks for it."""
+        """Shard the model if the strategy requires it."""
         if self.device_mesh is not None and not is_sharded(self.model):
             shard(self.model, self.device_mesh["data_parallel"])
 
     @property
     @abstractmethod
     def watched(self) -> str:
-        """Name of the validation metric whose highest value tells the best model."""
+        """Name of the validation metric to maximise."""
 
     @abstractmethod
     def batch_loss(self, batch: Any) -> Tensor:
@@ -75,7 +75,7 @@ class TrainingTask(pl.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Look at the gradients before they reach the weights.
+        """Check the gradients before the optimiser step.
 
         Raises:
             NonFiniteLoss: A gradient is NaN or infinite.
@@ -93,7 +93,7 @@ class TrainingTask(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm of all gradients, those that processes share included."""
+        """Clip by the norm of all gradients, including those of replicated parameters."""
         if gradient_clip_val is not None:
             clip_gradients(self.model, gradient_clip_val)
 

@@ -23,8 +23,8 @@ class ClassificationTask(TrainingTask):
         model: image (B, 3, H, W) -> logits (B, K).
         num_classes: K.
         configure: Builds optimiser and step-wise schedule for the model.
-        mix: Mixup or cutmix: images and labels (B,) -> mixed images and soft labels (B, K); None leaves them alone.
-        label_smoothing: Smoothing in the loss where `mix` is None (`mix` smooths by itself).
+        mix: Mixup or cutmix: images and labels (B,) -> mixed images and soft labels (B, K); None disables mixing.
+        label_smoothing: Label smoothing in the loss if `mix` is None (`mix` smooths the labels itself).
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ClassificationTask(TrainingTask):
 
     @property
     def watched(self) -> str:
-        """Name of the validation metric whose highest value tells the best model."""
+        """Name of the validation metric to maximise."""
         return "val/top1"
 
     def batch_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:

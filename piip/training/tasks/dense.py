@@ -1,4 +1,4 @@
-"""Instances and index maps: training and validation steps, and their metrics."""
+"""Detection, instance and semantic segmentation: training and validation steps, and their metrics."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from piip.data.collate import Batch
-from piip.evaluation.metrics.coco import score_results, to_results
-from piip.evaluation.metrics.semantic import ClassOverlap
+from piip.evaluation.metrics.coco import annotated_iou_types, score_results, to_results
+from piip.evaluation.metrics.semantic import SemanticMetric
 from piip.models import PIIPDenseModel
 from piip.training.tasks.base import Configure, TrainingTask
 
 
 class DenseTask(TrainingTask):
-    """A model for places in the image, with its losses.
+    """A detector or segmentor with its losses.
 
     Args:
         model: The model.
@@ -27,29 +27,29 @@ class DenseTask(TrainingTask):
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Return the sum of the model's losses, and log them one by one."""
-        parts: Any = self.model(batch.image, batch.frames, batch.targets)
-        losses = {name: value for name, value in parts.items() if "loss" in name}
+        losses: Any = self.model(batch.image, batch.image_infos, batch.targets)
         for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), batch_size=1)
+            if name != "loss":  # the name of the total
+                self.log(f"train/{name}", value.detach(), batch_size=1)
         return torch.stack(list(losses.values())).sum()
 
     def is_last_validation_batch(self, batch_idx: int) -> bool:
-        """Tell whether a batch ends the validation: callbacks that watch a metric run before the epoch's own end."""
+        """Return whether a batch ends the validation; callbacks that monitor a metric run before the epoch ends."""
         trainer = self.trainer
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         return batch_idx + 1 == batches[0]
 
 
-class InstanceTask(DenseTask):
+class DetectionTask(DenseTask):
     """Detection or instance segmentation, validated by COCO average precision.
 
     Args:
         model: The model.
         configure: Builds optimiser and step-wise schedule for the model.
         content: The validation file's content.
-        image_ids: The file's id of every validation image.
-        category_ids: The file's id of every class.
-        detections: Limits on detections an image, see `score_results`.
+        image_ids: Id of every validation image in the file.
+        category_ids: Id of every class in the file.
+        max_detections: Limits on detections per image, see `score_results`.
     """
 
     def __init__(
@@ -60,24 +60,25 @@ class InstanceTask(DenseTask):
         content: Mapping[str, Any],
         image_ids: Sequence[int],
         category_ids: Sequence[int],
-        detections: Sequence[int],
+        max_detections: Sequence[int],
     ) -> None:
         super().__init__(model, configure=configure)
         self.content = content
         self.image_ids = list(image_ids)
         self.category_ids = list(category_ids)
-        self.detections = tuple(detections)
+        self.max_detections = tuple(max_detections)
+        self.iou_types = annotated_iou_types(content, model.task)
         self._results: list[dict[str, Any]] = []
         self._seen: list[int] = []
 
     @property
     def watched(self) -> str:
-        """Name of the validation metric whose highest value tells the best model."""
-        return f"val/{self.model.finds[-1]}_ap"
+        """Name of the validation metric to maximise."""
+        return f"val/{self.iou_types[-1]}_ap"
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the instances of one batch; log the average precisions after the last."""
-        predictions = self.model.predict(batch.image, batch.frames, most=self.detections[-1])
+        """Collect the detections of one batch; log average precision after the last one."""
+        predictions = self.model.predict(batch.image, batch.image_infos, max_detections=self.max_detections[-1])
         for prediction, index in zip(predictions, batch.indices, strict=True):
             self._seen.append(self.image_ids[index])
             self._results += to_results(prediction, self.image_ids[index], self.category_ids)
@@ -88,12 +89,12 @@ class InstanceTask(DenseTask):
         scores = score_results(
             self.content,
             self._results,
-            kinds=self.model.finds,
-            detections=self.detections,
+            iou_types=self.iou_types,
+            max_detections=self.max_detections,
             image_ids=self._seen,
         )
         self._results, self._seen = [], []
-        for kind in self.model.finds:
+        for kind in self.iou_types:
             for name in (f"{kind}_ap", f"{kind}_ap50"):
                 self.log(
                     f"val/{name}", scores[name], on_epoch=True, batch_size=1, prog_bar=f"val/{name}" == self.watched
@@ -110,20 +111,20 @@ class SemanticTask(DenseTask):
 
     def __init__(self, model: PIIPDenseModel, *, configure: Configure) -> None:
         super().__init__(model, configure=configure)
-        self._overlap = ClassOverlap(model.num_classes)
+        self._overlap = SemanticMetric(model.num_classes)
 
     @property
     def watched(self) -> str:
-        """Name of the validation metric whose highest value tells the best model."""
+        """Name of the validation metric to maximise."""
         return "val/miou"
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count the pixels of one batch, at the size the images were resized to; log the overlap after the last."""
-        predictions = self.model.predict(batch.image, batch.frames, rescale=False)
-        for prediction, target, frame in zip(predictions, batch.targets, batch.frames, strict=True):
-            height, width = frame.size
+        """Count the pixels of one batch at the resized image size; log mIoU after the last one."""
+        predictions = self.model.predict(batch.image, batch.image_infos, rescale=False)
+        for prediction, target, image_info in zip(predictions, batch.targets, batch.image_infos, strict=True):
+            height, width = image_info.size
             self._overlap.add(prediction["labels"], target["labels"][:height, :width])
         if self.is_last_validation_batch(batch_idx):
             for name, value in self._overlap.scores().items():
                 self.log(f"val/{name}", value, on_epoch=True, batch_size=1, prog_bar=f"val/{name}" == self.watched)
-            self._overlap = ClassOverlap(self.model.num_classes)
+            self._overlap = SemanticMetric(self.model.num_classes)

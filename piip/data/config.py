@@ -1,0 +1,59 @@
+"""The section `data` of a recipe: where the images are and how they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from piip.data.transforms.classification import TransformConfig
+from piip.data.transforms.dense import DenseTransformConfig
+from piip.fields import at_least, one_of
+from piip.kinds import DATA_KINDS
+
+ON_ERROR = ("stop", "skip")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are and how they are read.
+
+    Args:
+        kind: "folder" (ImageNet layout: one folder per split, with one folder per class), "coco" (objects in a JSON
+            file) or "semantic_masks" (ADE20K layout: PNGs of class indices beside images).
+        root: Folder that the other paths are relative to.
+        train: Training split: its folder, its JSON file, or its folder of semantic masks.
+        val: Validation split, in the same form.
+        train_images: Folder of the training split's images (coco, semantic_masks).
+        val_images: Folder of the validation split's images.
+        batch_size: Images per process and forward pass, at least 1 (even with mixup or cutmix).
+        group_by_aspect: Make batches of wide or of tall images only, which need less padding (coco, semantic_masks).
+        workers: Data loading processes; 0 loads in the training process.
+        on_error: "stop" at an unreadable image, or "skip" to the next one with a warning.
+        transform: Resizing and augmentation for kind "folder"; `input_size` None uses the side of the finest branch.
+        dense: Resizing and augmentation for the other kinds.
+        max_detections: Three limits on detections per image in validation; average precision is at the last one.
+    """
+
+    kind: str = "folder"
+    root: str = "data"
+    train: str = "train"
+    val: str = "val"
+    train_images: str = "images"
+    val_images: str = "images"
+    batch_size: int = 128
+    group_by_aspect: bool = False
+    workers: int = 2
+    on_error: str = "stop"
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    dense: DenseTransformConfig = field(default_factory=DenseTransformConfig)
+    max_detections: tuple[int, int, int] = (1, 10, 100)
+
+    def __post_init__(self) -> None:
+        one_of("data.kind", self.kind, DATA_KINDS)
+        at_least("data.batch_size", self.batch_size, 1)
+        at_least("data.workers", self.workers, 0)
+        one_of("data.on_error", self.on_error, ON_ERROR)
+        facts = DATA_KINDS[self.kind]
+        if self.dense.crop_max_share < 1 and facts.is_padded and "semantic" not in facts.tasks:
+            raise ValueError("data.dense.crop_max_share is only for semantic_masks.")
+        if self.group_by_aspect and not facts.is_padded:
+            raise ValueError("data.group_by_aspect is only for coco and semantic_masks.")
