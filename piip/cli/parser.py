@@ -1,4 +1,4 @@
-"""From a dict of functions to a command line: arguments from signatures, help from docstrings."""
+"""A command line from a dict of functions: arguments from signatures, help from docstrings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 from piip.fields import CommandText, nearest_names
 
 Command = Callable[..., Any]
-Commands = Mapping[str, "Command | Mapping[str, Command]"]
+CommandGroup = Mapping[str, Command]
+Commands = Mapping[str, "Command | CommandGroup"]
 
 OVERRIDES = "overrides"  # the parameter that takes dotted options
 
 
 class ParagraphFormatter(DefaultHelpFormatter):
-    """Keep paragraphs apart, and leave those with indented lines as they are."""
+    """Separate paragraphs, and do not wrap those with indented lines."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = [part for part in text.split("\n\n") if part.strip()]
@@ -46,15 +47,15 @@ def run_command(
         commands: Functions by name; a nested mapping is a group with commands of its own.
         argv: The command line without the program's name.
         program: The program's name.
-        description: What stands above the list of commands.
-        epilogs: Makes what stands below the help of a command, by its name.
+        description: Text above the list of commands.
+        epilogs: Functions that return the text below the help of a command, by its name.
 
     Raises:
-        ValueError: The command line does not fit.
+        ValueError: The command line is invalid.
     """
     arguments, overrides = split_overrides(argv)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
-        raise ValueError(f"There is no command {arguments[0]!r}. {nearest_names(arguments[0], list(commands))}")
+        raise ValueError(f"Unknown command {arguments[0]!r}. {nearest_names(arguments[0], list(commands))}")
     parser = _parser(program, description)
     called = {name: make() for name, make in (epilogs or {}).items() if arguments[:1] == [name]}
     _add_commands(parser, commands, program, called)
@@ -74,7 +75,7 @@ def run_command(
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take dotted options such as `--optim.lr 1e-3` or `--optim.lr=1e-3` out of a command line.
+    """Extract dotted options such as `--optim.lr 1e-3` or `--optim.lr=1e-3` from a command line.
 
     Args:
         argv: The command line.
@@ -138,7 +139,7 @@ def _function(function: Command, program: str, epilog: str) -> tuple[ArgumentPar
 def _argument(parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, text: str) -> None:
     """Add one parameter: keyword-only ones are options, the others positional.
 
-    A bool is a flag, and one that may be None has its opposite too.
+    A bool becomes a flag; a bool that may be None also gets its negation.
     """
     is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
     required = parameter.default is inspect.Parameter.empty
@@ -175,7 +176,7 @@ def _one_line(error: ArgumentError, words: Sequence[str]) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r'^Parser key "(\w+)"[^:]*: Expected a <class \'(\w+)\'>\. Got value: ', _expected, text)
     for name in called:
-        text = text.replace(f" {name}.", " ").replace(f'"{name}.', '"')
+        text = re.sub(rf"([ \"']){re.escape(name)}\.", r"\1", text)
     return f"{text.rstrip('.')}. See `{' '.join([words[0], *called[:1]])} --help`."
 
 

@@ -1,0 +1,108 @@
+"""The command `piip`: a dict of functions, exposed with their docstrings as help.
+
+Heavy imports are inside the functions, so help is printed immediately.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from piip import __version__
+from piip.cli.convert import convert
+from piip.cli.cost import cost
+from piip.cli.data import data_landcover, data_nuclei
+from piip.cli.demo import demo
+from piip.cli.evaluate import evaluate
+from piip.cli.export import export
+from piip.cli.help import conversion_examples, recipe_fields
+from piip.cli.list import list_models
+from piip.cli.parser import Command, CommandGroup, run_command
+from piip.cli.predict import predict
+from piip.cli.train import train
+from piip.tables import Table
+
+logger = logging.getLogger("piip")
+
+TRAIN_EXTRA = ("pytorch_lightning", "torchmetrics", "tensorboard", "pycocotools", "scipy")
+DESCRIPTION = "Parameter-inverted image pyramids: large networks process small images, small networks large ones."
+
+
+RENAMED_OPTIONS = {"evaluate": {"--detections": "--max-detections", "--counter": "--backend"}}  # old -> new
+
+# A nested mapping is a group with commands of its own; `register` adds a command (docs/extending.md).
+COMMANDS: Table[Command | CommandGroup, None] = Table.of(
+    "command",
+    {
+        "list": list_models,
+        "cost": cost,
+        "data": {"landcover": data_landcover, "nuclei": data_nuclei},
+        "train": train,
+        "evaluate": evaluate,
+        "predict": predict,
+        "convert": convert,
+        "export": export,
+        "demo": demo,
+    },
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; user errors print one line to stderr.
+
+    Exit codes: 2 for wrong arguments, data or files; 1 if training diverged; 130 after an interrupt.
+
+    Args:
+        argv: Arguments without the program's name; None uses those of the process.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if words == ["--version"]:
+        print(f"piip {__version__}")
+        return
+    try:
+        run_command(
+            COMMANDS,
+            _with_current_options(words),
+            program="piip",
+            description=DESCRIPTION,
+            epilogs={"train": recipe_fields, "convert": conversion_examples},
+        )
+    except ValueError as error:
+        _fail(error, 2)
+    except FloatingPointError as error:
+        _fail(error, 1)
+    except BrokenPipeError:  # e.g. `piip list | head`
+        sys.stderr.close()
+    except OSError as error:
+        _fail(error, 2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in TRAIN_EXTRA:
+            raise
+        _fail(f'This needs {package}: pip install "piip[train]".', 2)
+    except KeyboardInterrupt:
+        advice = " Resume from the last checkpoint with --resume auto." if list(words[:1]) == ["train"] else ""
+        _fail(f"Interrupted.{advice}", 130)
+
+
+def _with_current_options(words: Sequence[str]) -> list[str]:
+    """Return the arguments with options of version 0.1 under their new names."""
+    renamed = RENAMED_OPTIONS.get(words[0], {})
+    current = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in renamed:
+            logger.warning("%s is deprecated, use %s.", name, renamed[name])
+        current.append(renamed.get(name, name) + equals + value)
+    return current
+
+
+def _fail(error: Exception | str, code: int) -> None:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # an error from a worker process contains that process's traceback; its last line is the message
+    if any(line.startswith("Traceback") for line in lines):
+        lines = [lines[-1].removeprefix("ValueError: ")]
+    print(f"piip: error: {' '.join(lines) or 'unknown'}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,29 @@
+"""The command `piip cost`."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import Literal
+
+
+def cost(
+    model: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    rule: Literal["total", "paper"] = "total",
+    json: bool = False,
+) -> None:
+    """Count multiply-adds, parameters and activations of a model for one image, by part.
+
+    Args:
+        model: A name from `piip list`, or a recipe file.
+        image_size: Height and width in pixels. Default: the nominal square size of the finest branch.
+        rule: "total" counts all operations that run, "paper" follows the counting of the authors.
+        json: Print JSON, with "macs" (multiply-adds), "flops" (twice that), "params" and "parts".
+    """
+    from piip.cost import estimate_cost, format_table
+    from piip.recipe import load_recipe
+
+    is_recipe = model.endswith((".yaml", ".yml"))
+    report = estimate_cost(load_recipe(model).model_config() if is_recipe else model, image_size=image_size, rule=rule)
+    print(json_module.dumps(report.to_dict(), indent=2) if json else format_table(report))

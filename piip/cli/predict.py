@@ -1,0 +1,56 @@
+"""The command `piip predict`."""
+
+from __future__ import annotations
+
+import json as json_module
+from typing import Literal
+
+
+def predict(
+    model_dir: str,
+    paths: list[str],
+    *,
+    top: int = 5,
+    score_threshold: float | None = None,
+    out: str | None = None,
+    tile: int | None = None,
+    tile_overlap: float = 0.25,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: str = "auto",
+    dtype: Literal["f32", "bf16"] = "f32",
+    on_error: Literal["stop", "skip"] = "stop",
+    json: bool = False,
+) -> None:
+    """Predict classes, detections or semantic masks of image files with a trained model.
+
+    Print one line per image. With --out DIR also write DIR/predictions.json (detections of any score, in COCO format),
+    semantic masks as DIR/index/NAME.png, and images with the predictions drawn as DIR/drawn/NAME.png.
+
+    Args:
+        model_dir: The saved model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
+        paths: Image files, folders, or patterns such as "in/**/*.png".
+        top: Number of classes to show per image, at least 1 (classifiers).
+        score_threshold: Minimum score of a detection to be counted and drawn, in [0, 1] (detectors). Default: 0.5.
+        out: Folder for results and drawn images.
+        tile: Side in pixels of the overlapping tiles that larger images are cut into (detectors and segmentors); each
+            tile is prepared like a separate image, so choose about the size of the training images.
+        tile_overlap: Overlap of neighbouring tiles as a fraction of their side; choose it wider than an object.
+        batch_size: Images per batch (classifiers).
+        workers: Data loading processes; 0 loads in this process (classifiers).
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        dtype: Number format of weights and activations.
+        on_error: Stop at an unreadable file, or skip it with a warning that names it.
+        json: Print one JSON object per line.
+    """
+    from piip.inference.predictor import Predictor
+    from piip.inference.writer import write_predictions
+
+    predictor = Predictor(
+        model_dir, device=device, dtype=dtype, tile=tile, tile_overlap=tile_overlap, score_threshold=score_threshold
+    )
+    rows = predictor.predict_paths(paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error)
+    if out is not None:
+        rows = write_predictions(rows, out, classes=predictor.classes)
+    for row in rows:
+        print(json_module.dumps(row.to_dict()) if json else f"{row.path}  {row.summary()}")

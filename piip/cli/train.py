@@ -1,0 +1,56 @@
+"""The command `piip train`."""
+
+from __future__ import annotations
+
+import json as json_module
+import logging
+import warnings
+from typing import Any, Literal
+
+
+def train(
+    recipe: str,
+    *,
+    out: str | None = None,
+    resume: str | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    progress: Literal["auto", "bar", "lines", "none"] = "auto",
+    json: bool = False,
+    overrides: dict[str, Any] | None = None,
+) -> None:
+    """Train a classifier, detector or segmentor from a recipe.
+
+    Override any field of the recipe by its dotted name: --optim.lr 1e-3 --schedule.epochs 5 --data.root DIR
+    --model.branches.0.image_size 64. The run's folder holds checkpoints, logs (CSV and TensorBoard) and the saved
+    model for `piip evaluate` and `piip predict`. Resume an interrupted run with --resume auto.
+
+    Args:
+        recipe: YAML file, such as those in recipes/.
+        out: Folder of the run, instead of the recipe's run.out.
+        resume: A checkpoint, or "auto" for the newest one in the run's folder; losses continue as in an uninterrupted
+            run.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        devices: Processes per machine for data-parallel training; with torchrun, as many as it starts.
+        nodes: Number of machines; start the same command on each with torchrun.
+        progress: A bar in a terminal, lines in a log file, or none.
+        json: Print the result as JSON: "model_dir", "steps" and the validation metrics.
+        overrides: Fields of the recipe by dotted name.
+    """
+    from piip.recipe import load_recipe
+
+    changes = {**(overrides or {}), **({"run.out": out} if out is not None else {})}
+    loaded = load_recipe(recipe, changes)  # before PyTorch is imported, so typing errors are reported immediately
+    from pytorch_lightning.utilities import rank_zero_only
+
+    from piip.training.train import train as run
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # about in-place operations on its outputs
+    result = run(loaded, resume=resume, device=device, devices=devices, nodes=nodes, progress=progress)
+    values: dict[str, Any] = {"model_dir": str(result.model_dir), "steps": result.steps, **result.metrics}
+    shown = ", ".join(f"{name.removeprefix('val/')} {value:.4f}" for name, value in sorted(result.metrics.items()))
+    text = f"The model is in {result.model_dir}: {shown}"
+    rank_zero_only(print)(json_module.dumps(values) if json else text)
