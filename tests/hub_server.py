@@ -172,7 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.server.address}/{name}"
         if name in self.server.repositories:
             raise Refusal(409, url=url)
-        self.server.repositories[name] = Repository(private=wanted.get("visibility") == "private")
+        private = wanted.get("visibility") == "private" or wanted.get("private", False)  # newer and older clients
+        self.server.repositories[name] = Repository(private=private)
         return {"url": url}
 
     def check_right(self, owner: str) -> None:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+import timm
 import torch
+from packaging.version import Version
 from torch import nn
 
 from piip.config import BranchConfig
+
+REGNET = pytest.param(
+    "regnetx_002",
+    marks=pytest.mark.skipif(
+        Version(timm.__version__) < Version("1.0.30"), reason="timm before 1.0.30 builds no RegNets on the meta device"
+    ),
+)
 
 
 def tiny_vit(dim: int, heads: int, image_size: int, depth: int = 4, **fields: Any) -> BranchConfig:

@@ -1,4 +1,4 @@
-"""Small data sets of coloured shapes: instances in COCO format, index maps in ADE20K layout."""
+"""Small data sets of coloured shapes: instances in COCO format, semantic masks in ADE20K layout."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_coco(root: Path, split: str, count: int, *, seed: int = 0) -> dict[str
     return content
 
 
-def write_index_maps(root: Path, split: str, count: int, *, seed: int = 0) -> None:
+def write_semantic_masks(root: Path, split: str, count: int, *, seed: int = 0) -> None:
     """Write `count` pictures and maps: 0 unknown ground, 1 box, 2 disc (as ADE20K: 0 is ignored)."""
     for folder in ("images", "annotations"):
         (root / folder / split).mkdir(parents=True)
@@ -88,10 +88,10 @@ def dense_recipe(root: Path, out: Path, kind: str) -> dict[str, Any]:
         {"network": "convnext_atto", "image_size": 32, "timm_args": {"depths": [1, 1, 1, 1], "dims": [16, 24, 32, 48]}},
         {"network": "convnext_atto", "image_size": 64, "timm_args": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}},
     ]
-    heads = {"coco": "mask_rcnn", "index_maps": "upernet"}
+    heads = {"coco": "mask_rcnn", "semantic_masks": "upernet"}
     paths = {
         "coco": {"train": "train.json", "val": "val.json", "train_images": "train", "val_images": "val"},
-        "index_maps": {
+        "semantic_masks": {
             "train": "annotations/train",
             "val": "annotations/val",
             "train_images": "images/train",
@@ -99,7 +99,7 @@ def dense_recipe(root: Path, out: Path, kind: str) -> dict[str, Any]:
         },
     }
     dense: dict[str, Any] = {"crop": 64, "pad_divisor": 32}
-    if kind == "index_maps":
+    if kind == "semantic_masks":
         dense["reduce_zero_label"] = True
     return {
         "model": {

@@ -49,7 +49,7 @@ def test_every_other_picture_is_cut_before_it_is_resized() -> None:
         **NORMAL,
     )
     transform = DenseTransform(config, train=True)
-    sizes = [transform(picture(160, 120), instance(120, 160), 0).frame.size for _ in range(200)]
+    sizes = [transform(picture(160, 120), instance(120, 160), 0).image_info.size for _ in range(200)]
     assert all(max(size) <= 102 for size in sizes)
     assert {min(size) for size in sizes} >= {48, 64, 80}
     ratios = [size[1] / size[0] for size in sizes if max(size) < 102]
@@ -76,20 +76,20 @@ def test_crops_of_mostly_one_class_are_drawn_again() -> None:
     image = torch.zeros(3, 64, 256, dtype=torch.uint8)
 
     def mixed(most: float) -> int:
-        crops = [cropped(image, {"labels": labels}, (64, 64), most=most)[1]["labels"] for _ in range(60)]
+        crops = [cropped(image, {"labels": labels}, (64, 64), max_class_fraction=most)[1]["labels"] for _ in range(60)]
         return sum(float((crop == 1).float().mean()) > 0.25 for crop in crops)
 
     assert mixed(0.75) > 2 * mixed(1.0)
     unknown = torch.full_like(labels, 255)
-    assert tuple(cropped(image, {"labels": unknown}, (64, 64), most=0.75)[0].shape) == (3, 64, 64)
+    assert tuple(cropped(image, {"labels": unknown}, (64, 64), max_class_fraction=0.75)[0].shape) == (3, 64, 64)
 
 
 def test_jitter_scales_both_limits_and_cuts_to_whole_pixels() -> None:
     """The released segmentors: 2048x512 times a factor, whole numbers, then the usual rule."""
     config = DenseTransformConfig(short_side=51, long_side=204, scale_jitter=(1.3, 1.3), **NORMAL)
-    size = DenseTransform(config, train=True)(picture(400, 90), {}, 0).frame.size
+    size = DenseTransform(config, train=True)(picture(400, 90), {}, 0).image_info.size
     assert size == (int(90 * 265 / 400 + 0.5), 265)
-    assert DenseTransform(config, train=False)(picture(400, 90), {}, 0).frame.size == (46, 204)
+    assert DenseTransform(config, train=False)(picture(400, 90), {}, 0).image_info.size == (46, 204)
 
 
 def test_colours_are_distorted_within_their_limits() -> None:
@@ -111,7 +111,7 @@ def test_colours_are_distorted_within_their_limits() -> None:
 def test_small_pictures_are_padded_to_the_crop() -> None:
     config = DenseTransformConfig(crop=64, pad_to_crop=True, **NORMAL)
     sample = DenseTransform(config, train=True)(picture(40, 30), {"labels": torch.zeros(30, 40, dtype=torch.int64)}, 0)
-    batch = PadTogether(1, least=64)([sample])
+    batch = PadTogether(1, min_side=64)([sample])
     assert tuple(batch.image.shape) == (1, 3, 64, 64)
     assert int((batch.targets[0]["labels"] == 255).sum()) == 64 * 64 - 30 * 40
 
@@ -138,9 +138,9 @@ def test_batches_hold_one_group(replicas: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cut_range": (60, 38)}, "rising range"),
-        ({"cut_short_sides": (0,)}, "pixels of at least 1"),
-        ({"crop_max_share": 0.0}, "share in"),
+        ({"cut_range": (60, 38)}, "increasing range"),
+        ({"cut_short_sides": (0,)}, "at least 1 pixel"),
+        ({"crop_max_share": 0.0}, "fraction in"),
     ],
 )
 def test_wrong_numbers_are_named(fields: dict[str, Any], message: str) -> None:
@@ -149,7 +149,7 @@ def test_wrong_numbers_are_named(fields: dict[str, Any], message: str) -> None:
 
 
 def test_instances_have_no_share() -> None:
-    with pytest.raises(ValueError, match="is for index_maps"):
+    with pytest.raises(ValueError, match="is only for semantic_masks"):
         DataConfig(kind="coco", dense=DenseTransformConfig(crop_max_share=0.75))
 
 
@@ -157,7 +157,7 @@ def test_cuts_are_drawn_up_to_the_side_of_the_picture() -> None:
     """A side between the ends of the range is cut evenly from the lower end to itself, not mostly kept whole."""
     config = DenseTransformConfig(cut_short_sides=(40,), cut_range=(30, 60), hflip=0.0, **NORMAL)
     transform = DenseTransform(config, train=True)
-    heights = [transform(picture(200, 40), {}, 0).frame.size[0] for _ in range(400)]
+    heights = [transform(picture(200, 40), {}, 0).image_info.size[0] for _ in range(400)]
     cut = [height for height in heights if height < 40]
     assert len(cut) > 120
     assert set(cut) == set(range(30, 40))

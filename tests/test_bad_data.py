@@ -14,19 +14,19 @@ import torch
 import yaml
 from PIL import Image
 
-from piip.cli.main import main
+from piip.cli import main
 from piip.data.coco import CocoInstances, read_coco
 from piip.data.collate import DenseTransform, PadTogether
 from piip.data.dense_images import DenseImages
 from piip.data.image_check import check_images
 from piip.data.image_folder import read_rgb
 from piip.data.orientation import turn_upright, upright_shape
-from piip.data.semantic_masks import IndexMaps
+from piip.data.semantic_masks import SemanticMasks
 from piip.data.transforms.dense import DenseTransformConfig
 from piip.evaluation.metrics.coco import score_results, to_results
 
 ORIENTATION = 0x0112
-KINDS = ("coco", "index_maps")
+KINDS = ("coco", "semantic_masks")
 
 
 def loaded(path: Path) -> Image.Image:
@@ -39,9 +39,9 @@ def opened(root: Path, kind: str, *, reduce_zero_label: bool = True, **options: 
     data: DenseImages = (
         CocoInstances(root / "train.json", root / "train", **options)
         if kind == "coco"
-        else IndexMaps(root / "annotations/train", root / "images/train", **options)
+        else SemanticMasks(root / "annotations/train", root / "images/train", **options)
     )
-    reduces = kind == "index_maps" and reduce_zero_label
+    reduces = kind == "semantic_masks" and reduce_zero_label
     config = DenseTransformConfig(reduce_zero_label=reduces, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     data.transform = DenseTransform(config, train=False)
     return data
@@ -52,7 +52,7 @@ def write(root: Path, kind: str) -> Path:
     if kind == "coco":
         shapes.write_coco(root, "train", 3)
         return root / "train" / "1.png"
-    shapes.write_index_maps(root, "train", 3)
+    shapes.write_semantic_masks(root, "train", 3)
     return root / "images/train/1.jpg"
 
 
@@ -99,7 +99,7 @@ def test_pictures_of_32_bits_are_refused(tmp_path: Path, kind: str) -> None:
     size = loaded(path).size
     path = rename(tmp_path, path, ".tif")
     Image.new("F", size, 0.5).save(path)
-    with pytest.raises(ValueError, match=r"1.tif cannot be read .*mode is F, 32 bits a pixel; save it with 8 or 16"):
+    with pytest.raises(ValueError, match=r"1.tif cannot be read .*mode is F, 32 bits per pixel; save it with 8 or 16"):
         opened(tmp_path, kind)[0]
 
 
@@ -117,18 +117,18 @@ def test_damaged_pictures_stop_or_are_skipped(
     path = rename(tmp_path, path, ".jpeg")
     picture.save(path)
     damage(path)
-    with pytest.raises(ValueError, match=r"1.jpeg cannot be read .*Replace it, or go on with --data.on_error skip"):
+    with pytest.raises(ValueError, match=r"1.jpeg cannot be read .*Replace it, or continue with --data.on_error skip"):
         opened(tmp_path, kind)[0]
     data = opened(tmp_path, kind, on_error="skip")
-    assert data[0].place == 1
-    assert data[0].place == 1
+    assert data[0].position == 1
+    assert data[0].position == 1
     assert caplog.text.count("1.jpeg cannot be read") == 1
 
 
 def test_empty_files_are_found_before_the_first_step(tmp_path: Path) -> None:
     path = write(tmp_path, "coco")
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"1 of 1 images do not open: .*1.png \(UnidentifiedImageError\)"):
+    with pytest.raises(ValueError, match=r"1 of 1 images cannot be opened: .*1.png \(UnidentifiedImageError\)"):
         check_images([path], show=False)
 
 
@@ -187,26 +187,26 @@ def test_annotations_of_the_stored_picture_are_refused(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 8
     loaded(path).save(path, exif=exif)
-    with pytest.raises(ValueError, match=r"1.png is 96x64 .*the right way up.* says 64x96. It was annotated as stored"):
+    with pytest.raises(ValueError, match=r"1.png is 96x64 .*after rotation.* has 64x96. Its annotations ignore"):
         opened(tmp_path, "coco")[0]
 
 
 def test_an_index_map_may_be_turned_too(tmp_path: Path) -> None:
-    write(tmp_path, "index_maps")
+    write(tmp_path, "semantic_masks")
     path = tmp_path / "annotations/train/1.png"
-    want = opened(tmp_path, "index_maps")[0].target["labels"]
+    want = opened(tmp_path, "semantic_masks")[0].target["labels"]
     exif = Image.Exif()
     exif[ORIENTATION] = 3
     loaded(path).transpose(Image.Transpose.ROTATE_180).save(path, exif=exif)
-    assert torch.equal(opened(tmp_path, "index_maps")[0].target["labels"], want)
+    assert torch.equal(opened(tmp_path, "semantic_masks")[0].target["labels"], want)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["images"][1].update(height=0), r"images\[1\] \(id 2, 2.png\) has the height 0, expected whole"),
-        (lambda c: c["images"][0].update(width="96"), r"has the width '96', expected whole pixels"),
-        (lambda c: c["images"][0].update(id="one"), r"images\[0\] has the id 'one', expected a whole number"),
+        (lambda c: c["images"][1].update(height=0), r"images\[1\] \(id 2, 2.png\) has the height 0, expected"),
+        (lambda c: c["images"][0].update(width="96"), r"has the width '96', expected an integer"),
+        (lambda c: c["images"][0].update(id="one"), r"images\[0\] has the id 'one', expected an integer"),
         (
             lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
             r"annotations\[0\] \(id 1, on 1.png\) has the bbox \[1,",
@@ -215,10 +215,10 @@ def test_an_index_map_may_be_turned_too(tmp_path: Path) -> None:
         (lambda c: c["annotations"][0].update(bbox=None), "has the bbox None"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 5, 5]]), "has a polygon of 4 numbers, expected x"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 5, 5, 9, 9, 2]]), "has a polygon of 7 numbers"),
-        (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 5, 5, 9, None]]), "other things than finite"),
+        (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 5, 5, 9, None]]), "values that are not finite"),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 5, 5, 1e9, 9]]), "polygon from 1 to 1000000000"),
         (lambda c: c["annotations"][0].update(segmentation=[7]), "has a polygon of 7, expected"),
-        (lambda c: c["annotations"][0].update(segmentation="x"), "is neither a list of polygons nor run lengths"),
+        (lambda c: c["annotations"][0].update(segmentation="x"), "is neither a list of polygons nor RLE"),
         (
             lambda c: c["annotations"][0].update(segmentation={"size": [96, 64], "counts": [6144]}),
             r"has the size \[96, 64\], its image \[64, 96\] \(height, width\)",
@@ -245,7 +245,7 @@ def test_damaged_run_lengths_are_named_when_they_are_read(tmp_path: Path) -> Non
     (tmp_path / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"train.json: the outline of annotation 1 is damaged"):
         opened(tmp_path, "coco")[0]
-    assert opened(tmp_path, "coco", on_error="skip")[0].place == 1
+    assert opened(tmp_path, "coco", on_error="skip")[0].position == 1
 
 
 def test_outlines_of_all_three_forms_are_one_mask(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_crowds_are_neither_objects_nor_mistakes(tmp_path: Path) -> None:
     content["annotations"].append(crowd)
     (tmp_path / "train.json").write_text(json.dumps(content))
     data = opened(tmp_path, "coco")
-    truth = data.read_truth(0, (64, 96))
+    truth = data.read_target(0, (64, 96))
     assert len(truth["boxes"]) == len(content["annotations"]) - 1
     results = to_results({**truth, "scores": torch.ones(len(truth["labels"]))}, 1, [10, 20])
     box = torch.tensor([[60.0, 2, 66, 8]])
@@ -290,8 +290,8 @@ def test_crowds_are_neither_objects_nor_mistakes(tmp_path: Path) -> None:
     extra = to_results(
         {"boxes": box, "scores": torch.tensor([2.0]), "labels": torch.tensor([0]), "masks": mask}, 1, [10]
     )
-    for counter in ("faster-coco-eval", "pycocotools"):
-        scores = score_results(read_coco(tmp_path / "train.json"), results + extra, counter=counter)
+    for backend in ("faster-coco-eval", "pycocotools"):
+        scores = score_results(read_coco(tmp_path / "train.json"), results + extra, backend=backend)
         assert scores["mask_ap"] == pytest.approx(1)
         assert scores["box_ap"] == pytest.approx(1)
 
@@ -308,10 +308,10 @@ def test_odd_annotations_can_be_counted(tmp_path: Path) -> None:
     data = CocoInstances(tmp_path / "train.json", tmp_path / "train")
     results = []
     for index, image_id in enumerate(data.image_ids):
-        truth = data.read_truth(index, data.shapes[index])
+        truth = data.read_target(index, data.shapes[index])
         results += to_results({**truth, "scores": torch.ones(len(truth["labels"]))}, image_id, data.category_ids)
-    for counter in ("faster-coco-eval", "pycocotools"):
-        assert 0.5 < score_results(read_coco(data.file), results, counter=counter)["mask_ap"] < 1
+    for backend in ("faster-coco-eval", "pycocotools"):
+        assert 0.5 < score_results(read_coco(data.file), results, backend=backend)["mask_ap"] < 1
 
 
 @pytest.mark.parametrize(
@@ -321,64 +321,64 @@ def test_odd_annotations_can_be_counted(tmp_path: Path) -> None:
             lambda labels: Image.fromarray(np.where(labels == 2, 7, labels)),
             r"has the value 7 \(\d+ pixels\), expected 0 to",
         ),
-        (lambda labels: Image.fromarray(labels).convert("RGB"), "has the mode RGB, expected 8-bit indices"),
-        (lambda labels: Image.fromarray(labels.astype(np.uint16)), "has the mode I;16, expected 8-bit indices"),
+        (lambda labels: Image.fromarray(labels).convert("RGB"), "has the mode RGB, expected 8-bit class indices"),
+        (lambda labels: Image.fromarray(labels.astype(np.uint16)), "has the mode I;16, expected 8-bit class indices"),
         (lambda labels: Image.fromarray(labels).convert("LA"), "has the mode LA"),
         (lambda labels: Image.fromarray(labels[:60]), r"is \(60, 64\), its image \(64, 64\)"),
     ],
 )
-def test_wrong_index_maps_are_named(tmp_path: Path, make: Callable[[Any], Image.Image], message: str) -> None:
-    write(tmp_path, "index_maps")
+def test_wrong_semantic_masks_are_named(tmp_path: Path, make: Callable[[Any], Image.Image], message: str) -> None:
+    write(tmp_path, "semantic_masks")
     path = tmp_path / "annotations/train/1.png"
     make(np.asarray(loaded(path))).save(path)
     with pytest.raises(ValueError, match=message) as caught:
-        opened(tmp_path, "index_maps")[0]
+        opened(tmp_path, "semantic_masks")[0]
     assert str(path) in str(caught.value)
-    assert opened(tmp_path, "index_maps", on_error="skip")[0].place == 1
+    assert opened(tmp_path, "semantic_masks", on_error="skip")[0].position == 1
 
 
 def test_a_broken_index_map_is_named(tmp_path: Path) -> None:
-    write(tmp_path, "index_maps")
+    write(tmp_path, "semantic_masks")
     half(tmp_path / "annotations/train/1.png")
-    with pytest.raises(ValueError, match=r"The index map .*1.png cannot be read"):
-        opened(tmp_path, "index_maps")[0]
+    with pytest.raises(ValueError, match=r"The semantic mask .*1.png cannot be read"):
+        opened(tmp_path, "semantic_masks")[0]
 
 
 def test_a_map_counted_from_one_asks_for_the_option(tmp_path: Path) -> None:
-    write(tmp_path, "index_maps")
+    write(tmp_path, "semantic_masks")
     with pytest.raises(ValueError, match=r"has the value 2 .*expected 0 to 1 or 255 .*set reduce_zero_label"):
-        opened(tmp_path, "index_maps", reduce_zero_label=False)[0]
+        opened(tmp_path, "semantic_masks", reduce_zero_label=False)[0]
 
 
 def test_palettes_are_colours_of_indices(tmp_path: Path) -> None:
-    write(tmp_path, "index_maps")
-    want = opened(tmp_path, "index_maps")[0].target["labels"]
+    write(tmp_path, "semantic_masks")
+    want = opened(tmp_path, "semantic_masks")[0].target["labels"]
     path = tmp_path / "annotations/train/1.png"
     labels = loaded(path)
     palette = Image.new("P", labels.size)
-    palette.putdata(labels.get_flattened_data())
+    palette.putdata(labels.tobytes())
     palette.putpalette([0, 0, 0, 250, 10, 10, 10, 250, 10])
     palette.save(path)
     assert loaded(path).mode == "P"
-    assert torch.equal(opened(tmp_path, "index_maps")[0].target["labels"], want)
+    assert torch.equal(opened(tmp_path, "semantic_masks")[0].target["labels"], want)
 
 
 @pytest.mark.parametrize("text", ["box\ndisc", "box\r\ndisc\r\n", "\ufeffbox\ndisc\n\n"])
 def test_lists_of_classes_as_editors_write_them(tmp_path: Path, text: str) -> None:
-    write(tmp_path, "index_maps")
+    write(tmp_path, "semantic_masks")
     (tmp_path / "classes.txt").write_bytes(text.encode())
-    assert opened(tmp_path, "index_maps").classes == ["box", "disc"]
+    assert opened(tmp_path, "semantic_masks").classes == ["box", "disc"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("box\n\ndisc\n", "classes.txt line 2 is empty"), ("box\nbox\n", "classes.txt line 2 doubles the class 'box'")],
+    [("box\n\ndisc\n", "classes.txt line 2 is empty"), ("box\nbox\n", "classes.txt line 2 repeats the class 'box'")],
 )
 def test_wrong_lists_of_classes_are_named(tmp_path: Path, text: str, message: str) -> None:
-    write(tmp_path, "index_maps")
+    write(tmp_path, "semantic_masks")
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
-        opened(tmp_path, "index_maps")
+        opened(tmp_path, "semantic_masks")
 
 
 def test_an_image_without_objects_or_known_pixels_is_a_sample(tmp_path: Path) -> None:
@@ -391,22 +391,22 @@ def test_an_image_without_objects_or_known_pixels_is_a_sample(tmp_path: Path) ->
     assert len(opened(tmp_path, "coco", train=True)) == 1
     content["annotations"] = []
     (tmp_path / "train.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="names no images that can be used"):
+    with pytest.raises(ValueError, match="has no usable images"):
         opened(tmp_path, "coco", train=True)
     maps = tmp_path / "maps"
     maps.mkdir()
-    write(maps, "index_maps")
+    write(maps, "semantic_masks")
     Image.new("L", (64, 64), 255).save(maps / "annotations/train/1.png")
-    assert set(opened(maps, "index_maps")[0].target["labels"].unique().tolist()) == {255}
+    assert set(opened(maps, "semantic_masks")[0].target["labels"].unique().tolist()) == {255}
 
 
 def test_a_wrong_map_ends_training_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path, "index_maps")
-    shapes.write_index_maps(tmp_path, "val", 1)
+    write(tmp_path, "semantic_masks")
+    shapes.write_semantic_masks(tmp_path, "val", 1)
     path = tmp_path / "annotations/val/1.png"
     Image.new("L", (64, 64), 9).save(path)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(shapes.dense_recipe(tmp_path, tmp_path / "run", "index_maps")))
+    recipe.write_text(yaml.safe_dump(shapes.dense_recipe(tmp_path, tmp_path / "run", "semantic_masks")))
     with pytest.raises(SystemExit) as caught:
         main(["train", str(recipe), "--device", "cpu", "--progress", "none"])
     assert caught.value.code == 2

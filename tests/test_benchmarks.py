@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
-import subprocess
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,22 +14,23 @@ from typing import Any
 import pytest
 import timm
 import torch
+from processes import environment, run, succeed
 from pyramids import image, randomise, tiny_vit
 
 import piip
 from piip.config import InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.cost.total import find_backbone, naming_parts
+from piip.cost.total import naming_parts
 from piip.ops import native
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-PROGRAMS = sorted(FOLDER.glob("*.py"))
+PROGRAMS = sorted([*FOLDER.glob("*.py"), *(FOLDER.parent / "tools").glob("*.py")])
 WIDTH, PATCH = 32, 16
 
 
 @pytest.fixture(scope="module")
 def benchmarks() -> Any:
     """The modules of the folder, which import each other as programs do."""
-    names = ("speed", "training_step", "common.competitors", "common.floors", "common.measuring")
+    names = ("speed", "training_step", "common.competitors", "common.floors", "common.measuring", "common.progress")
     before = {*sys.modules}
     sys.path.insert(0, str(FOLDER))
     try:
@@ -54,11 +56,74 @@ def pyramid() -> Any:
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
 def test_programs_say_what_they_do(path: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(path), "--help"]
-    where = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=where, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: {path.name}")
+    printed = succeed(*command, cwd=tmp_path, env=environment(PYTHONPATH=str(FOLDER.parent)))
+    assert printed.startswith(f"usage: {path.name}")
+    assert "the next run starts anew" in " ".join(printed.split())
     assert not any(tmp_path.iterdir())
+
+
+STOPPED = """
+import signal, sampling
+measure, asked = sampling.measure, []
+def stop(*arguments):
+    asked.append(arguments)
+    if len(asked) == 3:
+        signal.raise_signal(signal.SIGKILL)
+    return measure(*arguments)
+sampling.measure, sampling.SHAPES = stop, {name: ((2, 2), (2, 2), 1, 4, 1) for name in "abcd"}
+sampling.main()
+"""
+
+
+def test_a_killed_program_leaves_the_rows_measured_so_far(tmp_path: Path) -> None:
+    path = os.pathsep.join([str(FOLDER), str(FOLDER.parent)])
+    command = [sys.executable, "-c", STOPPED, "--repeats", "1", "--dtypes", "f32"]
+    done = run(*command, cwd=tmp_path, env=environment(PYTHONPATH=path))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    seen = json.loads((tmp_path / "out" / "sampling.json").read_text())
+    assert [item["shape"] for item in seen["rows"]] == ["a", "b"]
+    assert not seen["complete"]
+    assert seen["machine"]["torch"] == torch.__version__
+    said = [line.split("] ")[1] for line in done.stderr.splitlines() if " of 4: " in line]
+    assert [line.split(",")[0] for line in said] == ["1 of 4: a", "2 of 4: b"]
+    assert [*(tmp_path / "out").iterdir()] == [tmp_path / "out" / "sampling.json"]
+
+
+def test_training_steps_are_saved_once_timed(
+    benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps: list[bool] = []
+
+    def stop(*_: Any, plain: bool) -> None:
+        steps.append(plain)
+        if len(steps) == 6:  # the second one that counts
+            raise KeyboardInterrupt
+
+    training = benchmarks.training_step
+    monkeypatch.setattr(training, "prepare", lambda name, checkpointing: (pyramid(), image(batch=1)))
+    monkeypatch.setattr(training, "step", stop)
+    monkeypatch.setattr(benchmarks.measuring, "WORTH_A_LINE", -1)
+    results = benchmarks.progress.Results(tmp_path / "rows.json", {})
+    with pytest.raises(KeyboardInterrupt):
+        training.measure(results, ["tsb"], "f32", 3)
+    (kept,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (kept["model"], kept["form"], kept["checkpointing"]) == ("tsb", "piip", False)
+    assert kept["seconds"]["min"] > 0
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 5
+    assert "round 1 of 3: tsb, piip, f32 took" in said[-1]
+
+
+def test_rows_are_replaced_by_key_and_whole_on_disk(benchmarks: Any, tmp_path: Path) -> None:
+    results = benchmarks.progress.Results(tmp_path / "new" / "rows.json", {"machine": "this"})
+    results.put("a", {"seconds": 1})
+    results.put("b", {"seconds": 2})
+    results.put("a", {"seconds": 3})
+    read = json.loads(results.path.read_text())
+    assert read == {"machine": "this", "complete": False, "rows": [{"seconds": 3}, {"seconds": 2}]}
+    results.write()
+    assert json.loads(results.path.read_text())["complete"]
+    assert [*results.path.parent.iterdir()] == [results.path]
 
 
 def row(model: str, form: str, seconds: float, macs: float, **fields: Any) -> dict[str, Any]:
@@ -120,7 +185,7 @@ def test_callables_run_in_turn_and_the_first_round_does_not_count(benchmarks: An
 def test_clocks_read_every_part_and_leave_nothing_behind(benchmarks: Any) -> None:
     model = pyramid()
     clock = benchmarks.measuring.PartClock()
-    with torch.no_grad(), naming_parts(model, find_backbone(model), clock):
+    with torch.no_grad(), naming_parts(model.parts(), clock):
         model(image())
     assert {*clock.seconds} == {"branch 0", "branch 1", "interactions", "merge", "neck"}
     assert all("embed" not in branch.__dict__ for branch in model.branches)

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from pyramids import image, randomise, tiny_vit
+from pyramids import REGNET, image, randomise, tiny_vit
 
 from piip.branches import StagedBranch, ViTBranch, create_network, interaction_points, wrap_network
 from piip.branches.base import even_split, group_ranges
@@ -28,7 +28,7 @@ PLAIN = {
     "vit_small_patch16_dinov3": {**SMALL, "num_heads": 3},
     "vit_small_patch16_rope_mixed_224": {**SMALL, "num_heads": 3},
 }
-STAGED = ("test_resnet", "test_convnext", "test_convnext2", "test_nfnet", "mobilenetv4_conv_small_050", "regnetx_002")
+STAGED = ("test_resnet", "test_convnext", "test_convnext2", "test_nfnet", "mobilenetv4_conv_small_050", REGNET)
 
 
 def branch(config: BranchConfig, groups: int):
@@ -52,7 +52,7 @@ def test_plain_vits_equal_timm_at_any_size(name: str) -> None:
 def test_networks_with_stages_equal_timm_stage_by_stage(name: str) -> None:
     config = BranchConfig(name, 128)
     network = create_network(config)
-    made = wrap_network(network, config, interaction_points(network)).eval()
+    made = wrap_network(network, config, interaction_points(network, config)).eval()
     assert isinstance(made, StagedBranch)
     x = image(96, 160)
     with torch.inference_mode():
@@ -75,14 +75,44 @@ def test_efficientnets_run_the_same_stages_as_timm_reports() -> None:
         torch.testing.assert_close(made(image()).as_map(), lone(image())[-1])
 
 
-def test_swin_has_its_size_and_refuses_others() -> None:
-    made = branch(
-        BranchConfig("swin_tiny_patch4_window7_224", 96, timm_args={"embed_dim": 24, "depths": (1, 1, 1, 1)}), 4
-    )
-    assert made.fixed_size == (96, 96)
-    assert made(image(96, 96)).grid == (3, 3)
-    with pytest.raises(ValueError, match=r"images of \(96, 96\) pixels only, got \(128, 96\)"):
-        made(image(128, 96))
+SMALL_SWIN = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 4)}
+
+
+@pytest.mark.parametrize("network", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_224"])
+def test_swins_take_any_size_and_equal_timm_at_their_own(network: str) -> None:
+    config = BranchConfig(network, 96, timm_args=SMALL_SWIN)
+    made = branch(config, 4)
+    lone = timm.create_model(network, img_size=96, features_only=True, **SMALL_SWIN).eval()
+    lone.load_state_dict(dict(zip(lone.state_dict(), made.state_dict().values(), strict=True)))
+    with torch.inference_mode():
+        theirs = lone(image(96, 96))[-1]
+        ours = made(image(96, 96)).as_map()
+        torch.testing.assert_close(ours, theirs if theirs.shape == ours.shape else theirs.permute(0, 3, 1, 2))
+        assert made(image(128, 224)).grid == (4, 7)
+    assert made.fixed_size is None
+
+
+def test_maxvit_takes_multiples_of_its_size() -> None:
+    args = {"embed_dim": (32, 32, 32, 64), "depths": (1, 1, 1, 1)}
+    made = branch(BranchConfig("maxvit_rmlp_pico_rw_256", 64, timm_args=args), 4)
+    assert made.stride == 64
+    with torch.inference_mode():
+        assert made(image(128, 64)).grid == (4, 2)
+
+
+def test_networks_of_one_size_refuse_others() -> None:
+    args = {"embed_dim": (8, 8, 16, 16), "depths": (1, 1, 1, 1)}
+    made = branch(BranchConfig("coatnet_nano_rw_224", 64, timm_args=args), 4)
+    assert made.fixed_size == (64, 64)
+    with pytest.raises(ValueError, match=r"images of \(64, 64\) pixels only, got \(128, 64\)"):
+        made(image(128, 64))
+
+
+@pytest.mark.parametrize("network", ["hiera_tiny_224", "levit_128s", "xcit_nano_12_p16_224"])
+def test_networks_that_cannot_be_cut_are_refused_in_one_sentence(network: str) -> None:
+    with pytest.raises(ValueError, match=r"is neither a plain ViT nor a network that timm can cut into stages") as info:
+        create_network(BranchConfig(network, 224))
+    assert "\n" not in str(info.value)
 
 
 @pytest.mark.parametrize("padding", ["before_qkv", "after_qkv"])

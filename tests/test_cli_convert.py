@@ -6,21 +6,21 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import environment, run
 from published import MODEL, loaded_state, register, same
 
 from piip.checkpoints import build_released, official_shapes
 from piip.checkpoints.convert import bytes_bar
+from piip.cli import main
 from piip.cli.help import conversion_examples
-from piip.cli.main import main
 from piip.serialization.load import load_model
-from piip.zoo.create import list_models
+from piip.zoo import list_models
 
 ROOT = Path(__file__).resolve().parents[1]
 CASE = "det3_deit_global_square"
@@ -57,10 +57,7 @@ def test_a_real_model_from_a_real_process(tmp_path: Path) -> None:
     state = {key: torch.randn(shape, generator=generator).bfloat16() for key, shape in shapes.items()}
     torch.save({"state_dict": {f"backbone.{key}": value for key, value in state.items()}}, tmp_path / "file.pth")
     arguments = ["convert", "file.pth", "out", "--model", name, "--max-shard-size", "60MB"]
-    done = subprocess.run(
-        [sys.executable, "-m", "piip", *arguments],
-        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = run(sys.executable, "-m", "piip", *arguments, cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     model = load_model(tmp_path / "out", dtype="bf16")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import succeed
 from published import MODEL, convert, loaded_state, register, register_config, same
 from safetensors.torch import save_file
 
@@ -23,11 +23,12 @@ from piip.checkpoints.identify import most_alike
 from piip.checkpoints.sources import own_facts, whole_model
 from piip.checkpoints.unwrapping import find_weights
 from piip.config import HeadConfig
-from piip.inference.dense_predictor import DensePredictor
-from piip.serialization.load import load_model, read_description
-from piip.serialization.meta_device import without_values
+from piip.device import without_values
+from piip.inference.dense_predictor import load_dense_predictor
+from piip.serialization.description import read_description
+from piip.serialization.load import load_model
 from piip.serialization.weights import open_weights
-from piip.zoo.create import list_models, model_config, published_results
+from piip.zoo import list_models, model_config, published_results
 from piip.zoo.registry import PUBLISHED
 
 OTHER = "piip_tsb_1120_896_448.deit3_coco_mask_rcnn"
@@ -165,10 +166,10 @@ def test_whole_detectors_and_segmentors_predict_with_the_published_settings(
     assert not done.left_out
     assert not done.initial
     assert f"of {classes} classes" in (tmp_path / "out" / "README.md").read_text()
-    predictor = DensePredictor(tmp_path / "out")
+    predictor = load_dense_predictor(tmp_path / "out")
     assert len(predictor.classes) == classes
-    assert predictor.views.config.resize == "official"
-    assert predictor.views.config.reduce_zero_label == (head == "upernet")
+    assert predictor.tta.config.resize == "official"
+    assert predictor.tta.config.reduce_zero_label == (head == "upernet")
     (found,) = predictor.predict([Image.new("RGB", (70, 50), "red")])
     if head == "upernet":
         assert found.labels.shape == (50, 70)
@@ -210,11 +211,11 @@ def test_a_directory_is_only_replaced_by_the_same_model(tmp_path: Path, monkeypa
         convert(state, tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="exists and is no converted model"):
+    with pytest.raises(ValueError, match="exists and is not a converted model"):
         convert(state, tmp_path, out="full")
-    with pytest.raises(ValueError, match="exists and is no converted model"):
+    with pytest.raises(ValueError, match="exists and is not a converted model"):
         convert(state, tmp_path, out="file.pth")
-    with pytest.raises(ValueError, match="is a model of piip already"):
+    with pytest.raises(ValueError, match="is already a piip model"):
         convert_checkpoint(tmp_path / "out", tmp_path / "again", model=MODEL)
 
 
@@ -257,10 +258,10 @@ def test_wrong_files_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     message = str(caught.value)
     assert "interactions: 1 missing: interactions.0.interaction_units_23.branch2to1_proj.weight" in message
     assert "w1 is (2,), expected ()" in message
-    assert "No known model is nearer: the file may be damaged" in message
-    with pytest.raises(ValueError, match="No known model is nearer"):
+    assert "No known model is more similar: the file may be damaged" in message
+    with pytest.raises(ValueError, match="No known model is more similar"):
         convert_checkpoint(tmp_path / "file.pth", tmp_path / "out", model="small_record")
-    with pytest.raises(ValueError, match="looks like none of the known models"):
+    with pytest.raises(ValueError, match="is not similar to any known model"):
         convert({"fc.weight": torch.zeros(2)}, tmp_path)
 
 
@@ -301,11 +302,11 @@ def test_other_numbers_of_branches_are_named(tmp_path: Path, monkeypatch: pytest
 def test_likeness_is_a_share_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     state = register(monkeypatch, CASE)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    assert most_alike(shapes, [MODEL]).share == 1
+    assert most_alike(shapes, [MODEL]).fraction == 1
     changed = {**shapes, "w1": (3,)}
     alike = most_alike(changed, [MODEL])
     assert alike.names == (MODEL,)
-    assert 0.9 < alike.share < 1
+    assert 0.9 < alike.fraction < 1
     assert most_alike({"branch7.a": (1,)}, [MODEL]).names == ()
 
 
@@ -348,8 +349,8 @@ from piip.checkpoints.unwrapping import find_weights
 from piip.checkpoints.sources import own_facts, whole_model
 from piip.checkpoints.unwrapping import find_weights
 from piip.checkpoints.convert import convert_checkpoint
-from piip.serialization.meta_device import without_values
-from piip.serialization.meta_device import without_values
+from piip.device import without_values
+from piip.device import without_values
 from piip.serialization.load import load_model
 NAME = "single_b_1024.deit3_coco_mask_rcnn"
 
@@ -392,8 +393,7 @@ def test_the_weights_are_never_in_memory_twice(tmp_path: Path) -> None:
     code = MEASURE.format(
         tests=str(Path(__file__).parents[1]), file=str(tmp_path / "file.pth"), out=str(tmp_path / "out")
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    converting, loading = (float(line) for line in done.stdout.split())
+    converting, loading = (float(line) for line in succeed(sys.executable, "-c", code).split())
     assert size > 300
     assert converting < 100  # MiB: the largest tensors, not the model
     assert loading < 1.3 * size + 50

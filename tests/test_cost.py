@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from pyramids import image, tiny_vit
+from pyramids import REGNET, image, tiny_vit
 from torch.utils.flop_counter import FlopCounterMode
 
 import piip
 from piip.checkpoints import build_released
 from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.cost.estimate import format_table
-from piip.serialization.meta_device import without_values
+from piip.cost import format_table
+from piip.device import without_values
 
 RELEASED = json.loads((Path(__file__).parent / "data" / "released_models.json").read_text())
 
@@ -78,7 +78,7 @@ def test_merge_and_neck_equal_closed_forms(kind: str) -> None:
     assert report.without("neck").macs == report.macs - report.parts["neck"].macs
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "regnetx_002"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", REGNET])
 def test_convolutional_networks_equal_pytorchs_counter(name: str) -> None:
     config = ModelConfig((BranchConfig(name, 128),), merge=MergeConfig("none"))
     model = piip.build_model(config).eval()
@@ -177,7 +177,7 @@ def test_table_names_branches_and_totals() -> None:
     ("arguments", "message"),
     [
         ({"model_or_name": "piip_tsb_368_192_127.deit1_in1k"}, "Did you mean: piip_tsb_368_192_128.deit1_in1k"),
-        ({"rule": "real"}, "expected 'total' or 'paper'"),
+        ({"rule": "real"}, "expected one of total, paper"),
         ({"image_size": 0}, "expected positive pixels"),
         ({"rule": "paper", "image_size": 96}, "nominal 128 pixels only"),
     ],

@@ -1,148 +1,149 @@
-"""The demo on a stand-in model, and the shipped assets against what the repository says about them."""
+"""The demo: every task on its shipped images and on the user's own; assets against what the repository says of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import warnings
-from functools import partial
+import re
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import piip
-from piip.cli.main import main
-from piip.config import BranchConfig, HeadConfig, InteractionConfig, ModelConfig
-from piip.demo import ASSETS, run_demo
-from piip.demo.figure import ticks, wrap
-from piip.demo.results import read_recorded
-from piip.serialization.load import save_model
+from piip.cli import main
+from piip.config import ModelConfig
+from piip.demo import ASSETS, TASKS, run_demo
+from piip.inference.predictions import SemanticPrediction
+from piip.recipe import Recipe, load_recipe
+from piip.serialization.description import read_description
 
-CLASSES = ["water", "evergreen_broadleaf_forest", "snow_and_ice"]
-
-
-def tiny_config() -> ModelConfig:
-    sizes = [(32, 48), (64, 24)]
-    branches = tuple(
-        BranchConfig("vit_tiny_patch16_224", size, timm_args={"embed_dim": width, "depth": 2, "num_heads": 3})
-        for size, width in sizes
-    )
-    head = HeadConfig("pooled", num_classes=len(CLASSES))
-    return ModelConfig(branches, InteractionConfig(count=2, num_heads=2), head=head)
+ROOT = Path(__file__).resolve().parents[1]
+DENSE = ("instances", "segmentation")
 
 
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like the shipped one, with an untrained model."""
-    folder = tmp_path_factory.mktemp("assets")
-    torch.manual_seed(0)
-    save_model(
-        piip.build_model(tiny_config()),
-        folder / "model",
-        {"classes": CLASSES, "transform": {"input_size": 64, "crop_pct": 1.0}},
-        dtype="bf16",
-    )
-    rows = []
-    (folder / "images").mkdir()
-    for index in range(7):
-        name = CLASSES[index % len(CLASSES)]
-        pixels = np.random.default_rng(index).integers(0, 256, (128, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{index}.jpg")
-        rows.append({"file": f"{index}.jpg", "class": name, "index": index % len(CLASSES), "top": 0, "left": 0})
-    (folder / "images" / "labels.json").write_text(json.dumps(rows))
-    models = [
-        {"name": name, "recipe": f"{name}.yaml", "seed": 0, "test_top1": top1, "mean_class_top1": top1 - 0.02,
-         "macs": macs, "params": 10**6, "notes": "further fields are allowed"}
-        for name, top1, macs in (("piip", 0.78, 300e6), ("single", 0.76, 700e6), ("equal", 0.785, 1300e6))
-    ]  # fmt: skip
-    (folder / "results.json").write_text(json.dumps(models))
-    return folder
+def recorded(task: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((TASKS[task].assets / "results.json").read_text())
+    return rows
 
 
-def test_demo_classifies_and_draws(assets: Path, tmp_path: Path) -> None:
-    report = run_demo(tmp_path / "made" / "demo.png", assets=assets, device="cpu")
-    assert report.labelled == 7
-    assert 0 <= report.correct <= 7
-    assert report.seconds_per_image > 0
-    assert report.cost.macs == piip.estimate_cost(tiny_config()).macs
-    assert [model.name for model in report.models] == ["piip", "single", "equal"]
-    with Image.open(tmp_path / "made" / "demo.png") as sheet:
+def known(task: str) -> dict[str, dict[str, Any]]:
+    values: dict[str, dict[str, Any]] = json.loads((TASKS[task].assets / "truth.json").read_text())
+    return values
+
+
+def test_nuclei_are_counted_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["demo", "--out", str(tmp_path / "nuclei.png"), "--json", "--device", "cpu"])
+    report = json.loads(capsys.readouterr().out)
+    counted = [image for image in report["images"] if image["target"] is not None]
+    assert len(counted) >= 4
+    for image in counted:  # a count, not a measure: that is in the model card
+        assert 0.4 * image["target"] < image["found"] < 1.8 * image["target"], image
+        assert "score >= 0.5" in image["text"]
+    assert any("ihc" in image["path"] for image in report["images"])
+    piip_row, single = report["models"]
+    assert piip_row["macs"] < single["macs"]
+    assert min(piip_row["seconds"], single["seconds"]) > 0
+    with Image.open(tmp_path / "nuclei.png") as sheet:
         assert sheet.width > 1000
-    values = json.loads(json.dumps(report.to_dict()))
-    assert values["top1"] == report.correct / 7
-    assert values["pictures"][0]["truth"] == "water"
 
 
-def test_demo_command_prints(
-    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("piip.demo.run_demo", partial(run_demo, assets=assets))
-    out = str(tmp_path / "demo.png")
-    main(["demo", "--task", "classification", "--out", out])
+def test_every_pixel_has_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["demo", "--task", "segmentation", "--out", str(tmp_path / "cover.png"), "--device", "cpu"])
     printed = capsys.readouterr().out
-    assert "Held-out top-1" in printed
+    assert "Accuracy on the included images" in printed
     assert "single" in printed
-    main(["demo", "--task", "classification", "--out", out, "--json"])
-    assert json.loads(capsys.readouterr().out)["labelled"] == 7
-    own = [str(assets / "images" / name) for name in ("0.jpg", "1.jpg")]
-    main(["demo", "--task", "classification", "--out", out, "--image", *own])
-    assert "Your pictures" in capsys.readouterr().out
+    assert (tmp_path / "cover.png").is_file()
 
 
-def test_demo_takes_pictures_of_the_user(assets: Path, tmp_path: Path) -> None:
-    own = tmp_path / "holiday.png"
-    Image.new("L", (300, 90), 128).save(own)
-    report = run_demo(tmp_path / "demo.png", images=[str(own)], assets=assets, device="cpu")
-    assert report.to_dict()["top1"] is None
-    assert report.pictures[0].truth is None
-    assert len(report.pictures[0].prediction.top) == 3
-    assert (tmp_path / "demo.png").is_file()
+def test_images_are_classified_as_often_right_as_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shipped images are evenly many per class, so the mean over classes is the number to compare with."""
+    main(["demo", "--task", "classification", "--out", str(tmp_path / "demo.png"), "--device", "cpu", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    expected = recorded("classification")[0]["scores"]["mean_class"]
+    count = len(report["images"])
+    spread = (report["accuracy"] * (1 - report["accuracy"]) / count) ** 0.5
+    assert abs(report["accuracy"] - expected) < max(4 * spread, 0.05)
+    assert [model["name"] for model in report["models"]] == ["piip", "single", "equal"]
 
 
-def test_missing_files_are_named(assets: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_images_of_the_user(task: str, tmp_path: Path) -> None:
+    own, turned = tmp_path / "holiday.jpg", Image.Exif()
+    turned[274] = 6  # stored on its side
+    Image.new("L", (90, 70), 128).save(own, exif=turned)
+    report = run_demo(task, tmp_path / "made" / "own.png", images=[str(own)], device="cpu")
+    assert [(image.result.target, image.result.accuracy, image.size) for image in report.images] == [
+        (None, None, (90, 70))
+    ]
+    assert report.accuracy is None
+    assert (tmp_path / "made" / "own.png").is_file()
+    with pytest.raises(ValueError, match="not an image file"):
+        run_demo(task, tmp_path / "own.png", images=["nowhere.jpg"])
     with pytest.raises(ValueError, match="no demo model"):
-        run_demo(tmp_path / "demo.png", assets=tmp_path)
-    with pytest.raises(ValueError, match="no image file"):
-        run_demo(tmp_path / "demo.png", images=["nowhere.jpg"], assets=assets)
-    (tmp_path / "results.json").write_text('[{"name": "piip"}]')
-    with pytest.raises(ValueError, match=r"'piip'.*recipe"):
-        read_recorded(tmp_path / "results.json")
+        run_demo(task, tmp_path / "own.png", assets=tmp_path)
 
 
-def test_ticks_are_round_and_cover() -> None:
-    assert ticks(0, 1.56) == [0, 0.5, 1.0, 1.5, 2.0]
-    assert ticks(74.2, 80.1) == [74, 75, 76, 77, 78, 79, 80, 81]
+def test_land_cover_has_natural_colours_and_a_legend() -> None:
+    about = read_description(TASKS["segmentation"].assets / "model")
+    labels = torch.arange(10).repeat_interleave(10).view(10, 10)
+    prediction = SemanticPrediction(None, about["classes"], labels, about["palette"])
+    water = prediction.colours()[about["classes"].index("water")]
+    assert water.argmax() == 2, "water is blue"
+    legend = prediction.legend()
+    shown = {colour for _, colour in legend.getcolors(10**6) or ()}
+    assert {tuple(colour) for colour in about["palette"]} <= shown
 
 
-def test_long_names_take_two_lines() -> None:
-    assert wrap("water", 120) == ["water"]
-    assert wrap("evergreen_broadleaf_forest", 140) == ["evergreen broadleaf", "forest"]
+@pytest.mark.parametrize("task", TASKS)
+def test_shipped_weights_are_small_and_described(task: str) -> None:
+    folder = TASKS[task].assets
+    assert (folder / "model" / "model.safetensors").stat().st_size <= 15_000_000
+    assert (folder / "MODEL_CARD.md").is_file()
+    assert {*known(task)} <= {path.name for path in (folder / "images").iterdir()}
 
 
-def test_shipped_weights_are_small() -> None:
-    assert (ASSETS / "model" / "model.safetensors").stat().st_size <= 10_000_000
-    assert (ASSETS / "MODEL_CARD.md").is_file()
+@pytest.mark.parametrize("task", DENSE)
+def test_shipped_models_are_those_of_their_recipes(task: str) -> None:
+    """Card and README repeat what was recorded."""
+    folder, (first, single) = TASKS[task].assets, recorded(task)
+    about = read_description(folder / "model")
+    recipe = load_recipe(ROOT / first["recipe"])
+    assert ModelConfig.from_dict(about["model"]) == recipe.model_config(num_classes=len(about["classes"]))
+    ran = Recipe.from_dict(about["recipe"])
+    assert (ran.optim, ran.schedule) == (recipe.optim, recipe.schedule)
+    assert dataclasses.replace(ran.data.dense, mean=None, std=None) == recipe.data.dense
+    card = (folder / "MODEL_CARD.md").read_text()
+    for score in first["scores"].values():
+        assert f"{score:.1%}" in card
+    for config in (about["model"], single["model"]):
+        macs = piip.estimate_cost(ModelConfig.from_dict(config), image_size=TASKS[task].side).macs
+        assert f"{macs / 1e9:.2f} G" in card
 
 
 def test_recorded_costs_are_those_of_the_recipes() -> None:
-    from piip.recipe import load_recipe
-    from piip.training.setup import recipe_model_config
-
-    models = read_recorded(ASSETS / "results.json")
-    assert [model.name for model in models] == ["piip", "single", "equal"]
+    models = recorded("classification")
+    assert [model["name"] for model in models] == ["piip", "single", "equal"]
     for model in models:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            cost = piip.estimate_cost(recipe_model_config(load_recipe(Path(__file__).parents[1] / model.recipe)))
-        assert (cost.macs, cost.params) == (model.macs, model.params), model.name
+        config = load_recipe(ROOT / model["recipe"]).model_config(num_classes=10)
+        cost = piip.estimate_cost(config)
+        assert (cost.macs, cost.params) == (model["macs"], model["params"]), model["name"]
+        if model["name"] != "piip":
+            assert ModelConfig.from_dict(model["model"]) == config
+    assert TASKS["classification"].assets == ASSETS
 
 
-def test_shipped_model_is_right_as_often_as_recorded(tmp_path: Path) -> None:
-    """Shipped pictures are evenly many a class, so the mean over classes is the number to compare with."""
-    report = run_demo(tmp_path / "demo.png", device="cpu")
-    recorded = next(model for model in report.models if model.name == "piip")
-    share = report.correct / report.labelled
-    spread = (share * (1 - share) / report.labelled) ** 0.5
-    assert abs(share - recorded.mean_class_top1) < max(4 * spread, 0.05)
+def test_the_readme_repeats_the_scores() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert not re.search(r"@\w+@", readme)
+    shown = {
+        "instances": ("mask_ap", "mask_ap50", "box_ap"),
+        "segmentation": ("miou", "aacc"),
+        "classification": ["top1"],
+    }
+    for task, names in shown.items():
+        scores = recorded(task)[0]["scores"]
+        for name in names:
+            assert re.search(rf"{100 * scores[name]:.1f}\b", readme), (task, name)

@@ -1,4 +1,4 @@
-"""Instances in COCO format, index maps, and how pictures and truths are prepared together."""
+"""Instances in COCO format, semantic masks, and how pictures and truths are prepared together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from piip.data.coco import CocoInstances
 from piip.data.collate import DenseTransform, PadTogether, reduce_zero_label
-from piip.data.semantic_masks import IndexMaps
+from piip.data.semantic_masks import SemanticMasks
 from piip.data.sources.near_duplicates import group_similar
 from piip.data.sources.nuclei import convert_nuclei, split_groups
 from piip.data.transforms.dense import DenseTransformConfig, resized_shape
@@ -41,7 +41,7 @@ def test_masks_fill_their_boxes_from_polygons_and_run_lengths(coco) -> None:
     data = opened(root)
     assert data.classes == ["box", "disc"]
     for index in range(len(data)):
-        truth = data.read_truth(index, data.shapes[index])
+        truth = data.read_target(index, data.shapes[index])
         assert len(truth["boxes"]) == sum(entry["image_id"] == index + 1 for entry in content["annotations"])
         for box, mask in zip(truth["boxes"], truth["masks"], strict=True):
             rows, columns = mask.nonzero().T
@@ -51,15 +51,15 @@ def test_masks_fill_their_boxes_from_polygons_and_run_lengths(coco) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["annotations"][1].update(id=c["annotations"][0]["id"]), "stands more than once in annotations"),
-        (lambda c: c["images"][1].update(id=1), "the id 1 stands more than once in images"),
+        (lambda c: c["annotations"][1].update(id=c["annotations"][0]["id"]), "occurs more than once in annotations"),
+        (lambda c: c["images"][1].update(id=1), "the id 1 occurs more than once in images"),
         (
             lambda c: c["annotations"][2].update(category_id=7),
-            r"annotations\[2\] \(id 3\) has the unknown category_id 7",
+            r"annotations\[2\] \(id 3\) has an unknown category_id 7",
         ),
         (lambda c: c["annotations"][0].update(image_id=99), "unknown image_id 99"),
         (lambda c: c["annotations"][3].pop("bbox"), r"annotations\[3\] has no field 'bbox'"),
-        (lambda c: c["images"][0].update(file_name="gone.png"), "images that are not there: .*gone.png"),
+        (lambda c: c["images"][0].update(file_name="gone.png"), "images in .* are missing: .*gone.png"),
         (lambda c: c.pop("categories"), "no list 'categories'"),
     ],
 )
@@ -74,7 +74,7 @@ def test_missing_and_broken_files_are_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="There is no annotation file"):
         opened(tmp_path)
     (tmp_path / "train.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON file"):
+    with pytest.raises(ValueError, match="is not a JSON file"):
         opened(tmp_path)
     (tmp_path / "train.json").write_text("[]")
     with pytest.raises(ValueError, match="holds a list"):
@@ -83,7 +83,7 @@ def test_missing_and_broken_files_are_explained(tmp_path: Path) -> None:
 
 def test_odd_annotations_are_clipped_left_out_or_kept_for_evaluation(coco, caplog: pytest.LogCaptureFixture) -> None:
     root, content = coco
-    before = len(opened(root).read_truth(0, (64, 96))["boxes"])
+    before = len(opened(root).read_target(0, (64, 96))["boxes"])
     first = {"image_id": 1, "category_id": 10, "iscrowd": 0}
     content["annotations"] += [
         {**first, "id": 901, "bbox": [90, 60, 20, 20]},  # reaches outside
@@ -93,15 +93,15 @@ def test_odd_annotations_are_clipped_left_out_or_kept_for_evaluation(coco, caplo
     ]
     content["images"].append({"id": 50, "file_name": "1.png", "height": 64, "width": 96})  # without objects
     data = opened(root, content)
-    truth = data.read_truth(0, (64, 96))
+    truth = data.read_target(0, (64, 96))
     assert len(truth["boxes"]) == before + 1
     assert truth["boxes"][-1].tolist() == [90, 60, 96, 64]
     assert int(truth["masks"][-1].sum()) == 24  # a box without segmentation is its own mask
-    assert "2 annotations have boxes without area" in caplog.text
+    assert "2 annotations without box area" in caplog.text
     assert "902, 903" in caplog.text
     assert len(data) == 5
     assert len(opened(root, train=True)) == 4
-    assert data.read_truth(4, (64, 96))["masks"].shape == (0, 64, 96)
+    assert data.read_target(4, (64, 96))["masks"].shape == (0, 64, 96)
 
 
 def test_pictures_of_another_size_than_the_file_says_are_named(coco) -> None:
@@ -109,11 +109,11 @@ def test_pictures_of_another_size_than_the_file_says_are_named(coco) -> None:
     Image.new("RGB", (64, 96)).save(root / "train" / "1.png")
     data = opened(root)
     data.transform = DenseTransform(DenseTransformConfig(**PLAIN), train=False)
-    with pytest.raises(ValueError, match=r"1.png is 96x64 .* says 64x96. It was annotated as stored"):
+    with pytest.raises(ValueError, match=r"1.png is 96x64 .* has 64x96. Its annotations ignore the EXIF"):
         data[0]
     skipping = opened(root, on_error="skip")
     skipping.transform = data.transform
-    assert skipping[0].place == 1
+    assert skipping[0].position == 1
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "CMYK", "L", "P", "I;16", "LA"])
@@ -157,8 +157,8 @@ def test_batches_are_padded_at_the_right_and_bottom(coco) -> None:
     data.transform = DenseTransform(DenseTransformConfig(**PLAIN), train=False)
     batch = PadTogether(32)([data[0], data[1]])
     assert batch.image.shape == (2, 3, 96, 96)
-    assert batch.frames[0].size == (64, 96)
-    assert batch.frames[1].batch == (96, 96)
+    assert batch.image_infos[0].size == (64, 96)
+    assert batch.image_infos[1].batch == (96, 96)
     assert not batch.image[0, :, 64:].any()
     assert batch.targets[0]["masks"].shape[1:] == (96, 96)
     assert batch.indices == [0, 1]
@@ -190,24 +190,24 @@ def test_official_resize_is_bilinear_without_antialiasing() -> None:
     assert resize_like_opencv(picture, (50, 61)) is picture
 
 
-def test_index_maps_are_read_and_reduced(tmp_path: Path) -> None:
-    shapes.write_index_maps(tmp_path, "train", 2)
-    data = IndexMaps(tmp_path / "annotations/train", tmp_path / "images/train")
+def test_semantic_masks_are_read_and_reduced(tmp_path: Path) -> None:
+    shapes.write_semantic_masks(tmp_path, "train", 2)
+    data = SemanticMasks(tmp_path / "annotations/train", tmp_path / "images/train")
     assert data.classes == ["box", "disc"]
-    labels = data.read_truth(0, (64, 64))["labels"]
+    labels = data.read_target(0, (64, 64))["labels"]
     assert set(labels.unique().tolist()) <= {0, 1, 2}
     reduced = reduce_zero_label(torch.tensor([0, 1, 2, 255]))
     assert reduced.tolist() == [255, 0, 1, 255]
     with pytest.raises(ValueError, match="its image"):
-        data.read_truth(0, (64, 65))
+        data.read_target(0, (64, 65))
     (tmp_path / "annotations/train/2.png").unlink()
-    with pytest.raises(ValueError, match="1 of 2 index maps are missing"):
-        IndexMaps(tmp_path / "annotations/train", tmp_path / "images/train")
+    with pytest.raises(ValueError, match="1 of 2 semantic masks are missing"):
+        SemanticMasks(tmp_path / "annotations/train", tmp_path / "images/train")
     (tmp_path / "classes.txt").unlink()
     shapes.draw_shapes(0, (64, 64))
     (tmp_path / "annotations/train/2.png").write_bytes((tmp_path / "annotations/train/1.png").read_bytes())
-    with pytest.raises(ValueError, match="Nothing names the classes"):
-        IndexMaps(tmp_path / "annotations/train", tmp_path / "images/train")
+    with pytest.raises(ValueError, match=r"class names of .* are unknown"):
+        SemanticMasks(tmp_path / "annotations/train", tmp_path / "images/train")
 
 
 def test_similar_pictures_and_tiles_stay_together() -> None:
@@ -239,7 +239,7 @@ def test_the_nuclei_archive_becomes_a_coco_set(tmp_path: Path) -> None:
     report = convert_nuclei(archive, tmp_path / "out")
     assert sum(split["images"] for split in report.values()) == 8
     data = CocoInstances(tmp_path / "out/train.json", tmp_path / "out/images", train=True)
-    truth = data.read_truth(0, data.shapes[0])
+    truth = data.read_target(0, data.shapes[0])
     assert data.classes == ["nucleus"]
     assert len(truth["boxes"]) > 0
     with pytest.raises(ValueError, match="is not empty"):
@@ -252,7 +252,7 @@ def test_the_nuclei_archive_becomes_a_coco_set(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"crop": 0}, "crop is 0"),
-        ({"scale_jitter": (2.0, 1.0)}, "rising range"),
+        ({"scale_jitter": (2.0, 1.0)}, "increasing range"),
         ({"hflip": 1.5}, "probability"),
         ({"resize": "area"}, "expected one of plain, official"),
         ({"train_short_sides": (0,)}, "train_short_sides"),

@@ -13,12 +13,12 @@ import torch
 import yaml
 from PIL import Image
 
-from piip.cli.main import main
+from piip.cli import main
 from piip.data.coco import CocoInstances, read_coco
 from piip.evaluation.dense import evaluate_dense
 from piip.evaluation.metrics.coco import score_results, to_results
-from piip.evaluation.metrics.semantic import ClassOverlap
-from piip.inference.dense_predictor import DensePredictor
+from piip.evaluation.metrics.semantic import SemanticMetric
+from piip.inference.dense_predictor import load_dense_predictor
 from piip.recipe import Recipe
 from piip.training.run_folder import read_history
 from piip.training.train import train
@@ -37,8 +37,8 @@ def instance_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def semantic_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("semantic")
     for split, count in (("train", 6), ("val", 2)):
-        shapes.write_index_maps(root, split, count, seed=count)
-    train(Recipe.from_dict(shapes.dense_recipe(root, root / "run", "index_maps")), device="cpu", progress="none")
+        shapes.write_semantic_masks(root, split, count, seed=count)
+    train(Recipe.from_dict(shapes.dense_recipe(root, root / "run", "semantic_masks")), device="cpu", progress="none")
     return root, root / "run"
 
 
@@ -50,11 +50,11 @@ def test_a_detector_is_trained_evaluated_and_written(instance_run, capsys: pytes
     main([*command, "--workers", "0", "--device", "cpu", "--out", str(root / "found"), "--json"])
     report = json.loads(capsys.readouterr().out)
     assert report["images"] == 3
-    assert report["detections"] == [1, 10, 100]
+    assert report["max_detections"] == [1, 10, 100]
     last = [row for row in history if "val/mask_ap" in row][-1]
     assert report["mask_ap"] == pytest.approx(last["val/mask_ap"], abs=1e-6)
     results = json.loads((root / "found" / "results.json").read_text())
-    again = score_results(read_coco(root / "val.json"), results, counter="pycocotools")
+    again = score_results(read_coco(root / "val.json"), results, backend="pycocotools")
     assert again["mask_ap"] == pytest.approx(report["mask_ap"], abs=1e-9)
     main([*command, "--workers", "0", "--device", "cpu"])
     assert "mask_ap50" in capsys.readouterr().out
@@ -98,10 +98,10 @@ def test_masks_are_counted_against_the_boxes_of_files_without_outlines(tmp_path:
     data = CocoInstances(tmp_path / "val.json", tmp_path / "val")
     results = []
     for index, image_id in enumerate(data.image_ids):
-        truth = data.read_truth(index, data.shapes[index])
+        truth = data.read_target(index, data.shapes[index])
         results += to_results({**truth, "scores": torch.ones(len(truth["labels"]))}, image_id, data.category_ids)
-    for counter in ("faster-coco-eval", "pycocotools"):
-        assert score_results(bare, results, counter=counter)["mask_ap"] == pytest.approx(1)
+    for backend in ("faster-coco-eval", "pycocotools"):
+        assert score_results(bare, results, backend=backend)["mask_ap"] == pytest.approx(1)
 
 
 def test_classes_of_pixels_are_trained_evaluated_and_written(semantic_run, tmp_path: Path, capsys) -> None:
@@ -161,16 +161,16 @@ def test_a_folder_that_is_no_dense_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model": {}}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="expected a trained dense model"):
-        DensePredictor(tmp_path)
+        load_dense_predictor(tmp_path)
 
 
-def test_both_counters_agree_and_perfect_results_score_one(tmp_path: Path) -> None:
+def test_both_backends_agree_and_perfect_results_score_one(tmp_path: Path) -> None:
     content = shapes.write_coco(tmp_path, "val", 4)
     data = CocoInstances(tmp_path / "val.json", tmp_path / "val")
     results = []
     generator = torch.Generator().manual_seed(0)
     for index, image_id in enumerate(data.image_ids):
-        truth = data.read_truth(index, data.shapes[index])
+        truth = data.read_target(index, data.shapes[index])
         scores = torch.rand(len(truth["labels"]), generator=generator)
         results += to_results({**truth, "scores": scores}, image_id, data.category_ids)
     perfect = score_results(content, results)
@@ -178,16 +178,16 @@ def test_both_counters_agree_and_perfect_results_score_one(tmp_path: Path) -> No
     assert perfect["box_ap"] == pytest.approx(1)
     worse = [{**row, "bbox": [row["bbox"][0] + 3, *row["bbox"][1:]]} for row in results[:-2]]
     fast = score_results(content, worse)
-    slow = score_results(content, worse, counter="pycocotools")
+    slow = score_results(content, worse, backend="pycocotools")
     assert fast == pytest.approx(slow, abs=1e-9)
     assert 0 < fast["box_ap"] < 1
     assert score_results(content, [])["mask_ap"] == 0
-    few = score_results(content, results, detections=(1, 1, 1))
+    few = score_results(content, results, max_detections=(1, 2, 3), headline=0)
     assert few["mask_ap"] < 1
     wrong = (
-        ({"counter": "mine"}, "expected one of"),
-        ({"detections": (3, 2, 1)}, "rising limits"),
-        ({"kinds": ["point"]}, "expected box or mask"),
+        ({"backend": "mine"}, "expected one of"),
+        ({"max_detections": (3, 2, 1)}, "increasing limits"),
+        ({"iou_types": ["point"]}, "expected box or mask"),
     )
     for options, message in wrong:
         with pytest.raises(ValueError, match=message):
@@ -195,11 +195,11 @@ def test_both_counters_agree_and_perfect_results_score_one(tmp_path: Path) -> No
 
 
 def test_overlap_of_classes_counts_totals_and_leaves_out_unknown_pixels() -> None:
-    overlap = ClassOverlap(3)
+    overlap = SemanticMetric(3)
     overlap.add(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 1, 255]]))
     scores = overlap.scores()
     assert scores == pytest.approx({"miou": (1 / 2 + 1 / 2) / 2, "aacc": 2 / 3, "macc": (1 + 1 / 2) / 2})
-    assert torch.isnan(overlap.class_overlap()[2])
+    assert torch.isnan(overlap.class_iou()[2])
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes" / "instances").glob("*.yaml")))

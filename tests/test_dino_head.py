@@ -14,19 +14,19 @@ from torch import Tensor
 
 from piip.build import build_model
 from piip.checkpoints import build_official_head, load_official, official_shapes
-from piip.checkpoints.heads import OfficialHead, frame_of
+from piip.checkpoints.heads import OfficialHead, image_info_of
 from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.heads.dino.boxes import generalized_iou, inverse_sigmoid
 from piip.heads.dino.denoising import NoiseLayout, draw_noise
 from piip.heads.dino.head import Decoded, DINOHead
 from piip.heads.dino.losses import mean_count
-from piip.heads.dino.matching import assign, match
+from piip.heads.dino.matching import match
 from piip.heads.dino.neck import ChannelMapper
 from piip.heads.dino.selection import cell_boxes
 from piip.heads.dino.tokens import LevelTokens, cell_references, flatten_levels
 from piip.heads.dino.transformer import LayerSizes
-from piip.heads.image_info import ImageFrame
 from piip.models import PIIPDenseModel
+from piip.structures import ImageInfo
 
 CASES = ["dino_s1", "dino_s2"]
 SIZES = LayerSizes(embed_dim=64, hidden_dim=48)  # wide enough for norms of maps with one cell
@@ -56,7 +56,7 @@ def trace(request: pytest.FixtureRequest) -> Trace:
     load_official(head, golden_heads.head_state(case))
     model, maps = head.model, golden_heads.head_maps(case)
     assert isinstance(model, DINOHead)
-    frames = [frame_of(meta) for meta in case["img_metas"]]
+    image_infos = [image_info_of(meta) for meta in case["img_metas"]]
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -71,8 +71,8 @@ def trace(request: pytest.FixtureRequest) -> Trace:
     ]
     with torch.no_grad():
         neck = model.neck(maps)
-        levels = flatten_levels(neck, model.encoder.level_embeds, frames)
-        decoded = model(maps, frames)
+        levels = flatten_levels(neck, model.encoder.level_embeds, image_infos)
+        decoded = model(maps, image_infos)
     for hook in hooks:
         hook.remove()
     return Trace(head, model, case, outputs, maps, neck, levels, **seen, decoded=decoded)
@@ -119,9 +119,9 @@ def test_decoder(trace: Trace) -> None:
 
 @pytest.mark.parametrize("rescale", [True, False], ids=["rescaled", "input_scale"])
 def test_detections(trace: Trace, rescale: bool) -> None:
-    frames = [frame_of(meta) for meta in trace.case["img_metas"]]
+    image_infos = [image_info_of(meta) for meta in trace.case["img_metas"]]
     kind = "rescaled" if rescale else "input_scale"
-    for index, found in enumerate(trace.model.predict(trace.maps, frames, rescale=rescale)):
+    for index, found in enumerate(trace.model.predict(trace.maps, image_infos, rescale=rescale)):
         theirs = trace.outputs[f"det.{kind}.boxes.{index}"]
         assert np.array_equal(found["labels"].numpy(), trace.outputs[f"det.{kind}.labels.{index}"])
         assert_close(found["boxes"], theirs[:, :4])
@@ -148,7 +148,7 @@ def test_noise_matches_and_gradients(trace: Trace) -> None:
     """The seed draws the recorded noise; losses, matches and gradients follow."""
     targets = golden_heads.case_targets(trace.case, trace.outputs)
     metas, maps = trace.case["img_metas"], [feature_map.clone().requires_grad_() for feature_map in trace.maps]
-    frames, decoded = [frame_of(meta) for meta in metas], {}
+    image_infos, decoded = [image_info_of(meta) for meta in metas], {}
     hook = trace.model.register_forward_hook(lambda module, inputs, output: decoded.update(given=inputs[2], out=output))
     torch.manual_seed(trace.case["train"]["torch_seed"])
     trace.model.zero_grad()
@@ -161,15 +161,15 @@ def test_noise_matches_and_gradients(trace: Trace) -> None:
     assert_close(noisy.boxes, trace.outputs["dn.bbox_query_unact"])
     assert_close(out.logits[-1].detach(), trace.outputs["train.cls_logits_last"], 5e-5)
     assert_close(out.boxes[-1].detach(), trace.outputs["train.boxes_last"], 5e-5)
-    hidden = noisy.layout.hidden(trace.model.queries.num_embeddings, torch.device("cpu"))
+    hidden = noisy.layout.attn_mask(trace.model.queries.num_embeddings, torch.device("cpu"))
     assert hidden is not None
     theirs = golden_heads.unpacked(trace.outputs, "dn.attn_mask_packed", "dn.attn_mask_shape")
     assert np.array_equal(hidden.numpy(), theirs)
 
     owner = torch.zeros(trace.outputs["assign.gt_inds"].shape, dtype=torch.int16)
-    every = itertools.chain.from_iterable(trace.model.match(out, targets, frames, slots))
+    every = itertools.chain.from_iterable(trace.model.match(out, targets, image_infos, slots))
     for row, pairs in zip(owner, every, strict=True):
-        row[pairs.queries] = (pairs.truths + 1).to(row.dtype)
+        row[pairs.queries] = (pairs.targets + 1).to(row.dtype)
     assert np.array_equal(owner.numpy(), trace.outputs["assign.gt_inds"])
 
     assert_losses(losses, trace.outputs)
@@ -222,7 +222,7 @@ def test_from_network_input_to_detections() -> None:
 
 def small_head(**changes: Any) -> DINOHead:
     torch.manual_seed(0)
-    numbers = {"encoder_depth": 1, "decoder_depth": 2, "num_queries": 12, "num_noisy_queries": 6, "detections": 20}
+    numbers = {"encoder_depth": 1, "decoder_depth": 2, "num_queries": 12, "num_noisy_queries": 6, "max_detections": 20}
     return DINOHead([8, 8, 8], 5, sizes=SIZES, **{**numbers, **changes})
 
 
@@ -236,14 +236,14 @@ def objects(count: int, side: int = 64) -> dict[str, Tensor]:
     return {"boxes": torch.cat((low, low + 4 + torch.rand(count, 2) * side / 3), 1), "labels": torch.arange(count) % 5}
 
 
-FULL = ImageFrame.make((64, 64))
-PART = ImageFrame.make((40, 56), padded=(64, 64), original=(20, 28))
+FULL = ImageInfo.make((64, 64))
+PART = ImageInfo.make((40, 56), padded=(64, 64), original=(20, 28))
 
 
 def test_the_order_of_true_boxes_does_not_matter() -> None:
     head, maps, target = small_head(), small_maps(1), objects(4)
     turned = {name: value.flip(0) for name, value in target.items()}
-    first, second = (head.losses(maps, [each], [FULL]) for each in (target, turned))
+    first, second = (head.losses(maps, [each], [FULL]).losses for each in (target, turned))
     for name, value in first.items():
         if "dn_" not in name:  # noise is drawn in the order of the boxes
             assert value.item() == pytest.approx(second[name].item(), rel=1e-5)
@@ -252,7 +252,7 @@ def test_the_order_of_true_boxes_does_not_matter() -> None:
 @pytest.mark.parametrize("counts", [(0, 0), (0, 1), (1, 1), (3, 0), (20, 2)], ids=str)
 def test_any_number_of_true_boxes_trains(counts: tuple[int, int]) -> None:
     head = small_head()
-    losses = head.losses(small_maps(2), [objects(count) for count in counts], [FULL, PART])
+    losses = head.losses(small_maps(2), [objects(count) for count in counts], [FULL, PART]).losses
     assert len(losses) == 3 + 2 * 3 * 2
     assert all(value.isfinite() for value in losses.values())
     if not any(counts):
@@ -269,7 +269,7 @@ def test_degenerate_boxes_give_finite_losses() -> None:
         "labels": torch.zeros(3).long(),
     }
     head = small_head()
-    losses = head.losses(small_maps(1), [target], [FULL])
+    losses = head.losses(small_maps(1), [target], [FULL]).losses
     torch.stack(list(losses.values())).sum().backward()
     assert all(value.isfinite() for value in losses.values())
     assert all(parameter.grad.isfinite().all() for parameter in head.parameters() if parameter.grad is not None)
@@ -293,7 +293,7 @@ def test_padding_changes_nothing_but_its_own_cells() -> None:
 
 def test_cells_at_the_border_and_in_the_padding_are_invalid() -> None:
     levels = flatten_levels([torch.zeros(1, 4, 50, 50), torch.zeros(1, 4, 25, 25)], torch.zeros(2, 4), [
-        ImageFrame.make((400, 320), padded=(400, 400))
+        ImageInfo.make((400, 320), padded=(400, 400))
     ])  # fmt: skip
     boxes = cell_boxes(levels)[0]
     fine, coarse = boxes[:2500].view(50, 50, 4), boxes[2500:].view(25, 25, 4)
@@ -306,14 +306,14 @@ def test_cells_at_the_border_and_in_the_padding_are_invalid() -> None:
 
 
 def test_images_with_fewer_cells_than_queries_take_what_there_is() -> None:
-    head, maps = small_head(num_queries=200, detections=2000), small_maps(1)
+    head, maps = small_head(num_queries=200, max_detections=2000), small_maps(1)
     decoded = head(maps, [PART])
     assert decoded.logits[-1].shape == (1, 85, 5)
     assert decoded.selected.boxes.eq(1).all(-1).any()  # those of invalid cells
     (found,) = head.predict(maps, [PART])
     assert len(found["boxes"]) == 85 * 5
     assert found["boxes"].isfinite().all()
-    losses = head.losses(maps, [objects(3, 40)], [PART])
+    losses = head.losses(maps, [objects(3, 40)], [PART]).losses
     torch.stack(list(losses.values())).sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in head.parameters() if parameter.grad is not None)
 
@@ -321,8 +321,8 @@ def test_images_with_fewer_cells_than_queries_take_what_there_is() -> None:
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (24, 200), (75, 101)])
 def test_any_image_size(height: int, width: int) -> None:
     maps = [torch.randn(1, 8, -(-height // stride), -(-width // stride)) for stride in (8, 16, 32)]
-    frame = ImageFrame.make((height, width), original=(2 * height, 3 * width))
-    (found,) = small_head().predict(maps, [frame])
+    image_info = ImageInfo.make((height, width), original=(2 * height, 3 * width))
+    (found,) = small_head().predict(maps, [image_info])
     assert found["boxes"].isfinite().all()
     assert (found["boxes"] >= 0).all()
     assert found["boxes"].amax(0).le(torch.tensor([3 * width, 2 * height] * 2) + 1e-3).all()
@@ -333,7 +333,7 @@ def test_any_image_size(height: int, width: int) -> None:
 def test_any_number_of_maps(channels: tuple[int, ...]) -> None:
     sizes = SIZES._replace(num_levels=max(4, len(channels)))
     head = DINOHead(channels, 5, sizes=sizes, encoder_depth=1, decoder_depth=1, num_queries=9, num_noisy_queries=2)
-    losses = head.losses(small_maps(1, 256, channels), [objects(2, 256)], [ImageFrame.make((256, 256))])
+    losses = head.losses(small_maps(1, 256, channels), [objects(2, 256)], [ImageInfo.make((256, 256))]).losses
     assert all(value.isfinite() for value in losses.values())
 
 
@@ -351,16 +351,16 @@ def test_bfloat16_is_close_and_boxes_stay_in_float32(way: str) -> None:
     head = build_official_head("dino", case["arch"]).eval()
     load_official(head, golden_heads.head_state(case))
     maps, metas, model = golden_heads.head_maps(case), case["img_metas"], head.model
-    frames = [frame_of(meta) for meta in metas]
+    image_infos = [image_info_of(meta) for meta in metas]
     with torch.no_grad():
-        exact = model.encoder(flatten_levels(model.neck(maps), model.encoder.level_embeds, frames))
+        exact = model.encoder(flatten_levels(model.neck(maps), model.encoder.level_embeds, image_infos))
         if way == "weights":
             model.bfloat16()
             maps = [feature_map.bfloat16() for feature_map in maps]
         with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
-            rough = model.encoder(flatten_levels(model.neck(maps), model.encoder.level_embeds, frames))
-            decoded = model(maps, frames)
-            losses = model.losses(maps, [objects(3, 128)], frames)
+            rough = model.encoder(flatten_levels(model.neck(maps), model.encoder.level_embeds, image_infos))
+            decoded = model(maps, image_infos)
+            losses = model.losses(maps, [objects(3, 128)], image_infos).losses
     assert (rough.float() - exact).norm() / exact.norm() < 2e-2
     floats = [*decoded.boxes, *decoded.references, *decoded.logits, *losses.values()]
     assert {value.dtype for value in floats} == {torch.float32}
@@ -404,7 +404,7 @@ def test_a_whole_detector_predicts_and_trains() -> None:
     model = build_model(config)
     assert isinstance(model, PIIPDenseModel)
     picture = torch.randn(1, 3, 128, 128)
-    (found,) = model.predict(picture, most=7)
+    (found,) = model.predict(picture, max_detections=7)
     assert found["boxes"].shape == (7, 4)
     losses = model(picture, targets=[objects(2, 128)])
     assert isinstance(losses, dict)
@@ -415,42 +415,11 @@ def test_a_whole_detector_predicts_and_trains() -> None:
 # Matching
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (6, 2), (2, 6), (5, 4), (4, 0), (0, 4)], ids=str)
-@pytest.mark.parametrize("ties", [False, True])
-def test_assignments_are_optimal(shape: tuple[int, int], ties: bool) -> None:
-    rng = np.random.default_rng(sum(shape))
-    for _ in range(20):
-        costs = rng.integers(-2, 3, shape).astype(float) if ties else rng.normal(size=shape)
-        rows, columns = assign(costs)
-        assert len(rows) == len(columns) == min(shape)
-        assert (np.diff(rows) > 0).all()
-        assert len(set(columns)) == len(columns)
-        assert costs[rows, columns].sum() == pytest.approx(cheapest(costs))
-
-
-def cheapest(costs: np.ndarray) -> float:
-    costs = costs if costs.shape[0] <= costs.shape[1] else costs.T
-    choices = itertools.permutations(range(costs.shape[1]), len(costs))
-    return min(float(costs[np.arange(len(costs)), list(choice)].sum()) for choice in choices)
-
-
-def test_assignments_of_many_rows_are_optimal() -> None:
-    """A dual solution proves it: no potentials allow a cheaper total."""
-    rng = np.random.default_rng(0)
-    costs = np.abs(rng.normal(size=(60, 1)) - rng.normal(size=(1, 200)) ** 3)
-    rows, columns = assign(costs)
-    for first, second in itertools.combinations(range(60), 2):  # no pair gains by changing places
-        kept = costs[rows[first], columns[first]] + costs[rows[second], columns[second]]
-        assert kept <= costs[rows[first], columns[second]] + costs[rows[second], columns[first]] + 1e-12
-    free = np.setdiff1d(np.arange(200), columns)
-    assert (costs[rows, columns] <= costs[rows][:, free].min(1) + 1e-12).all()
-
-
 def test_more_true_boxes_than_queries_match_every_query_once() -> None:
     target = objects(9)
     (pairs,) = match(torch.randn(1, 4, 5), torch.rand(1, 4, 4), target, (64, 64))
     assert pairs.queries.tolist() == [0, 1, 2, 3]
-    assert len(set(pairs.truths.tolist())) == 4
+    assert len(set(pairs.targets.tolist())) == 4
 
 
 def test_matching_survives_predictions_that_are_not_finite() -> None:
@@ -483,13 +452,13 @@ def test_number_of_noise_groups(wanted: int, most: int, groups: int) -> None:
 
 def test_who_sees_whom() -> None:
     layout = NoiseLayout((2, 1), 3)
-    hidden = layout.hidden(5, torch.device("cpu"))
+    hidden = layout.attn_mask(5, torch.device("cpu"))
     assert hidden is not None
     group = torch.arange(12) // 4
     assert torch.equal(hidden[:12, :12], group[:, None] != group)
     assert hidden[12:, :12].all()
     assert not hidden[:, 12:].any()
-    assert NoiseLayout((0, 0), 1).hidden(5, torch.device("cpu")) is None
+    assert NoiseLayout((0, 0), 1).attn_mask(5, torch.device("cpu")) is None
 
 
 def test_near_copies_stay_near_and_far_ones_do_not() -> None:
@@ -497,8 +466,8 @@ def test_near_copies_stay_near_and_far_ones_do_not() -> None:
     target = {"boxes": torch.tensor([[200.0, 200, 300, 300], [600, 400, 700, 600]]), "labels": torch.tensor([1, 3])}
     other = {"boxes": torch.tensor([[100.0, 100, 300, 300]]), "labels": torch.tensor([2])}
     layout = NoiseLayout.make([target, other], 200)
-    frames = [ImageFrame.make((1000, 1000))] * 2
-    noise = draw_noise(layout, [target, other], frames, num_classes=5)
+    image_infos = [ImageInfo.make((1000, 1000))] * 2
+    noise = draw_noise(layout, [target, other], image_infos, num_classes=5)
     assert noise.labels.shape == (2, 400)
     corners = noise.boxes[0].sigmoid().view(100, 2, 2, 4) * 1000  # groups, near and far, true boxes
     low, high = corners[..., :2] - corners[..., 2:] / 2, corners[..., :2] + corners[..., 2:] / 2
@@ -530,7 +499,7 @@ def test_wrong_arguments_are_explained() -> None:
     with pytest.raises(ValueError, match="lack the field 'num_classes'"):
         build_official_head("dino", {"in_channels": [8]})
     head = small_head()
-    with pytest.raises(ValueError, match="2 images and frames 1"):
+    with pytest.raises(ValueError, match="2 images and image_infos 1"):
         head.predict(small_maps(2), [FULL])
     draws = {"label_query": torch.zeros(1, 3, 64), "bbox_query_unact": torch.zeros(1, 3, 4)}
     with pytest.raises(ValueError, match="expected 1 images with 12 denoising"):

@@ -20,14 +20,14 @@ from piip.training.callbacks import StepSeed
 from piip.training.sharding import clip_gradients
 from piip.training.train import _prepare
 
-HEADS = {"mask_rcnn": "coco", "dino": "coco", "upernet": "index_maps"}
+HEADS = {"mask_rcnn": "coco", "dino": "coco", "upernet": "semantic_masks"}
 
 
 def dense_values(root: Path, head: str) -> dict[str, Any]:
     """Write eight images and return a recipe that draws no random numbers outside the data and the heads."""
     kind = HEADS[head]
     for split, count in (("train", 8), ("val", 2)):
-        write = shapes.write_coco if kind == "coco" else shapes.write_index_maps
+        write = shapes.write_coco if kind == "coco" else shapes.write_semantic_masks
         write(root, split, count, seed=count)
     values = shapes.dense_recipe(root, root / "run", kind)
     values["optim"]["lr"] = 1e-4  # Adam turns rounding of gradients near 0 into whole steps
@@ -73,7 +73,7 @@ def train_on_halves(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
                     counts.asked = 0
                     place: Any = SimpleNamespace(current_epoch=epoch, global_rank=counts.rank)
                     StepSeed(recipe.run.seed).on_train_batch_start(place, task, batch, index)
-                    parts = task.model(batch.image, batch.frames, batch.targets)
+                    parts = task.model(batch.image, batch.image_infos, batch.targets)
                     loss = torch.stack([value for name, value in parts.items() if "loss" in name]).sum()
                     (loss / 2).backward()
                     if counts.shared:

@@ -19,7 +19,10 @@ from piip.recipe import load_recipe
 from piip.training.run_folder import read_history
 from piip.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning"),  # a newer one, maybe
+]
 ARCHIVE = Path(__file__).parent / "data" / "earlier_version.zip"
 
 

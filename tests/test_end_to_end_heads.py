@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from piip.checkpoints import build_official_head, load_official, official_shapes
-from piip.checkpoints.heads import frame_of
+from piip.checkpoints.heads import image_info_of
 from piip.data.collate import DenseTransform, PadTogether
 from piip.data.transforms.dense import DenseTransformConfig
 from piip.inference.sliding_window import flip_image, sliding_probabilities, window_corners
@@ -56,8 +56,8 @@ def test_images_are_prepared_as_for_the_released_models(name: str) -> None:
     case, arrays = golden_heads.load_head_case(name)
     batch = prepared(case, arrays["image_bgr_uint8"])
     assert tuple(batch.image.shape[1:]) == tuple(arrays["tensor_shape"])
-    assert batch.frames[0].size == tuple(arrays["img_shape"][:2])
-    assert batch.frames[0].scale == pytest.approx(arrays["scale_factor"][:2].tolist(), rel=1e-6)
+    assert batch.image_infos[0].size == tuple(arrays["img_shape"][:2])
+    assert batch.image_infos[0].scale == pytest.approx(arrays["scale_factor"][:2].tolist(), rel=1e-6)
     got = batch.image[0].numpy()[arrays["sample_c"], arrays["sample_y"], arrays["sample_x"]]
     far = np.abs(got - arrays["sample_v"]) > 1e-5
     assert far.mean() < 0.005
@@ -70,7 +70,7 @@ def test_mask_rcnn_from_the_raw_image() -> None:
     assert np.abs(batch.image[0].numpy() - arrays["net_input"]).max() * 127.5 < 1.05
     image = torch.from_numpy(arrays["net_input"])[None]
     shapes = {key: case[key][:2] for key in ("img_shape", "pad_shape", "ori_shape")}
-    assert batch.frames[0].size == frame_of(shapes).size
+    assert batch.image_infos[0].size == image_info_of(shapes).size
     found = filled_head(case, "mask_rcnn").predict(stub_maps(case, image), [shapes])[0]
     order = np.argsort(-arrays["boxes"][:, 4], kind="stable")
     np.testing.assert_allclose(found["boxes"], arrays["boxes"][order, :4], atol=1e-2)
@@ -89,7 +89,7 @@ def test_upernet_by_windows_from_the_raw_image() -> None:
     def segment(window: torch.Tensor) -> torch.Tensor:
         return head.model(stub_maps(case, window))
 
-    answer = sliding_probabilities(segment, batch.image, batch.frames[0], crop=64, stride=43)[0]
+    answer = sliding_probabilities(segment, batch.image, batch.image_infos[0], crop=64, stride=43)[0]
     assert int((answer.argmax(0).numpy() != arrays["pred"]).sum()) <= 20
     np.testing.assert_allclose(answer.max(0).values, arrays["prob_max"], atol=1e-3)
 
@@ -99,16 +99,16 @@ def test_windows_cover_the_image_and_stay_inside() -> None:
     assert window_corners(64, 64, 43) == [0]
     assert window_corners(40, 64, 43) == [0]
     assert window_corners(65, 64, 43) == [0, 1]
-    frame = frame_of({"img_shape": (40, 100)})
+    image_info = image_info_of({"img_shape": (40, 100)})
     image = torch.randn(1, 3, 40, 100)
-    constant = sliding_probabilities(lambda window: torch.ones(1, 2, 4, 4), image, frame, crop=32, stride=20)
+    constant = sliding_probabilities(lambda window: torch.ones(1, 2, 4, 4), image, image_info, crop=32, stride=20)
     torch.testing.assert_close(constant, torch.full((1, 2, 40, 100), 0.5))
     with pytest.raises(ValueError, match="expected a stride from 1 to the crop"):
-        sliding_probabilities(lambda window: window, image, frame, crop=32, stride=40)
+        sliding_probabilities(lambda window: window, image, image_info, crop=32, stride=40)
 
 
 def test_flipping_keeps_the_padding_at_the_right() -> None:
     image = torch.zeros(1, 3, 4, 8)
     image[..., :5] = torch.arange(1.0, 6.0)
-    flipped = flip_image(image, frame_of({"img_shape": (4, 5), "pad_shape": (4, 8)}))
+    flipped = flip_image(image, image_info_of({"img_shape": (4, 5), "pad_shape": (4, 8)}))
     assert flipped[0, 0, 0].tolist() == [5, 4, 3, 2, 1, 0, 0, 0]

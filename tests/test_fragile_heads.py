@@ -11,24 +11,24 @@ from piip.evaluation.metrics.coco import score_results, to_results
 from piip.heads.boxes import MAX_OFFSET_CANDIDATES, BoxCoder, class_offset_nms
 from piip.heads.dino.head import DINOHead
 from piip.heads.dino.transformer import LayerSizes
-from piip.heads.image_info import ImageFrame, Target
 from piip.heads.mask_rcnn import rpn
 from piip.heads.mask_rcnn.head import MaskRCNNHead
 from piip.heads.mask_rcnn.masks import paste_masks
 from piip.heads.mask_rcnn.roi import pool_regions
 from piip.heads.mask_rcnn.rpn import RegionLevel
 from piip.heads.upernet import UperNetHead
+from piip.structures import ImageInfo, Target
 
-FRAME = ImageFrame.make((96, 128), original=(48, 64))
+FRAME = ImageInfo.make((96, 128), original=(48, 64))
 Head = MaskRCNNHead | DINOHead
 
 
-def maps(first: int, batch: int = 1, channels: int = 8, frame: ImageFrame = FRAME) -> list[Tensor]:
+def maps(first: int, batch: int = 1, channels: int = 8, image_info: ImageInfo = FRAME) -> list[Tensor]:
     """Return maps of strides from `first` to 32."""
     torch.manual_seed(0)
     strides = [stride for stride in (4, 8, 16, 32) if stride >= first]
     return [
-        torch.randn(batch, channels, max(1, frame.size[0] // stride), max(1, frame.size[1] // stride))
+        torch.randn(batch, channels, max(1, image_info.size[0] // stride), max(1, image_info.size[1] // stride))
         for stride in strides
     ]
 
@@ -153,7 +153,7 @@ def test_a_head_that_finds_nothing() -> None:
         assert shapes == {"boxes": (0, 4), "scores": (0,), "labels": (0,), "masks": (0, 48, 64)}
         assert result["labels"].dtype == torch.int64
         assert to_results(result, 1, [1, 2, 3]) == []
-    assert dino().predict(maps(8), [FRAME], most=0)[0]["boxes"].shape == (0, 4)
+    assert dino().predict(maps(8), [FRAME], max_detections=0)[0]["boxes"].shape == (0, 4)
     content = {"images": [{"id": 1, "height": 48, "width": 64}], "annotations": [], "categories": [{"id": 1}]}
     assert set(score_results(content, []).values()) == {-1.0}  # nothing to find: no score, as pycocotools says it
 
@@ -171,7 +171,7 @@ def test_no_proposal_has_an_area() -> None:
     head.train()
     for target in (truth(), truth((8, 8, 40, 40))):
         head.zero_grad()
-        assert_trains(head, head.losses(maps(4), [target], [FRAME]))
+        assert_trains(head, head.losses(maps(4), [target], [FRAME]).losses)
 
 
 def test_detections_without_area_stay_and_have_empty_masks() -> None:
@@ -192,8 +192,8 @@ def test_detections_without_area_stay_and_have_empty_masks() -> None:
         "annotations": [row],
         "categories": [{"id": 1}, {"id": 2}, {"id": 3}],
     }
-    for counter in ("faster-coco-eval", "pycocotools"):
-        assert score_results(content, results, counter=counter)["box_ap"] == pytest.approx(1)
+    for backend in ("faster-coco-eval", "pycocotools"):
+        assert score_results(content, results, backend=backend)["box_ap"] == pytest.approx(1)
 
 
 def test_regions_without_area_are_pooled() -> None:
@@ -220,7 +220,7 @@ def test_regions_without_area_are_pooled() -> None:
 def test_odd_truths_train(make, targets: list[Target]) -> None:
     head: Head = make().train()
     given = maps(4 if isinstance(head, MaskRCNNHead) else 8, 2)
-    assert_trains(head, head.losses(given, targets, [FRAME, FRAME]))
+    assert_trains(head, head.losses(given, targets, [FRAME, FRAME]).losses)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 40), (32, 32), (64, 3)])
@@ -228,16 +228,16 @@ def test_odd_truths_train(make, targets: list[Target]) -> None:
 def test_tiny_pictures(make, size: tuple[int, int]) -> None:
     """On the smallest ones all of DINO's first cells are invalid: their boxes are infinite in logits."""
     head: Head = make()
-    frame = ImageFrame.make(size)
-    given = maps(4 if isinstance(head, MaskRCNNHead) else 8, frame=frame)
-    found = head.predict(given, [frame])[0]
+    image_info = ImageInfo.make(size)
+    given = maps(4 if isinstance(head, MaskRCNNHead) else 8, image_info=image_info)
+    found = head.predict(given, [image_info])[0]
     for values in found.values():
         assert values.float().isfinite().all()
     limit = torch.tensor([size[1], size[0]] * 2)
     assert (found["boxes"] >= 0).all()
     assert (found["boxes"] <= limit + 1e-4).all()
     head.train()
-    assert_trains(head, head.losses(given, [truth((0, 0, size[1], size[0]), size=size)], [frame]))
+    assert_trains(head, head.losses(given, [truth((0, 0, size[1], size[0]), size=size)], [image_info]).losses)
 
 
 def test_nothing_known_and_one_class_alone_train_a_segmentor() -> None:
@@ -247,7 +247,7 @@ def test_nothing_known_and_one_class_alone_train_a_segmentor() -> None:
     for value in (255, 1):
         head.zero_grad()
         labels = torch.full(FRAME.size, value)
-        losses = head.losses(given, [{"labels": labels}] * 2, [FRAME, FRAME])
+        losses = head.losses(given, [{"labels": labels}] * 2, [FRAME, FRAME]).losses
         assert_trains(head, losses)
         total = sum(loss.item() for name, loss in losses.items() if "loss" in name)
         assert (total == 0) == (value == 255)

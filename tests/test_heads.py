@@ -13,9 +13,9 @@ from piip.checkpoints import build_official_head, load_official, official_shapes
 from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.heads import boxes as box_rules
 from piip.heads.boxes import BoxCoder, class_offset_nms, pairwise_iou
-from piip.heads.image_info import ImageFrame
-from piip.heads.mask_rcnn.assign import Sample, assign_by_overlap, draw_sample
+from piip.heads.mask_rcnn.assign import RegionSample, assign_by_overlap, draw_sample
 from piip.heads.mask_rcnn.masks import mask_targets, paste_masks
+from piip.structures import ImageInfo
 
 DETECTORS = ("mrcnn_s1", "mrcnn_s2")
 SEGMENTORS = ("upernet_s1", "upernet_odd")
@@ -42,7 +42,7 @@ def truths(case, arrays):
         )
         for stage, drawn in samples.items():
             names = (f"sample.{stage}.{index}.{part}_inds" for part in ("pos", "neg", "pos_assigned_gt"))
-            drawn.append(Sample(*(torch.from_numpy(arrays[part]).long() for part in names)))
+            drawn.append(RegionSample(*(torch.from_numpy(arrays[part]).long() for part in names)))
     return targets, samples
 
 
@@ -140,11 +140,11 @@ def test_suppression_keeps_classes_apart_also_with_many_candidates(monkeypatch: 
 def test_every_true_box_gets_its_best_candidates_and_later_ones_win() -> None:
     candidates = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 4, 10]])
     truth = torch.tensor([[0.0, 0, 10, 20], [0, 0, 9, 20]])
-    assigned = assign_by_overlap(candidates, truth, positive=0.7, negative=0.3, least=0.3)
+    assigned = assign_by_overlap(candidates, truth, positive=0.7, negative=0.3, min_iou=0.3)
     assert assigned.tolist() == [1, 1, -1, -1]  # equal overlaps all count; 0.2 is background
-    both = assign_by_overlap(candidates[:1], truth.flip(0), positive=0.7, negative=0.3, least=0.3)
+    both = assign_by_overlap(candidates[:1], truth.flip(0), positive=0.7, negative=0.3, min_iou=0.3)
     assert both.tolist() == [1]  # the order decides, not the overlap
-    assert assign_by_overlap(candidates, truth[:0], positive=0.7, negative=0.3, least=0.3).tolist() == [-1] * 4
+    assert assign_by_overlap(candidates, truth[:0], positive=0.7, negative=0.3, min_iou=0.3).tolist() == [-1] * 4
 
 
 def test_samples_hold_at_most_their_share_of_positives() -> None:
@@ -192,9 +192,9 @@ def test_a_whole_detector_predicts_and_trains_with_images_without_objects() -> N
         "labels": torch.tensor([2]),
         "masks": torch.ones(1, 96, 160).bool(),
     }
-    frames = [ImageFrame.make((96, 160)), ImageFrame.make((90, 130), padded=(96, 160))]
+    image_infos = [ImageInfo.make((96, 160)), ImageInfo.make((90, 130), padded=(96, 160))]
     for targets in ([one, empty], [empty, empty]):
-        losses = detector(image(96, 160), frames, targets)
+        losses = detector(image(96, 160), image_infos, targets)
         total = sum(value for key, value in losses.items() if "loss" in key)
         assert torch.isfinite(total)
         total.backward()
@@ -203,15 +203,15 @@ def test_a_whole_detector_predicts_and_trains_with_images_without_objects() -> N
 
 def test_a_whole_segmentor_maps_pixels_of_the_original_image() -> None:
     segmentor = model("upernet").eval()
-    frame = ImageFrame.make((90, 130), padded=(96, 160), original=(45, 65))
+    image_info = ImageInfo.make((90, 130), padded=(96, 160), original=(45, 65))
     with torch.inference_mode():
-        found = segmentor(image(96, 160), [frame, frame])
+        found = segmentor(image(96, 160), [image_info, image_info])
     assert found[0]["labels"].shape == (45, 65)
     assert int(found[0]["labels"].max()) < 3
     segmentor.train()
     labels = torch.full((96, 160), 255)
     labels[:50] = 1
-    losses = segmentor(image(96, 160), [frame, frame], [{"labels": labels}] * 2)
+    losses = segmentor(image(96, 160), [image_info, image_info], [{"labels": labels}] * 2)
     sum(value for key, value in losses.items() if "loss" in key).backward()
     assert all(value.grad is not None for value in segmentor.parameters())
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +12,24 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import TOKEN, Refusal, Repository, StandInHub, serve
-from huggingface_hub import constants
-from huggingface_hub.utils import close_session, disable_progress_bars, enable_progress_bars
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from processes import environment, run
 from safetensors.torch import load_file
 from tiny_run import CLASSES, write_images, write_model
 
 import piip
 from piip.backbone import PIIPBackbone
-from piip.heads.classification import PIIPClassifier
 from piip.inference.predictor import Predictor
-from piip.serialization.load import load_model, read_description
+from piip.models import PIIPClassifier
+from piip.serialization.description import read_description
+from piip.serialization.load import load_model
 from piip.serialization.model_card import is_generated
+
+try:
+    from huggingface_hub.utils import close_session
+except ImportError:  # huggingface-hub before 1.0
+    from huggingface_hub.utils import reset_sessions as close_session
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -38,7 +43,9 @@ FILES = ["README.md", "config.json", "model.safetensors"]
 def point_at(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """Do what HF_ENDPOINT does, which is read once at import."""
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    for module in (constants, file_download):  # which keeps a copy before huggingface-hub 1.0
+        address_of_files = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", address_of_files, raising=False)
 
 
 @pytest.fixture
@@ -49,7 +56,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInHub]
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in speaks the older protocol
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # the stand-in speaks the older protocol
     disable_progress_bars()
     with serve() as server:
         point_at(monkeypatch, server.address)
@@ -164,15 +171,15 @@ def test_missing_and_private_repositories(
     hub: StandInHub, model: PIIPClassifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model.push_to_hub("me/secret", private=True)
-    expected = f"{hub.address} has no such repository or keeps it private"
+    expected = f"{hub.address} has no such public repository"
     assert expected in refused("me/nothing")
     monkeypatch.delenv("HF_TOKEN")
     assert expected in refused("me/secret")
-    assert "pass a token that may read it" in refused("me/secret", token="hf_wrong")
+    assert "pass a token with read access" in refused("me/secret", token="hf_wrong")
     assert piip.from_pretrained("me/secret", token=TOKEN, cache_dir=tmp_path / "own").num_classes == 3
     assert (tmp_path / "own" / "models--me--secret").is_dir()
     hub.breaks_with = Refusal(403, "GatedRepo")
-    assert f"me/gated is gated: ask for access at {hub.address}/me/gated" in refused("me/gated")
+    assert f"me/gated is gated: request access at {hub.address}/me/gated" in refused("me/gated")
     hub.breaks_with = Refusal(418)
     assert "answered with status 418 for me/tea" in refused("me/tea")
     with pytest.raises(ValueError, match="answered with status 418 to the upload of me/tea"):
@@ -186,13 +193,13 @@ def test_without_network(hub: StandInHub, model: PIIPClassifier, monkeypatch: py
     point_at(monkeypatch, address)
     with torch.inference_mode():
         assert torch.equal(piip.from_pretrained("me/tiny")(IMAGES), model(IMAGES))
-    assert f"me/new is no directory here and not in the cache, and {address} cannot be reached" in refused("me/new")
+    assert f"me/new is not a local directory or in the cache, and {address} is unreachable" in refused("me/new")
     hub.asked.clear()
     piip.from_pretrained("me/tiny", local_files_only=True)
-    assert "local_files_only=True was passed and it is not, or not completely, in the cache" in refused(
+    assert "local_files_only=True was passed and it is not completely in the cache" in refused(
         "me/new", local_files_only=True
     )
-    with pytest.raises(ValueError, match=f"^{address} cannot be reached, so me/tiny was not uploaded"):
+    with pytest.raises(ValueError, match=f"^{address} is unreachable, so me/tiny was not uploaded"):
         model.push_to_hub("me/tiny")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"^HF_HUB_OFFLINE is set, so me/tiny cannot be uploaded"):
@@ -208,16 +215,10 @@ def test_offline_by_environment(hub: StandInHub, model: PIIPClassifier, tmp_path
     variables = {"HF_ENDPOINT": hub.address, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
 
     script = "import sys; from piip.cli import main; [main(['predict', name, sys.argv[1]]) for name in sys.argv[2:]]"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(pictures), "me/tiny", "me/new"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **variables},
-        check=False,
-    )
+    done = run(sys.executable, "-c", script, pictures, "me/tiny", "me/new", env=environment(**variables))
     assert len(done.stdout.splitlines()) == len(CLASSES)
     assert done.returncode == 2
-    assert done.stderr.startswith("piip: error: me/new is no directory here, HF_HUB_OFFLINE is set and it is not")
+    assert done.stderr.startswith("piip: error: me/new is not a local directory, HF_HUB_OFFLINE is set and it is not")
     assert len(done.stderr.splitlines()) == 1
     assert not hub.asked
 
@@ -225,8 +226,8 @@ def test_offline_by_environment(hub: StandInHub, model: PIIPClassifier, tmp_path
 @pytest.mark.parametrize(
     ("repo_id", "token", "message"),
     [
-        ("me/tiny", "hf_wrong", r"lets nobody write to me/tiny with this token \(status 401\)"),
-        ("you/tiny", TOKEN, r"lets nobody write to you/tiny with this token \(status 403\)"),
+        ("me/tiny", "hf_wrong", r"denied write access to me/tiny with this token \(status 401\)"),
+        ("you/tiny", TOKEN, r"denied write access to you/tiny with this token \(status 403\)"),
         ("tiny", TOKEN, "repo_id is 'tiny', expected owner/name"),
     ],
 )
@@ -241,13 +242,13 @@ def test_uploads_that_are_refused(
 
 @pytest.mark.parametrize("name", ["nothing", "/no/such/place", "./nothing", "a/b/c", "me/no spaces", "../up"])
 def test_what_is_neither_directory_nor_id(name: str) -> None:
-    assert "which would read owner/name" in refused(name)
+    assert "not a repository id owner/name" in refused(name)
 
 
 def test_models_put_together_by_hand_cannot_be_saved(model: PIIPClassifier, tmp_path: Path) -> None:
     parts = model.backbone
     made = PIIPBackbone(parts.branches, parts.interactions, parts.merge, image_sizes=parts.image_sizes)
-    with pytest.raises(ValueError, match="put together by hand and has no description"):
+    with pytest.raises(ValueError, match="built from modules and has no description"):
         made.save_pretrained(tmp_path / "made")
     assert not (tmp_path / "made").exists()
 
@@ -259,6 +260,6 @@ def test_a_directory_keeps_what_the_model_knows(model: PIIPClassifier, tmp_path:
     assert read_description(tmp_path / "saved")["steps"] == 3
     predictor = Predictor(tmp_path / "saved", device="cpu")
     assert predictor.classes == list(CLASSES)
-    assert "is a directory here and has no revision 'old'" in refused(str(tmp_path / "saved"), revision="old")
+    assert "is a local directory and has no revision 'old'" in refused(str(tmp_path / "saved"), revision="old")
     piip.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "saved" / "config.json").read_text()

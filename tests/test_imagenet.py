@@ -11,7 +11,7 @@ from tiny_run import write_images
 import piip
 from piip.config import HeadConfig, ModelConfig
 from piip.data.imagenet import imagenet_metadata
-from piip.zoo.create import model_config
+from piip.zoo import model_config
 
 CONFIG = ModelConfig((tiny_vit(24, 3, 32),), head=HeadConfig("pooled", num_classes=1000), mean=(0.5,) * 3)
 

@@ -9,105 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-from pyramids import image, randomise, tiny_vit
+from fast_models import MODELS, build, of_vits
+from pyramids import image, randomise
 from shapes import dense_recipe
 from torch import Tensor, nn
 
 import piip
-from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
+from piip.config import ModelConfig
 from piip.layers.attention import DeformableCrossAttention
 from piip.ops import native
-from piip.ops.native import gemm as products
+from piip.ops.native import gemm
 from piip.optimize.fused_block import FusedBlock, FusedMLP, PackedMLP
-from piip.optimize.packing import InPlaceGELU, PackedConv2d, PackedDoubling, PackedLayerNorm, PackedLinear
+from piip.optimize.packing import InPlaceGELU, PackedConv2d, PackedDoubling, PackedLayerNorm, PackedLinear, can_pack
 from piip.optimize.rewrite import FusedInjector, OptimizedModel, optimize_for_inference
 
 TOLERANCE = 2e-5  # of float32, relative
-STAGES = {"depths": [1, 1, 1, 1], "dims": [16, 24, 32, 48]}
-FINE_STAGES = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}
-
-
-def convnext(image_size: int, **timm_args: Any) -> BranchConfig:
-    return BranchConfig("convnext_atto", image_size, timm_args=timm_args)
-
-
-def vits(count: int, **fields: Any) -> tuple[BranchConfig, ...]:
-    """Return the first networks of 64 (coarsest) to 128 pixels, the largest first."""
-    sizes = ((32, 2, 64), (24, 2, 96), (16, 2, 128))[-count:]
-    return tuple(tiny_vit(*size, depth=2, **fields) for size in sizes)
-
-
-def of_vits(count: int = 2, interaction: dict[str, Any] | None = None, **fields: Any) -> ModelConfig:
-    parts = {name: fields.pop(name) for name in ("merge", "neck", "head") if name in fields}
-    return ModelConfig(vits(count, **fields), InteractionConfig(**{"num_heads": 4, **(interaction or {})}), **parts)
-
-
-WINDOWS = {"prefix_tokens": False, "final_norm": False}
-SIMPLE = NeckConfig("simple")
-MODELS = {
-    "one branch": of_vits(1),
-    "two branches": of_vits(2, position_resize="official"),
-    "three branches": of_vits(3, merge=MergeConfig("linear", 20)),
-    "windows that tile": of_vits(2, window_size=(4, 0), merge=MergeConfig("conv"), neck=SIMPLE, **WINDOWS),
-    "windows that do not": of_vits(2, window_size=(3, 0), merge=MergeConfig("slim", 32), neck=SIMPLE, **WINDOWS),
-    "windows padded late": of_vits(2, window_size=3, window_padding="after_qkv", **WINDOWS),
-    "layer scales": of_vits(2, timm_args={"init_values": 0.5, "reg_tokens": 2}),
-    "dense attention": of_vits(2, {"attention": "dense"}, merge=MergeConfig("none")),
-    "bare interaction": of_vits(2, {"ffn_ratio": 0.0, "norm": False, "projection": False}),
-    "one direction": of_vits(3, {"direction": "to_fine", "num_points": 3}, position_resize="official"),
-    "class tokens": of_vits(2, merge=MergeConfig("none"), head=HeadConfig("per_branch", 5, pool="token")),
-    "classifier": of_vits(2, head=HeadConfig("pooled", 5)),
-    "tower": of_vits(2, merge=MergeConfig("none"), head=HeadConfig("projector", width=24)),
-    "neck with layer norm": of_vits(1, merge=MergeConfig("conv", 16), neck=NeckConfig("simple", norm="layer")),
-    "convnext": ModelConfig(
-        (convnext(64, **STAGES), convnext(128, **FINE_STAGES, conv_mlp=False)),
-        InteractionConfig(num_heads=4),
-        MergeConfig("slim", 32),
-        NeckConfig("interaction", interactions=(0, 1, 2)),
-    ),
-    "mixed": ModelConfig(
-        (convnext(64, **STAGES, conv_mlp=False), tiny_vit(16, 2, 128)), InteractionConfig(count=2, num_heads=4)
-    ),
-    "convolutions": ModelConfig((BranchConfig("test_resnet", 128),), merge=MergeConfig("none")),
-    "beit": ModelConfig(
-        (
-            BranchConfig("beit_base_patch16_224", 64, timm_args={"embed_dim": 32, "depth": 2, "num_heads": 2}),
-            tiny_vit(16, 2, 128, depth=2),
-        ),
-        InteractionConfig(num_heads=4),
-    ),
-    "rotary, no prefix": ModelConfig(
-        (
-            BranchConfig(
-                "vit_small_patch16_dinov3",
-                64,
-                timm_args={"embed_dim": 48, "depth": 2, "num_heads": 2},
-                prefix_tokens=False,
-            ),
-        ),
-    ),
-    "rotary": ModelConfig(
-        (
-            BranchConfig("vit_small_patch16_dinov3", 64, timm_args={"embed_dim": 48, "depth": 2, "num_heads": 2}),
-            tiny_vit(16, 2, 128, depth=2),
-        ),
-        InteractionConfig(num_heads=4),
-    ),
-}
 
 
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread: None) -> None:
     """Tiny models, one thread."""
-
-
-def build(config: ModelConfig) -> nn.Module:
-    torch.manual_seed(0)
-    model = randomise(piip.build_model(config))
-    for name, parameter in model.named_parameters():  # offsets and weights of deformable attention start at zero
-        if name.endswith(("offsets.weight", "weights.weight")):
-            nn.init.normal_(parameter, std=0.2)
-    return model
 
 
 def tensors(outputs: Any) -> list[Tensor]:
@@ -116,14 +37,6 @@ def tensors(outputs: Any) -> list[Tensor]:
         return [outputs] if outputs.is_floating_point() else []
     parts = outputs.values() if isinstance(outputs, dict) else outputs
     return [tensor for part in parts for tensor in tensors(part)]
-
-
-def assert_close(got: Any, want: Any, tolerance: float) -> None:
-    pairs = list(zip(tensors(got), tensors(want), strict=True))
-    assert pairs
-    for ours, theirs in pairs:
-        assert ours.shape == theirs.shape
-        assert ((ours.double() - theirs.double()).norm() <= tolerance * theirs.double().norm()).item()
 
 
 def error(got: Any, want: Any) -> float:
@@ -147,22 +60,41 @@ IMAGES = (image(batch=1), image(96, 160), image(160, 112, batch=1, seed=1))
 def test_outputs_are_those_of_the_model(name: str) -> None:
     """At the example's size and at others, of other shapes and batches."""
     model = build(MODELS[name])
+    exact = copy.deepcopy(model).double()
     fast = optimize_for_inference(model, IMAGES[0])
     for images in IMAGES:
-        assert error(fast(images), eager(model, images)) <= TOLERANCE
+        want = eager(model, images)
+        # some norms have hardly any variance to divide by: both are then as far from each other as from the truth
+        assert error(fast(images), want) <= max(TOLERANCE, 2 * error(want, eager(exact, images.double())))
+
+
+def differences(got: Any, want: Any) -> Tensor:
+    """Return how far all numbers are off, as shares of the typical size of those of their tensor."""
+    pairs = zip(tensors(got), tensors(want), strict=True)
+    return torch.cat([((a.double() - b) / b.double().square().mean().sqrt()).flatten() for a, b in pairs])
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_is_as_exact_as_that_of_the_model(name: str) -> None:
+    """Both errors are sums of many roundings, and of a few numbers either may be the larger one by chance.
+
+    Over a thousand numbers, those of maps or of a dozen images, the chances even out: the fast model, which rounds less
+    often, has 0.84 to 1.06 times the error of the other.
+    """
     rounded = build(MODELS[name]).bfloat16()
     exact = copy.deepcopy(rounded).float()
     fast = optimize_for_inference(rounded, IMAGES[0].bfloat16())
-    for images in IMAGES:
-        want = eager(exact, images.bfloat16().float())
-        images = images.bfloat16()
-        got = fast(images)
-        assert {tensor.dtype for tensor in tensors(got)} == {torch.bfloat16}
-        assert error(got, want) <= min(2.5e-2, 1.3 * error(eager(rounded, images), want))
+    errors: list[list[Tensor]] = [[], []]
+    for size in ((128, 128), (96, 160), (160, 112)):
+        images = image(*size, batch=1 if MODELS[name].head.kind == "none" else 4).bfloat16()
+        want = eager(exact, images.float())
+        for found, got in zip(errors, (fast(images), eager(rounded, images)), strict=True):
+            assert {tensor.dtype for tensor in tensors(got)} == {torch.bfloat16}
+            found.append(differences(got, want))
+    ours, theirs = (torch.cat(found) for found in errors)
+    assert len(ours) >= 1000
+    assert ours.norm() <= 1.2 * theirs.norm()
+    assert theirs.square().mean().sqrt() <= 2.5e-2, "a comparison with noise"
 
 
 def dense(kind: str) -> Any:
@@ -182,7 +114,7 @@ def test_detectors_find_the_same() -> None:
 
 
 def test_segmentors_find_the_same() -> None:
-    model = dense("index_maps")
+    model = dense("semantic_masks")
     fast = optimize_for_inference(model, IMAGES[0])
     assert isinstance(fast, OptimizedModel)
     for images in IMAGES[:2]:
@@ -205,6 +137,11 @@ def kinds(fast: Any) -> set[type]:
     return {type(module) for module in fast.model.modules()}
 
 
+def packs(dtype: torch.dtype) -> bool:
+    """Return whether layers can be packed here: not those of bfloat16 on processors without AVX-512."""
+    return can_pack(torch.empty(1, dtype=dtype))
+
+
 def test_layers_are_replaced() -> None:
     """Else the tests above would compare a model with itself."""
     config = MODELS["windows that tile"]
@@ -212,8 +149,10 @@ def test_layers_are_replaced() -> None:
     found = kinds(optimize_for_inference(model, IMAGES[0]))
     assert {FusedBlock, PackedMLP, FusedInjector, PackedConv2d, PackedLinear, PackedLayerNorm, InPlaceGELU} <= found
     assert not {nn.Linear, nn.LayerNorm, nn.ConvTranspose2d, DeformableCrossAttention} & found
-    fused = {FusedBlock, PackedDoubling, FusedMLP} if products.level() else {FusedBlock}
-    assert fused <= kinds(optimize_for_inference(model.bfloat16(), IMAGES[0].bfloat16()))
+    rounded = kinds(optimize_for_inference(model.bfloat16(), IMAGES[0].bfloat16()))
+    if gemm.level():
+        assert {FusedBlock, PackedDoubling, FusedMLP} <= rounded
+    assert (FusedBlock in rounded) == packs(torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", ["layer scales", "windows that tile", "convnext"])
@@ -268,7 +207,7 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_without_a_compiler_the_outputs_are_the_same(name: str, dtype: torch.dtype) -> None:
     model = build(MODELS[name]).to(dtype)
     fast = optimize_for_inference(model, IMAGES[0].to(dtype))
-    assert PackedLinear in kinds(fast)
+    assert (PackedLinear in kinds(fast)) == packs(dtype)
     assert not {FusedInjector, PackedLayerNorm} & kinds(fast)
     bound = TOLERANCE if dtype == torch.float32 else 2.5e-2
     assert error(fast(IMAGES[1].to(dtype)), eager(model, IMAGES[1].to(dtype))) <= bound

@@ -9,7 +9,7 @@ from pyramids import randomise, tiny_vit
 from torch import nn
 
 import piip
-from piip.build import _say_once, fitting_heads
+from piip.build.interaction import _say_once, fitting_heads
 from piip.config import InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.layers.attention import CrossAttention, DeformableCrossAttention
 from piip.layers.interaction import Interaction, InteractionUnit

@@ -17,7 +17,7 @@ from tiny_run import tiny_recipe, write_model
 from training_run import names, run
 
 import piip
-from piip.cli.main import main
+from piip.cli import main
 from piip.recipe import Recipe
 from piip.training.callbacks import AveragedWeights, BestModel
 from piip.training.tasks import dense as dense_tasks
@@ -55,7 +55,7 @@ def test_a_detector_outlives_its_scoring(
     model = tmp_path / "run" / "model"
     assert f"Validation failed after step {2 * epoch}. The trained weights are in {model}" in caplog.text
     assert json.loads((model / "config.json").read_text())["steps"] == 2 * epoch
-    assert piip.from_pretrained(model).finds == ("box", "mask")
+    assert piip.from_pretrained(model).task == "instance"
     main(["evaluate", str(model), "--data", str(tmp_path), "--split", "val.json", "--images", "val", "--workers", "0"])
     assert f"step{2 * epoch - 1:08d}.ckpt" in names(tmp_path / "run")
     resumed = train(Recipe.from_dict(recipe), device="cpu", progress="none", resume="auto")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piip.data.semantic_masks import IndexMaps
+from piip.data.semantic_masks import SemanticMasks
 from piip.data.sources.landcover import PLAN, check_target
 from piip.data.sources.landcover_build import LandcoverPlan, select_patches, write_datasets
 from piip.data.sources.landcover_map import (
@@ -182,7 +182,7 @@ def test_written_files_match_the_report(tmp_path: Path) -> None:
         for entry in CLASSES:
             files = list((out / "classification" / split / entry.name).iterdir())
             assert len(files) == report.images[split][entry.name]
-        maps = IndexMaps(out / "segmentation" / split / "labels", out / "segmentation" / split / "images")
+        maps = SemanticMasks(out / "segmentation" / split / "labels", out / "segmentation" / split / "images")
         assert len(maps) == report.tiles[split]
         assert maps.classes == [entry.name for entry in CLASSES]
     labels = merge_classes(resample_nearest(igbp, 96, 192), photo)

@@ -37,5 +37,5 @@ def test_convnext_branches_learn_at_full_rate() -> None:
 
 def test_classifiers_and_towers_have_no_such_rates() -> None:
     for name in ("piip_tsb_368_192_128.deit1_in1k", "piip_bl_512_256.clip_llava_7b"):
-        with pytest.raises(ValueError, match="not trained with rates by depth"):
+        with pytest.raises(ValueError, match="not trained with layer-wise decay"):
             official_lr_scale(name)

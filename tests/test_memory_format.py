@@ -14,8 +14,8 @@ from torch import Tensor
 
 import piip
 from piip.config import InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.serialization.load import save_model
-from piip.serialization.meta_device import without_values
+from piip.device import without_values
+from piip.serialization.save import save_model
 
 CONFIGS = {
     "conv": (MergeConfig("conv"), NeckConfig("simple")),

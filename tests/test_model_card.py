@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from torch import nn
 
 import piip
 from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.serialization.base import DescribedModel
+from piip.serialization.base import PyramidModel
 from piip.serialization.model_card import is_generated, model_card, write_card
+from piip.zoo import published_facts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BRANCHES = (tiny_vit(48, 3, 48), tiny_vit(24, 3, 64))
@@ -31,7 +33,7 @@ SINGLE = ModelConfig((tiny_vit(24, 3, 64),), head=HeadConfig("per_branch", num_c
 TOWER = dataclasses.replace(CONFIG, head=HeadConfig("projector", width=64), merge=MergeConfig("none"))
 
 
-def build(config: ModelConfig) -> DescribedModel:
+def build(config: ModelConfig) -> PyramidModel:
     return piip.build_model(config)
 
 
@@ -54,14 +56,19 @@ def test_a_card_says_what_the_model_is() -> None:
 def test_a_card_names_the_files_that_were_converted() -> None:
     model = build(CONFIG)
     record = "piip_3branch_tsb_368-192-128_cls_token_deit1"
-    model.metadata = {"name": record, "converted": [{"file": "theirs.pth", "branch": None}]}
+
+    def converted(name: str, *files: dict[str, Any]) -> dict[str, Any]:
+        metadata = {"name": name, "converted": list(files)}
+        return metadata | {"published": published_facts(metadata)}  # as `piip convert` writes it
+
+    model.metadata = converted(record, {"file": "theirs.pth", "branch": None})
     card = model_card(model)
     assert f"# {record}\n" in card
     assert "## Converted from\n\n- `theirs.pth`\n" in card
-    assert "They report Top-1 Acc 82.1; nothing of it was measured with these files." in card
-    model.metadata["name"] = "piip_tsb_368_192_128.deit1_in1k"
+    assert "They report Top-1 Acc 82.1; these files have not been evaluated." in card
+    model.metadata = converted("piip_tsb_368_192_128.deit1_in1k", {"file": "theirs.pth", "branch": None})
     assert "They report" not in model_card(model)
-    model.metadata = {"name": "mine", "converted": [{"file": "vit.pth", "branch": 0}, {"file": "s.npz", "branch": 1}]}
+    model.metadata = converted("mine", {"file": "vit.pth", "branch": 0}, {"file": "s.npz", "branch": 1})
     card = model_card(model)
     assert "- `vit.pth`, into branch 0\n- `s.npz`, into branch 1\n" in card
     assert "They report" not in card

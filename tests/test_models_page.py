@@ -11,10 +11,9 @@ from types import ModuleType
 import pytest
 
 import piip
-from piip.cli.main import COMMANDS
-from piip.config import DENSE_HEADS
+from piip.cli import COMMANDS
 from piip.data.benchmarks import ade_classes, benchmark_metadata, coco_classes
-from piip.zoo.create import PublishedModel, model_config, official_record, published_models, published_results
+from piip.zoo import PublishedModel, model_config, official_record, published_models, published_results
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
@@ -79,7 +78,7 @@ def test_images_are_normalised_as_the_authors_evaluate(name: str) -> None:
 @pytest.mark.parametrize("model", published_models(), ids=lambda model: model.record)
 def test_settings_of_detectors_say_what_their_words_say(model: PublishedModel) -> None:
     config, words = model_config(model.record), model.evaluation["images"]
-    if config.head.kind not in DENSE_HEADS:
+    if not config.head.is_dense:
         assert "dense" not in model.evaluation
         return
     settings = benchmark_metadata(config, model.evaluation)["dense"]

@@ -32,11 +32,12 @@ from piip.checkpoints.convert import convert_checkpoint, format_conversion
 from piip.checkpoints.networks import branch_shapes, fit_branch, read_network
 from piip.checkpoints.networks.resizing import fitted
 from piip.config import BranchConfig, InteractionConfig, MergeConfig, ModelConfig
+from piip.device import without_values
 from piip.ops.relative_positions import resize_table
-from piip.serialization.load import load_model, read_description
-from piip.serialization.meta_device import without_values
+from piip.serialization.description import read_description
+from piip.serialization.load import load_model
 from piip.serialization.weights import StoredTensor
-from piip.zoo.create import list_models, model_config
+from piip.zoo import list_models, model_config
 
 KERNELS = ("patch_embed.proj.weight", "patch_embedding.weight", "patch_embeddings.weight", "stem.0.weight")
 SIZES = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -338,7 +339,7 @@ def test_layer_scale_that_the_file_lacks_starts_as_built(tmp_path: Path, monkeyp
     done = convert({"model": made.state_dict()}, tmp_path, branch=0)
     assert len(done.initial) == 8
     assert torch.equal(load_model(tmp_path / "out").branches[0].vit.blocks[0].ls1.gamma, torch.ones(64))
-    assert "Not in the file, left as built: blocks.N.gamma_1, blocks.N.gamma_2" in format_conversion(done)
+    assert "Not in the file, initialised: blocks.N.gamma_1, blocks.N.gamma_2" in format_conversion(done)
 
 
 @pytest.mark.parametrize("branch", [0, None])
@@ -405,14 +406,14 @@ def test_networks_that_do_not_fit_are_explained(tmp_path: Path, monkeypatch: pyt
         (deep, 0, "width 64, 5 blocks, the branch is a plain ViT, width 64, 4 blocks .*has no place"),
         (middle, 3, "branch is 3, piip_small.golden has branches 0 .largest network. to 2"),
         (middle, -1, "branch is -1"),
-        (middle, None, "holds one network .ViT .timm.. .* say which branch it is for with --branch"),
+        (middle, None, "holds one network .ViT .timm.., .*choose the branch to load it into with --branch"),
         (
             timm.create_model("test_convnext").state_dict(),
             0,
             "the file holds ConvNeXt .timm., the branch is a plain ViT",
         ),
         ({"fc.weight": torch.zeros(2)}, 0, "holds no network of a known layout; its first names are fc.weight"),
-        ({"branch1.w": torch.zeros(2)}, 0, "holds a whole pyramid: leave --branch out"),
+        ({"branch1.w": torch.zeros(2)}, 0, "holds a whole pyramid: remove --branch"),
         ({**middle, "pos_embed": torch.zeros(48)}, 1, r"pos_embed is \(48,\), expected"),
         (
             {"ln_pre.weight": torch.zeros(2), "transformer.resblocks.0.attn.in_proj_weight": torch.zeros(())},

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from piip.checkpoints import build_official, build_released, load_official, official_shapes
+from piip.device import without_values
 
 RELEASED = json.loads((Path(__file__).parent / "data" / "released_models.json").read_text())
 
@@ -55,7 +56,7 @@ def test_a_small_change_of_one_gate_would_be_seen() -> None:
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_models_have_exactly_the_official_names_and_shapes(name: str) -> None:
-    with torch.device("meta"):
+    with without_values():
         shapes = official_shapes(build_released(name))
     record = RELEASED[name]
     assert len(shapes) == record["count"]

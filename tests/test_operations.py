@@ -14,9 +14,9 @@ from pyramids import tiny_vit
 
 import piip
 from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.cost.estimate import list_operations
+from piip.cost import list_operations
+from piip.device import without_values
 from piip.layers.attention import DeformableCrossAttention
-from piip.serialization.meta_device import without_values
 
 RELEASED = sorted((Path(__file__).parent / "data" / "operations").glob("*.json"))
 

@@ -15,10 +15,10 @@ from torch import nn
 from piip.build import build_model
 from piip.checkpoints import build_released, official_lr_scale, official_shapes
 from piip.config import ModelConfig
+from piip.device import without_values
 from piip.recipe import OptimConfig, ScheduleConfig
-from piip.serialization.meta_device import without_values
 from piip.training.optim import build_optimizer, build_schedule, learning_rate, parameter_groups
-from piip.zoo.create import model_config
+from piip.zoo import model_config
 
 
 @pytest.fixture(scope="module")

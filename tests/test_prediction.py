@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_run import write_images, write_model
 
 from piip.data.image_files import find_images
+from piip.inference.predictions import InstancePrediction
 from piip.inference.predictor import ClassPredictor, Predictor
 
 
@@ -90,7 +91,7 @@ def test_patterns_folders_and_files(images: Path) -> None:
     assert find_images([str(images / "bl*" / "*.png")]) == blue
     assert find_images([blue[1], images / "blue"]) == [blue[1], blue[0], *blue[2:]]
     assert len(find_images([str(images / "**" / "*")])) == 12
-    with pytest.raises(ValueError, match=r"'.*nothing' is no image file"):
+    with pytest.raises(ValueError, match=r"'.*nothing' is not an image file"):
         find_images([images / "nothing"])
 
 
@@ -124,5 +125,22 @@ def test_a_backbone_is_refused(model_dir: Path, tmp_path: Path) -> None:
 
 
 def test_classifiers_refuse_views(model_dir: Path) -> None:
-    with pytest.raises(ValueError, match=r"flip is True, but .* is a classifier.*leave flip out"):
+    with pytest.raises(ValueError, match=r"flip is True, but .* is a classifier.*remove flip"):
         Predictor(model_dir, device="cpu", flip=True)
+
+
+def test_detections_below_the_threshold_are_listed_but_not_counted() -> None:
+    scores = torch.tensor([0.9, 0.6, 0.3])
+    boxes, labels = torch.tensor([[0.0, 0, 8, 8]] * 3), torch.tensor([0, 1, 1])
+    for threshold, count in ((0.5, 2), (0.2, 3), (0.95, 0)):
+        found = InstancePrediction("a.png", (32, 32), ["cat", "dog"], boxes, scores, labels, None, threshold)
+        assert found.count == count
+        assert found.summary().startswith(f"{count} instances (score >= {threshold:g}, 3 of any score)")
+        assert (found.to_dict()["instances"], found.to_dict()["count"]) == (3, count)
+        assert len(found.annotations(1)) == 3
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5])
+def test_thresholds_outside_the_range_are_refused(threshold: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="score_threshold is"):
+        Predictor(tmp_path, score_threshold=threshold)

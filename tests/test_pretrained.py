@@ -26,7 +26,7 @@ def vit_file(tmp_path: Path) -> Path:
 
 
 def config(path: Path, image_size: int, **timm_args: object) -> BranchConfig:
-    overlay = {"pretrained_cfg_overlay": {"file": str(path)}}
+    overlay = {"pretrained_cfg_overlay": {"file": str(path), "custom_load": False}}  # older timm expects an .npz here
     return BranchConfig(
         "vit_tiny_patch16_224", image_size, pretrained=True, timm_args={**SIZES, **overlay, **timm_args}
     )
@@ -62,7 +62,7 @@ def test_networks_with_stages_load_too(tmp_path: Path) -> None:
     path = tmp_path / "convnext.pth"
     state = timm.create_model("test_convnext").state_dict()
     torch.save(state, path)
-    overlay = {"pretrained_cfg_overlay": {"file": str(path)}}
+    overlay = {"pretrained_cfg_overlay": {"file": str(path), "custom_load": False}}  # older timm expects an .npz here
     network = create_network(BranchConfig("test_convnext", 128, pretrained=True, timm_args=overlay))
     torch.testing.assert_close(network["stem_0"].weight, state["stem.0.weight"])
 

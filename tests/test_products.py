@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import succeed
 from torch import Tensor, nn
 
 from piip.ops import native
-from piip.ops.native import gemm as products
+from piip.ops.native import gemm
 from piip.optimize.packing import PackedDoubling
 
 ROUNDING = 4e-3  # of one bfloat16 result; those of a sum of products are relative to all of them
-pytestmark = pytest.mark.skipif(
-    products.level() == 0, reason="no compiler, or no products of bfloat16 in this processor"
-)
+pytestmark = pytest.mark.skipif(gemm.level() == 0, reason="no compiler, or no products of bfloat16 in this processor")
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -53,7 +51,7 @@ def linear(rows: int, ins: int, outs: int, *, with_bias: bool = True) -> tuple[T
     tokens, weight = random(rows, ins), random(outs, ins, seed=1, scale=ins**-0.5)
     bias = random(outs, seed=2) if with_bias else None
     result = torch.full((rows, outs), torch.nan, dtype=torch.bfloat16)
-    products.linear(tokens, products.tiled(weight, bias), result)
+    gemm.linear(tokens, gemm.tiled(weight, bias), result)
     return result, F.linear(tokens.float(), weight.float(), None if bias is None else bias.float())
 
 
@@ -79,8 +77,8 @@ def parts(dim: int, hidden: int) -> tuple[nn.LayerNorm, nn.Linear, nn.Linear]:
 
 
 def network(tokens: Tensor, norm: nn.LayerNorm, first: nn.Linear, second: nn.Linear) -> Tensor:
-    layers = (products.tiled(layer.weight, layer.bias) for layer in (first, second))
-    return products.network(tokens, products.Norm(norm.weight.detach(), norm.bias.detach(), norm.eps), *layers)
+    layers = (gemm.tiled(layer.weight, layer.bias) for layer in (first, second))
+    return gemm.network(tokens, gemm.Norm(norm.weight.detach(), norm.bias.detach(), norm.eps), *layers)
 
 
 @pytest.mark.usefixtures("_units")
@@ -104,16 +102,16 @@ def test_networks_of_any_width(rows: int, dim: int, hidden: int) -> None:
 @pytest.mark.parametrize("scale", [1.0, 30.0], ids=["soft", "hard"])
 def test_attention_of_any_length(batch: int, tokens: int, heads: int, dim: int, scale: float) -> None:
     qkv = random(batch, tokens, 3 * heads * dim, scale=scale**0.5)
-    assert products.can_attend(qkv, heads)
+    assert gemm.can_attend(qkv, heads)
     query, key, value = qkv.float().unflatten(2, (3, heads, dim)).permute(2, 0, 3, 1, 4)
     want = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    assert error(products.attend(qkv, heads, dim**-0.5), want) <= ROUNDING
+    assert error(gemm.attend(qkv, heads, dim**-0.5), want) <= ROUNDING
 
 
 def test_what_attention_cannot_take() -> None:
-    assert not products.can_attend(random(1, products.MOST_TOKENS + 1, 96), 1)
-    assert not products.can_attend(random(1, 4, 3 * 40), 1)  # heads that are not whole tiles
-    assert not products.can_attend(random(1, 4, 96).float(), 1)
+    assert not gemm.can_attend(random(1, gemm.MAX_TOKENS + 1, 96), 1)
+    assert not gemm.can_attend(random(1, 4, 3 * 40), 1)  # heads that are not whole tiles
+    assert not gemm.can_attend(random(1, 4, 96).float(), 1)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -134,7 +132,7 @@ def test_threads_change_nothing() -> None:
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append((linear(700, 800, 96)[0], network(random(333, 64), *layers), products.attend(qkv, 2, 0.2)))
+        results.append((linear(700, 800, 96)[0], network(random(333, 64), *layers), gemm.attend(qkv, 2, 0.2)))
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(others, results[0], strict=True))
 
@@ -155,7 +153,7 @@ def test_doubling_is_a_transposed_convolution(bias: bool, size: tuple[int, int])
 def test_attention_does_not_hide_bad_numbers(bad: str) -> None:
     qkv = random(1, 40, 3 * 64)
     qkv[0, 17, ("query", "key", "value").index(bad) * 64 + 5] = float("nan")
-    found = products.attend(qkv, 1, 0.125).isnan().any(2)[0]
+    found = gemm.attend(qkv, 1, 0.125).isnan().any(2)[0]
     assert found.tolist() == [bad != "query" or row == 17 for row in range(40)]
 
 
@@ -165,13 +163,13 @@ def test_large_results_may_begin_anywhere(monkeypatch: pytest.MonkeyPatch) -> No
     conv = nn.ConvTranspose2d(40, 24, 2, 2).bfloat16()
     maps = random(1, 40, 5, 33)
     want = PackedDoubling(conv)(maps)
-    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(gemm, "LARGE", 0)
     assert torch.equal(PackedDoubling(conv)(maps), want)
 
 
 def test_results_too_large_for_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     want, _ = linear(100, 64, 96)
-    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(gemm, "LARGE", 0)
     assert torch.equal(linear(100, 64, 96)[0], want)
 
 
@@ -194,6 +192,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_freed_memory_is_kept_on_request() -> None:
     counts = {}
     for keep in (True, False):
-        command = [sys.executable, "-c", FAULTS, str(keep)]
-        counts[keep] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        counts[keep] = int(succeed(sys.executable, "-c", FAULTS, str(keep)))
     assert counts[True] < counts[False] / 10

@@ -171,10 +171,10 @@ def test_cut_files_are_named(tmp_path: Path, as_zip: bool, share: float) -> None
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "only the pointer of a Git LFS file"),
         (b"<!DOCTYPE html><html></html>", "is a web page, not a checkpoint"),
-        (b'{"architectures": []}', "is no index of a checkpoint"),
+        (b'{"architectures": []}', "is not an index of a checkpoint"),
         (b'{"weight_map": {"a": "file.pth"}}', "names file.pth, which is no checkpoint but text"),
         (b"some text about something", "is damaged or no"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{ not json", "is damaged or no safetensors file"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{ not json", "is damaged or not a safetensors file"),
         (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", "is damaged or no"),
     ],
 )

@@ -12,10 +12,11 @@ import yaml
 from tiny_run import recipe_values, tiny_recipe, write_recipe
 
 from piip.config import ModelConfig
+from piip.device import without_values
 from piip.fields import CommandText
 from piip.recipe import NamedModel, Recipe, load_recipe, save_recipe
-from piip.training.setup import build_recipe_model, recipe_model_config, resolve
-from piip.zoo.create import model_config
+from piip.training.setup import build_recipe_model, resolve
+from piip.zoo import model_config
 from piip.zoo.published import published_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,11 +32,11 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_build_and_know_their_command(path: Path) -> None:
     recipe = load_recipe(path)
-    config = recipe_model_config(recipe)
+    config = recipe.model_config()
     # On the meta device nothing can be loaded, so pretrained branches are built without their weights.
     values = config.to_dict()
     values["branches"] = [{**branch, "pretrained": False} for branch in values["branches"]]
-    with torch.device("meta"):
+    with without_values():
         model = build_recipe_model(Recipe(ModelConfig.from_dict(values), data=recipe.data))
     assert model.pretrained_cfg["input_size"][-1] == config.branches[-1].image_size
     transform = recipe.data.transform
@@ -78,7 +79,7 @@ def test_recipes_of_the_released_detectors_and_segmentors(record: str) -> None:
     assert all(
         f"{column.replace('mAP', 'AP')} {value}" in path.read_text() for column, value in published.results.items()
     )
-    config = recipe_model_config(recipe, num_classes=80)
+    config = recipe.model_config(num_classes=80)
     optim, schedule, dense = recipe.optim, recipe.schedule, recipe.data.dense
     assert (optim.lr, optim.weight_decay, optim.layer_decay) == (
         facts["lr"],
@@ -125,16 +126,16 @@ def test_dotted_overrides(file: Path) -> None:
 
 def test_options_change_named_models(tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "recipe.yaml", {"model": {"name": NAME, "interaction": {"num_points": 8}}})
-    named = recipe_model_config(load_recipe(path), num_classes=5)
+    named = load_recipe(path).model_config(num_classes=5)
     recipe = load_recipe(path, {"model.branches.0.image_size": 64, "model.pretrained_branches": True})
-    config = recipe_model_config(recipe, num_classes=5)
+    config = recipe.model_config(num_classes=5)
     assert [branch.image_size for branch in config.branches] == [64, 192, 368]
     assert all(branch.pretrained for branch in config.branches)
     assert (config.interaction, config.head) == (named.interaction, named.head)
     assert load_recipe(path, {"model.interaction.num_points": 2}).model != recipe.model
     for changes in ({"model.num_classes": 7}, {"model.head.num_classes": 7}):
         recipe = load_recipe(path, {"model.resize": "official", **changes})
-        assert recipe_model_config(recipe, num_classes=5).head.num_classes == 7
+        assert recipe.model_config(num_classes=5).head.num_classes == 7
 
 
 def test_options_keep_text_as_it_stands(file: Path) -> None:
@@ -160,8 +161,8 @@ def test_the_data_decide_what_a_description_leaves_open(tmp_path: Path) -> None:
     values = recipe_values(tmp_path, tmp_path / "run")
     del values["model"]["head"]["num_classes"]
     recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", values))
-    assert recipe_model_config(recipe, num_classes=5).head.num_classes == 5
-    assert recipe_model_config(recipe).head.num_classes == 1000
+    assert recipe.model_config(num_classes=5).head.num_classes == 5
+    assert recipe.model_config().head.num_classes == 1000
     values["model"]["head"]["num_classes"] = 3
     path = write_recipe(tmp_path / "recipe.yaml", values)
     assert load_recipe(path, {"model.head.num_classes": CommandText("null")}) == recipe
@@ -175,7 +176,7 @@ def test_a_resolved_recipe_leaves_nothing_open(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = build_recipe_model(recipe, num_classes=5)
     resolved = resolve(recipe, model)
-    assert resolved.model == recipe_model_config(recipe, num_classes=5)
+    assert resolved.model == recipe.model_config(num_classes=5)
     transform = resolved.data.transform
     assert (transform.input_size, transform.mean) == (368, (0.1, 0.2, 0.3))
     assert resolve(resolved, model) == resolved
@@ -200,7 +201,7 @@ def test_a_resolved_recipe_leaves_nothing_open(tmp_path: Path) -> None:
         ("run.ema_decay", 1.5, r"run\.ema_decay is 1\.5, expected a value between 0 and 1"),
         ("data", 3, r"recipe\.data is 3, expected a section"),
         ("data.transform.crop_mode", "middle", r"transform\.crop_mode is 'middle', expected one of"),
-        ("model.branches.7.image_size", 3, r"'7' is no index, expected 0 to 1"),
+        ("model.branches.7.image_size", 3, r"'7' is not an index, expected 0 to 1"),
         ("model.head.num_classes.deep", 3, r"'num_classes' is a single value"),
         ("model.branches.0.netwrk", "x", r"branches\[0\] has no field 'netwrk'\. Did you mean: network"),
         ("model", 3, r"recipe\.model is 3, expected 'name: NAME'"),
@@ -239,7 +240,7 @@ def test_fields_beside_a_name_change_the_named_model(tmp_path: Path) -> None:
     model = {"name": NAME, "pretrained_branches": True, "interaction": {"num_points": 8}, "resize": "official"}
     path.write_text(yaml.safe_dump({"model": model}))
     recipe, named = load_recipe(path), model_config(NAME)
-    config = recipe_model_config(recipe, num_classes=5)
+    config = recipe.model_config(num_classes=5)
     assert config.interaction.num_points == 8
     assert config.interaction.num_heads == named.interaction.num_heads
     assert (config.resize, config.head.num_classes) == ("official", 5)
@@ -247,4 +248,4 @@ def test_fields_beside_a_name_change_the_named_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"recipe\.model has no field 'rezise'\. Did you mean: resize"):
         load_recipe(path, {"model.rezise": "official"})
     with pytest.raises(ValueError, match="interaction has no field 'points'"):
-        recipe_model_config(load_recipe(path, {"model.interaction.points": 3}))
+        load_recipe(path, {"model.interaction.points": 3}).model_config()

@@ -19,14 +19,14 @@ from test_views import write_model
 from tiny_run import write_images
 from tiny_run import write_model as write_classifier
 
-from piip.cli.main import main
+from piip.cli import main
 from piip.data.coco import CocoInstances
 from piip.evaluation.classification import evaluate
 from piip.evaluation.dense import evaluate_dense
 from piip.evaluation.metrics.coco import score_results, to_results
 from piip.evaluation.metrics.matching import box_agreement
 from piip.evaluation.metrics.precision_tables import NAMES, count_objects, count_results
-from piip.evaluation.metrics.semantic import ClassOverlap
+from piip.evaluation.metrics.semantic import SemanticMetric
 from piip.evaluation.report import plots
 from piip.evaluation.report.drawing import class_colour, draw_map, draw_objects
 from piip.evaluation.report.page import Page, write_page
@@ -42,7 +42,7 @@ def noisy_results(root: Path, content: dict[str, Any], *, copies: int = 1) -> li
     generator = torch.Generator().manual_seed(0)
     results = []
     for index, image_id in enumerate(data.image_ids):
-        truth = data.read_truth(index, data.shapes[index])
+        truth = data.read_target(index, data.shapes[index])
         for shift in range(copies):
             count = len(truth["labels"])
             found = {
@@ -83,8 +83,8 @@ def test_twelve_numbers_equal_pycocotools_own_summary(truth, kind: str) -> None:
     results = noisy_results(root, content, copies=3)
     rows = results if kind == "box" else [{k: v for k, v in row.items() if k != "bbox"} for row in results]
     wanted = by_pycocotools(root / "val.json", rows, {"box": "bbox", "mask": "segm"}[kind])
-    for counter in ("faster-coco-eval", "pycocotools"):
-        scores = count_results(content, results, kind, detections=LIMITS, counter=counter).scores()
+    for backend in ("faster-coco-eval", "pycocotools"):
+        scores = count_results(content, results, kind, max_detections=LIMITS, backend=backend).scores()
         assert list(scores.values()) == pytest.approx(wanted, abs=1e-9)
     assert 0 < wanted[0] < 1
 
@@ -94,23 +94,23 @@ def test_the_official_rule_takes_ap_at_100_and_the_rest_at_1000(truth) -> None:
     results = noisy_results(root, content, copies=60)  # more than 100 an image
     assert max(sum(row["image_id"] == image["id"] for row in results) for image in content["images"]) > 100
     wanted = by_pycocotools(root / "val.json", results, "bbox", maxDets=[100, 300, 1000])
-    tables = count_results(content, results, "box", detections=(100, 300, 1000), counter="pycocotools")
+    tables = count_results(content, results, "box", max_detections=(100, 300, 1000), backend="pycocotools")
     assert list(tables.scores(headline=0).values()) == pytest.approx(wanted, abs=1e-9)
-    fast = score_results(content, results, kinds=["box"], detections=(100, 300, 1000), headline=0)
+    fast = score_results(content, results, iou_types=["box"], max_detections=(100, 300, 1000), headline=0)
     assert list(fast.values()) == pytest.approx(wanted, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["box", "mask"])
-def test_a_class_scores_what_both_counters_give_it_alone(truth, kind: str) -> None:
+def test_a_class_scores_what_both_backends_give_it_alone(truth, kind: str) -> None:
     root, content = truth
     content = {**content, "categories": [*content["categories"], {"id": 30, "name": "absent"}]}
     results = noisy_results(root, content, copies=2)
-    tables = count_results(content, results, kind, detections=LIMITS)
+    tables = count_results(content, results, kind, max_detections=LIMITS)
     for place, category in enumerate((10, 20, 30)):
         scores = tables.scores(of=slice(place, place + 1))
-        for counter in ("faster-coco-eval", "pycocotools"):
+        for backend in ("faster-coco-eval", "pycocotools"):
             alone = count_results(
-                content, results, kind, detections=LIMITS, counter=counter, category_ids=[category]
+                content, results, kind, max_detections=LIMITS, backend=backend, category_ids=[category]
             ).scores()
             assert scores == pytest.approx(alone, abs=1e-9)
     assert set(tables.scores(of=slice(2, 3)).values()) == {-1.0}
@@ -120,17 +120,17 @@ def test_a_class_scores_what_both_counters_give_it_alone(truth, kind: str) -> No
     ]
 
 
-@pytest.mark.parametrize("counter", ["faster-coco-eval", "pycocotools"])
-def test_no_instances_at_all_score_nothing_and_missing_sizes_have_no_score(truth, counter: str) -> None:
+@pytest.mark.parametrize("backend", ["faster-coco-eval", "pycocotools"])
+def test_no_instances_at_all_score_nothing_and_missing_sizes_have_no_score(truth, backend: str) -> None:
     _, content = truth
     for kind in ("box", "mask"):
-        scores = count_results(content, [], kind, detections=LIMITS, counter=counter).scores()
+        scores = count_results(content, [], kind, max_detections=LIMITS, backend=backend).scores()
         assert (scores["ap"], scores["ap_large"], scores["ar_large"]) == (0, -1, -1)
 
 
 def test_curves_have_the_area_of_the_precision(truth) -> None:
     root, content = truth
-    tables = count_results(content, noisy_results(root, content), "box", detections=LIMITS)
+    tables = count_results(content, noisy_results(root, content), "box", max_detections=LIMITS)
     scores = tables.scores()
     for overlap, name in ((0.5, "ap50"), (0.75, "ap75"), (None, "ap")):
         assert np.mean(tables.curve(overlap)) == pytest.approx(scores[name])
@@ -166,7 +166,7 @@ def test_a_report_of_instances_equals_a_count_of_its_own_results(truth, tmp_path
     assert [row["class"] for row in rows] == ["box", "disc"]
     assert float(rows[0]["mask_ap"]) == numbers["per_class"]["box"]["mask_ap"]
     assert rows[0]["mask_ap_large"] == ""  # no object is that large
-    assert (numbers["scales"], numbers["flip"], numbers["counter"]) == ([1.0], False, "faster-coco-eval")
+    assert (numbers["scales"], numbers["flip"], numbers["backend"]) == ([1.0], False, "faster-coco-eval")
     assert f"| ap at 100 | {numbers['box_ap']:.4f} | {numbers['mask_ap']:.4f} |" in page
     assert {path.name for path in (tmp_path / "report").glob("*.png")} == {
         "precision_recall_box.png",
@@ -184,8 +184,8 @@ def test_official_takes_the_heads_own_limit_and_one_view(truth, tmp_path: Path, 
     command += ["--workers", "0", "--device", "cpu", "--official"]
     main([*command, "--out", str(tmp_path / "report"), "--json"])
     report = json.loads(capsys.readouterr().out)
-    assert (report["detections"], report["headline"]) == ([100, 300, 1000], 100)
-    assert (report["counter"], report["official"], report["flip"]) == ("pycocotools", True, False)
+    assert (report["max_detections"], report["headline"]) == ([100, 300, 1000], 100)
+    assert (report["backend"], report["official"], report["flip"]) == ("pycocotools", True, False)
     results = json.loads((tmp_path / "report" / "results.json").read_text())
     counts = {image: sum(row["image_id"] == image for row in results) for image in range(1, 6)}
     assert 100 < max(counts.values()) <= 300
@@ -193,10 +193,10 @@ def test_official_takes_the_heads_own_limit_and_one_view(truth, tmp_path: Path, 
     assert [report[f"box_{name}"] for name in NAMES] == pytest.approx(wanted[:6], abs=1e-9)
     main(command)
     assert "box_ap and mask_ap at 100" in capsys.readouterr().out
-    for extra in (["--flip"], ["--scales", "1", "2"], ["--detections", "1", "2", "3"]):
+    for extra in (["--flip"], ["--scales", "1", "2"], ["--max-detections", "1", "2", "3"]):
         with pytest.raises(SystemExit):
             main([*command, *extra])
-        assert "official fixes limits and views" in capsys.readouterr().err
+        assert "official sets limits and test-time augmentation" in capsys.readouterr().err
 
 
 def test_official_changes_nothing_but_the_recalls_names_where_a_head_keeps_100(truth, tmp_path: Path) -> None:
@@ -204,9 +204,9 @@ def test_official_changes_nothing_but_the_recalls_names_where_a_head_keeps_100(t
     model = write_model(tmp_path, "mask_rcnn")
     where = {"split": "val.json", "images": "val", "workers": 0, "device": "cpu"}
     plain, official = (evaluate_dense(model, root, **where, official=flag) for flag in (False, True))
-    for name in ("mask_ap", "mask_ap50", "box_ap75", "box_ap_small", "box_ar"):
+    for name in ("mask_ap", "mask_ap50", "box_ap75", "box_ap_small"):
         assert official.scores[name] == pytest.approx(plain.scores[name], abs=1e-9)
-    assert official.scores["box_ar_first"] == pytest.approx(plain.scores["box_ar"], abs=1e-9)
+    assert official.scores["box_ar_100"] == pytest.approx(plain.scores["box_ar_100"], abs=1e-9)
 
 
 def test_views_are_options_of_the_command(truth, tmp_path: Path, capsys) -> None:
@@ -214,9 +214,9 @@ def test_views_are_options_of_the_command(truth, tmp_path: Path, capsys) -> None
     model = write_model(tmp_path, "dino")
     command = ["evaluate", str(model), "--data", str(root), "--split", "val.json", "--images", "val"]
     command += ["--workers", "0", "--device", "cpu", "--json", "--scales", "0.75", "1", "--flip"]
-    main([*command, "--detections", "1", "5", "20"])
+    main([*command, "--max-detections", "1", "5", "20"])
     report = json.loads(capsys.readouterr().out)
-    assert (report["scales"], report["flip"], report["detections"]) == ([0.75, 1.0], True, [1, 5, 20])
+    assert (report["scales"], report["flip"], report["max_detections"]) == ([0.75, 1.0], True, [1, 5, 20])
     asking = write_model(tmp_path / "asking", "dino", flip_test=True)
     where = ["--data", str(root), "--split", "val.json", "--images", "val", "--workers", "0", "--device", "cpu"]
     for option, flips in (([], True), (["--no-flip"], False)):
@@ -225,7 +225,7 @@ def test_views_are_options_of_the_command(truth, tmp_path: Path, capsys) -> None
 
 
 def test_a_report_of_classes_of_pixels(tmp_path: Path, capsys) -> None:
-    shapes.write_index_maps(tmp_path, "val", 3)
+    shapes.write_semantic_masks(tmp_path, "val", 3)
     model = write_model(tmp_path / "model", "upernet", reduce_zero_label=True)
     out = tmp_path / "report"
     where = {"split": "annotations/val", "images": "images/val", "workers": 0, "device": "cpu"}
@@ -241,10 +241,10 @@ def test_a_report_of_classes_of_pixels(tmp_path: Path, capsys) -> None:
 
 
 def test_a_split_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
-    shapes.write_index_maps(tmp_path, "val", 1)
+    shapes.write_semantic_masks(tmp_path, "val", 1)
     Image.new("L", (64, 64)).save(tmp_path / "annotations" / "val" / "1.png")
     model = write_model(tmp_path / "model", "upernet", reduce_zero_label=True)
-    with pytest.raises(ValueError, match=r"no pixel of a class .* reduce_zero_label is on"):
+    with pytest.raises(ValueError, match=r"only ignored pixels .* reduce_zero_label is on"):
         evaluate_dense(model, tmp_path, split="annotations/val", images="images/val", workers=0, device="cpu")
 
 
@@ -343,7 +343,7 @@ def test_pages_escape_names_and_show_gaps(tmp_path: Path) -> None:
 
 
 def test_class_numbers_of_an_overlap() -> None:
-    overlap = ClassOverlap(3)
+    overlap = SemanticMetric(3)
     overlap.add(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 1, 255]]))
     assert overlap.class_scores() == [
         {"iou": 0.5, "accuracy": 1.0, "precision": 0.5, "pixels": 1},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import shapes
 import torch
+from processes import finish, outcome, start
 from tiny_run import branch, recipe_values, tiny_recipe, write_images, write_recipe
 from training_run import EVERYTHING, losses, names, newest_step, run
 
@@ -31,15 +31,8 @@ from piip.training.tasks.base import NonFiniteLoss
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def start(recipe: Path, out: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "piip", "train", str(recipe), "--out", str(out), "--device", "cpu", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+def start_training(recipe: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    return start(sys.executable, "-m", "piip", "train", recipe, "--out", out, "--device", "cpu", *options)
 
 
 def without_rates(rows: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -58,19 +51,18 @@ def kill_and_resume(recipe: Path, folder: Path, *, epoch: int, steps: int) -> No
         steps: Optimiser steps of the run.
     """
     whole, killed = folder / "whole", folder / "killed"
-    process = start(recipe, killed)
+    process = start_training(recipe, killed)
     deadline = time.monotonic() + 200
     while newest_step(killed) < epoch + 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    assert outcome(process, timeout=60).returncode == -signal.SIGKILL
     stopped_at = newest_step(killed)
     assert epoch < stopped_at < steps
     assert stopped_at % epoch, "the kill should fall into an epoch"
 
-    finish(start(recipe, whole))
-    finish(start(recipe, killed, "--resume", "auto"))
+    finish(start_training(recipe, whole))
+    finish(start_training(recipe, killed, "--resume", "auto"))
     resumed = [row for row in read_history(killed) if row["step"] >= stopped_at]
     assert {row["step"] for row in resumed} >= set(range(stopped_at, steps))
     rows = without_rates(read_history(killed))
@@ -92,10 +84,10 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["coco", "index_maps"])
+@pytest.mark.parametrize("kind", ["coco", "semantic_masks"])
 def test_a_killed_dense_run_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
     for split, count in (("train", 24), ("val", 2)):
-        write = shapes.write_coco if kind == "coco" else shapes.write_index_maps
+        write = shapes.write_coco if kind == "coco" else shapes.write_semantic_masks
         write(tmp_path, split, count, seed=count)
     values = shapes.dense_recipe(tmp_path, tmp_path, kind)
     values["data"] |= {"workers": 1, "group_by_aspect": True}
@@ -108,16 +100,14 @@ def test_a_killed_dense_run_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on(images: Path, tmp_path: Path, sent: signal.Signals) -> None:
     values = recipe_values(images, tmp_path, schedule={"epochs": 1000}, run={"checkpoint_every": 2})
-    process = start(write_recipe(tmp_path / "recipe.yaml", values), tmp_path / "run", "--progress", "none")
+    process = start_training(write_recipe(tmp_path / "recipe.yaml", values), tmp_path / "run", "--progress", "none")
     deadline = time.monotonic() + 200
     while not newest_step(tmp_path / "run") and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.splitlines() == [
-        "piip: error: Interrupted. The same command with --resume auto goes on from the last checkpoint."
-    ]
+    done = outcome(process, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == ["piip: error: Interrupted. Resume from the last checkpoint with --resume auto."]
 
 
 @pytest.mark.parametrize("stop", [3, 6, 9], ids=["mid-epoch", "epoch end", "second epoch"])
@@ -184,7 +174,7 @@ def test_resuming_a_finished_run_changes_nothing(images: Path, tmp_path: Path) -
 
 def test_a_nan_loss_stops_with_its_step(images: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(images, tmp_path / "run", optim={"lr": 1e30}, run={"checkpoint_every": 1})
-    problem = r"loss is nan at step [1-5] \(epoch 0, batch [1-5]\).*checkpoints are kept"
+    problem = r"loss is nan at step [1-5] \(epoch 0, batch [1-5]\).*checkpoints are available"
     with pytest.raises(NonFiniteLoss, match=problem) as first:
         run(recipe)
     assert newest_step(tmp_path / "run") >= 1
@@ -227,7 +217,7 @@ def test_only_checkpoints_of_the_run_are_deleted(images: Path, tmp_path: Path) -
     run(first, resume="auto")
     assert names(tmp_path / "first") == ["recipe.yaml", kept.name, "step00000006.ckpt", "step00000012.ckpt"]
     run(second)
-    with pytest.raises(ValueError, match=r"second holds a run .*step00000012.ckpt.* is not one of its checkpoints"):
+    with pytest.raises(ValueError, match=r"second contains a run .*step00000012.ckpt.* is not one of its checkpoints"):
         run(second, resume=str(checkpoints / "step00000006.ckpt"))
     assert names(tmp_path / "second") == ["recipe.yaml", "step00000006.ckpt", "step00000012.ckpt"]
     run(tiny_recipe(images, tmp_path / "third"), resume=str(checkpoints / "step00000006.ckpt"))
@@ -304,14 +294,14 @@ def test_a_loader_knows_its_processes(images: Path) -> None:
     one, two = (
         ResumableLoader(folder, EpochSampler(24, seed=0, num_replicas=n), batch_size=4, workers=0) for n in (1, 2)
     )
-    with pytest.raises(ValueError, match=r"replicas 1 -> 2 \(.*as many processes"):
+    with pytest.raises(ValueError, match=r"replicas 1 -> 2 \(.*number of processes"):
         two.check_facts(one.facts())
 
 
 def test_runs_are_not_mixed(images: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(images, tmp_path / "run")
     run(recipe)
-    with pytest.raises(ValueError, match=r"holds a run .*--resume auto"):
+    with pytest.raises(ValueError, match=r"contains a run .*--resume auto"):
         run(recipe)
     save_recipe(recipe, tmp_path / "run" / "checkpoints" / "recipe.yaml")  # as it was before being resolved
     run(recipe, resume="auto")

@@ -91,7 +91,7 @@ def test_warm_up_in_steps(tmp_path: Path) -> None:
     assert run_length(recipe, 6).warmup_steps == 7
     with pytest.raises(ValueError, match=r"schedule\.warmup_steps is 7, expected fewer than the 6 steps"):
         run_length(recipe, 3)
-    with pytest.raises(ValueError, match="leave one of them out"):
+    with pytest.raises(ValueError, match="both set the warm-up"):
         tiny_recipe(tmp_path, tmp_path, schedule={"warmup_steps": 7, "warmup_epochs": 0.5})
 
 

@@ -13,7 +13,9 @@ from tiny_run import write_model
 
 from piip.build import build_model
 from piip.config import BranchConfig, HeadConfig, MergeConfig, ModelConfig
-from piip.serialization.load import load_model, read_description, save_model
+from piip.serialization.description import read_description
+from piip.serialization.load import load_model
+from piip.serialization.save import save_model
 from piip.serialization.weights import weight_files
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -81,7 +83,7 @@ def test_long_lists_are_cut(directory: Path) -> None:
 def test_cut_weights_are_named(directory: Path, size: int) -> None:
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or not a safetensors file"):
         load_model(directory)
 
 

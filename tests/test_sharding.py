@@ -56,3 +56,9 @@ def test_every_family_of_branches(family: str, mesh: DeviceMesh, monkeypatch: py
     assert float(gradient_norm(spread)) == pytest.approx(0.5, rel=1e-4)
     for name, value in full_state(spread).items():
         assert torch.equal(value, whole.state_dict()[name]), name
+
+
+def test_an_older_pytorch_is_refused(monkeypatch: pytest.MonkeyPatch, mesh: DeviceMesh) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cu124")
+    with pytest.raises(ValueError, match=r"fsdp2\) needs PyTorch 2\.7 or newer, but 2\.6\.0\+cu124 is installed\.$"):
+        shard(torch.nn.Linear(2, 2), mesh)

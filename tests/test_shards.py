@@ -93,7 +93,7 @@ def test_a_failure_leaves_the_earlier_files(tmp_path: Path) -> None:
 def test_missing_and_damaged_shards_are_named(tmp_path: Path) -> None:
     names = write_weights(tmp_path, FACTS, TENSORS.items(), max_shard_bytes=60)
     (tmp_path / names[1]).write_bytes(b"1234567890")
-    with pytest.raises(ValueError, match=f"{names[1]} is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match=f"{names[1]} is damaged or not a safetensors file"):
         open_weights(tmp_path)
     (tmp_path / names[1]).unlink()
     with pytest.raises(ValueError, match=f"{names[1]} is missing"):
@@ -103,14 +103,14 @@ def test_missing_and_damaged_shards_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
 def test_a_damaged_index_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ValueError, match="is no index of a checkpoint"):
+    with pytest.raises(ValueError, match="is not an index of a checkpoint"):
         open_weights(tmp_path)
 
 
 def test_an_index_stays_in_its_directory(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "../secret.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="names a file outside its directory"):
+    with pytest.raises(ValueError, match="lists a file outside its directory"):
         open_weights(tmp_path)
 
 

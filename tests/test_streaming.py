@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import finish_all, run, start, succeed
 from pyramids import randomise
 from safetensors.torch import load_file, save_file
 from streaming_checks import IMAGE
 
 from piip.build import build_backbone
 from piip.config import BranchConfig, InteractionConfig, ModelConfig, NeckConfig
-from piip.serialization.load import load_model, load_weights, save_model
+from piip.serialization.load import load_model, load_weights
+from piip.serialization.save import save_model
 from piip.serialization.weights import open_weights, weight_files
 from piip.training.sharding import gradient_norm
 
@@ -46,23 +46,12 @@ def write(directory: Path, config: ModelConfig, *, dtype: str = "f32", shards: i
     return model
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return out
-
-
 @pytest.mark.parametrize(("stored", "wanted"), [("bf16", "bf16"), ("f32", "bf16"), ("bf16", "f32")])
 def test_weights_are_in_memory_once(stored: str, wanted: str, tmp_path: Path) -> None:
     write(tmp_path / "empty", pyramid(16, 2))
     write(tmp_path / "model", pyramid(384, 8), dtype=stored, shards=3)
     assert len(weight_files(tmp_path / "model")) >= 3
-    seen = json.loads(finish(start(str(CHECKS), "memory", str(tmp_path), wanted)))
+    seen = json.loads(succeed(sys.executable, CHECKS, "memory", tmp_path, wanted))
     assert seen["weights"] > 80e6
     assert seen["peak"] - seen["start"] < 1.3 * seen["weights"]
 
@@ -101,7 +90,7 @@ def test_a_shard_that_does_not_fit_is_named(tmp_path: Path) -> None:
         assert part in str(caught.value)
     assert third not in str(caught.value)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"{path.name} is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match=f"{path.name} is damaged or not a safetensors file"):
         load_model(tmp_path)
 
 
@@ -115,9 +104,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
 
 def test_two_processes_hold_half_each_and_compute_the_same(tmp_path: Path) -> None:
     model = write(tmp_path / "model", pyramid(48, 2), shards=3)
-    started = [start(str(CHECKS), "rank", str(tmp_path), str(rank), "2") for rank in range(2)]
-    for process in started:
-        finish(process)
+    finish_all([start(sys.executable, CHECKS, "rank", tmp_path, str(rank), "2") for rank in range(2)])
     whole = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
     levels = model(IMAGE)
     levels[0].square().mean().backward()
@@ -132,10 +119,11 @@ def test_two_processes_hold_half_each_and_compute_the_same(tmp_path: Path) -> No
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
-    options = ["--smoke", "--depth", "4", "--repeats", "1", "--write", str(tmp_path), "--json", str(tmp_path / "seen")]
-    out = finish(start(str(BENCHMARK), *options, "--processes", "2"))
-    assert "single: pass 1 took" in out
-    differences = re.findall(r"relative difference: (\S+), (\S+)", out)
+    options = ["--smoke", "--depth", "4", "--repeats", "1", "--write", tmp_path, "--json", tmp_path / "seen"]
+    done = run(sys.executable, BENCHMARK, *options, "--processes", "2")
+    assert done.returncode == 0, done.stderr
+    assert "single: pass 1 of 1 took" in done.stderr
+    differences = re.findall(r"relative difference: (\S+), (\S+)", done.stdout)
     assert len(differences) == 2
     assert max(float(number) for pair in differences for number in pair) < 1e-2
     seen = json.loads((tmp_path / "seen").read_text())

@@ -20,14 +20,14 @@ from torch import Tensor
 
 import piip
 from piip.build import build_model
-from piip.cli.main import main
+from piip.cli import main
 from piip.config import ModelConfig
 from piip.data.transforms.dense import DenseTransformConfig
-from piip.inference.compact_masks import MaskPiece, Region
-from piip.inference.dense_predictor import DensePredictor
-from piip.inference.predictions import InstancePrediction, MapPrediction
-from piip.inference.tiling import Found, Tiling, merge_objects, objects_of, tiled_labels, whole_within
-from piip.serialization.load import save_model
+from piip.inference.compact_masks import CompactMask, Region
+from piip.inference.dense_predictor import DetectionPredictor, load_dense_predictor
+from piip.inference.predictions import InstancePrediction, SemanticPrediction
+from piip.inference.tiling import Detection, Tiling, merge_detections, tile_detections, tiled_labels, whole_within
+from piip.serialization.save import save_model
 
 Object = tuple[int, np.ndarray]  # class and mask (H, W)
 SHAPE = (230, 310)
@@ -83,22 +83,22 @@ def in_tiles(
     *,
     score: Callable[[int], float] = lambda number: 0.9 - number / 1000,
     with_masks: bool = True,
-) -> list[Found]:
-    found: list[Found] = []
+) -> list[Detection]:
+    found: list[Detection] = []
     for tile in tiling.tiles(SHAPE):
-        found += objects_of(detect(objects, tile, score, with_masks), tile, SHAPE)
-    return merge_objects(found, tiling.tiles(SHAPE), SHAPE)
+        found += tile_detections(detect(objects, tile, score, with_masks), tile, SHAPE)
+    return merge_detections(found, tiling.tiles(SHAPE), SHAPE)
 
 
-def as_set(objects: Sequence[Found]) -> set[Any]:
+def as_set(objects: Sequence[Detection]) -> set[Any]:
     return {
         (each.label, *each.box, None if each.mask is None else each.mask.whole(SHAPE).tobytes()) for each in objects
     }
 
 
-def whole_picture(objects: Sequence[Object], *, with_masks: bool = True) -> list[Found]:
+def whole_picture(objects: Sequence[Object], *, with_masks: bool = True) -> list[Detection]:
     tile = Region(0, 0, SHAPE[1], SHAPE[0])
-    return objects_of(detect(objects, tile, lambda number: 0.9, with_masks), tile, SHAPE)
+    return tile_detections(detect(objects, tile, lambda number: 0.9, with_masks), tile, SHAPE)
 
 
 @pytest.mark.parametrize("with_masks", [True, False])
@@ -128,10 +128,10 @@ def test_what_a_tile_sees_whole_wins_over_surer_fragments() -> None:
     tiling = Tiling(96, 0.25)  # its border runs through the disc
     found = []
     for tile in tiling.tiles(SHAPE):
-        for each in objects_of(detect(objects, tile, lambda number: 0.5, True), tile, SHAPE):
+        for each in tile_detections(detect(objects, tile, lambda number: 0.5, True), tile, SHAPE):
             found.append(dataclasses.replace(each, score=0.99 if each.is_cut else 0.4))
     assert any(each.is_cut for each in found)
-    (kept,) = merge_objects(found, tiling.tiles(SHAPE), SHAPE)
+    (kept,) = merge_detections(found, tiling.tiles(SHAPE), SHAPE)
     assert kept.score == 0.4
     assert as_set([kept]) == as_set(whole_picture(objects))
 
@@ -153,11 +153,11 @@ def test_the_tile_that_sees_a_place_whole_decides() -> None:
     objects: list[Object] = [(0, disc(60, 96, 12)), (0, block(120, 20, 140, 300))]
     tiling = Tiling(96, 0.25)
     tiles = tiling.tiles(SHAPE)
-    found = objects_of(detect(objects, tiles[0], lambda number: 0.9, True), tiles[0], SHAPE)
-    assert [each.box[2] for each in merge_objects(found, tiles[:1], SHAPE)] == [96]
-    assert merge_objects(found, tiles, SHAPE) == []
-    fifth = objects_of(detect(objects, tiles[5], lambda number: 0.9, True), tiles[5], SHAPE)
-    assert [each.box for each in merge_objects(fifth, tiles, SHAPE)] == [(72, 120, 168, 140)]  # as far as it reaches
+    found = tile_detections(detect(objects, tiles[0], lambda number: 0.9, True), tiles[0], SHAPE)
+    assert [each.box[2] for each in merge_detections(found, tiles[:1], SHAPE)] == [96]
+    assert merge_detections(found, tiles, SHAPE) == []
+    fifth = tile_detections(detect(objects, tiles[5], lambda number: 0.9, True), tiles[5], SHAPE)
+    assert [each.box for each in merge_detections(fifth, tiles, SHAPE)] == [(72, 120, 168, 140)]  # as far as it reaches
 
 
 @pytest.mark.parametrize("with_masks", [True, False])
@@ -166,9 +166,9 @@ def test_inexact_detectors_find_nothing_twice(with_masks: bool) -> None:
     objects = [each for each in scattered(4) if each[1].sum() > 300]
     tiling = Tiling(128, 0.4)
     rng = np.random.default_rng(0)
-    found: list[Found] = []
+    found: list[Detection] = []
     for tile in tiling.tiles(SHAPE):
-        for each in objects_of(detect(objects, tile, lambda number: 0.9, with_masks), tile, SHAPE):
+        for each in tile_detections(detect(objects, tile, lambda number: 0.9, with_masks), tile, SHAPE):
             left, top, right, bottom = (float(side + rng.normal(0, 1)) for side in each.box)
             middle = whole_within(tile, SHAPE)
             is_cut = left < middle[0] or top < middle[1] or right > middle[2] or bottom > middle[3]
@@ -177,18 +177,18 @@ def test_inexact_detectors_find_nothing_twice(with_masks: bool) -> None:
                 mask = mask._replace(left=max(0, round(left)), top=max(0, round(top)))
             moved = dataclasses.replace(each, box=(left, top, right, bottom), mask=mask, is_cut=is_cut)
             found.append(dataclasses.replace(moved, score=float(rng.uniform(0.1, 1))))
-    assert len(merge_objects(found, tiling.tiles(SHAPE), SHAPE)) == len(objects)
+    assert len(merge_detections(found, tiling.tiles(SHAPE), SHAPE)) == len(objects)
 
 
 def test_unlikely_objects_are_left_out_and_nothing_gives_nothing() -> None:
     assert in_tiles([(0, disc(60, 96, 12))], Tiling(96), score=lambda number: 0.04) == []
     assert in_tiles([], Tiling(96)) == []
     tile = Region(0, 0, 96, 96)
-    empty = MaskPiece.cut(np.zeros((96, 96), bool))
-    twice = [Found(Region(i, 0, 96 + i, 96), (10, 10, 20, 20), 0.9, 0, empty, True) for i in (0, 1)]
-    assert len(merge_objects(twice, [], SHAPE)) == 2
-    alike = [Found(tile, (10, 10, 20, 20), 0.9, 0, None, True)] * 2
-    assert len(merge_objects(alike, [], SHAPE)) == 2  # one tile: the head's matter
+    empty = CompactMask.crop(np.zeros((96, 96), bool))
+    twice = [Detection(Region(i, 0, 96 + i, 96), (10, 10, 20, 20), 0.9, 0, empty, True) for i in (0, 1)]
+    assert len(merge_detections(twice, [], SHAPE)) == 2
+    alike = [Detection(tile, (10, 10, 20, 20), 0.9, 0, None, True)] * 2
+    assert len(merge_detections(alike, [], SHAPE)) == 2  # one tile: the head's matter
 
 
 @pytest.mark.parametrize("shape", [(96, 96), (50, 40), (97, 96), (230, 310), (1, 1000)])
@@ -206,7 +206,7 @@ def test_wrong_tilings_are_explained() -> None:
     with pytest.raises(ValueError, match="tile is 0, expected at least 1"):
         Tiling(0)
     for overlap in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"tile_overlap is .*, expected a share"):
+        with pytest.raises(ValueError, match=r"tile_overlap is .*, expected a fraction"):
             Tiling(96, overlap)
 
 
@@ -236,11 +236,11 @@ def test_run_lengths_are_those_of_the_whole_mask(seed: int) -> None:
     masks += [rng.random(shape) < share for share in (0.1, 0.5, 0.9)]
     masks.append(np.repeat(rng.random((1, shape[1])) < 0.5, shape[0], axis=0))  # whole columns
     for mask in masks:
-        piece = MaskPiece.cut(mask)
+        piece = CompactMask.crop(mask)
         coded = coder.encode(np.asfortranarray(mask.astype(np.uint8)))
         assert piece.run_lengths(shape) == {"size": list(shape), "counts": coded["counts"].decode()}
         assert np.array_equal(piece.whole(shape), mask)
-        united = MaskPiece.united([piece, MaskPiece.cut(np.zeros(shape, bool)), MaskPiece.cut(masks[2])])
+        united = CompactMask.united([piece, CompactMask.crop(np.zeros(shape, bool)), CompactMask.crop(masks[2])])
         assert np.array_equal(united.whole(shape), mask | masks[2])
 
 
@@ -251,7 +251,7 @@ def test_hundreds_of_objects_in_a_hundred_million_pixels_fit_into_memory() -> No
     centres = rng.integers(20, 9_980, (400, 2))
     pattern = torch.from_numpy(disc(20, 20, 19, (41, 41)))
     tracemalloc.start()
-    found: list[Found] = []
+    found: list[Detection] = []
     tiles = Tiling(side, 0.1).tiles(shape)
     for tile in tiles:
         boxes, masks = [], []
@@ -264,8 +264,8 @@ def test_hundreds_of_objects_in_a_hundred_million_pixels_fit_into_memory() -> No
         if boxes:
             values = {"boxes": torch.tensor(boxes).float(), "masks": torch.stack(masks)}
             values |= {"scores": torch.full((len(boxes),), 0.9), "labels": torch.zeros(len(boxes)).long()}
-            found += objects_of(values, tile, shape)
-    objects = merge_objects(found, tiles, shape)
+            found += tile_detections(values, tile, shape)
+    objects = merge_detections(found, tiles, shape)
     prediction = InstancePrediction(
         None,
         shape,
@@ -286,7 +286,7 @@ def test_hundreds_of_objects_in_a_hundred_million_pixels_fit_into_memory() -> No
 def write_dense(directory: Path, kind: str) -> Path:
     """Export an untrained detector or segmentor."""
     torch.manual_seed(0)
-    values = shapes.dense_recipe(directory, directory, "index_maps" if kind == "upernet" else "coco")["model"]
+    values = shapes.dense_recipe(directory, directory, "semantic_masks" if kind == "upernet" else "coco")["model"]
     values["head"] |= {"kind": kind, "width": 64 if kind == "dino" else 16}
     model = build_model(ModelConfig.from_dict(values))
     dense = DenseTransformConfig(pad_divisor=32, mean=(0.4, 0.4, 0.4), std=(0.3, 0.3, 0.3))
@@ -362,11 +362,11 @@ def test_the_command_serves_every_kind_of_model(
 def test_tiles_are_predicted_like_pictures_of_their_own(models: dict[str, Path]) -> None:
     """Without overlap, and without an object at the border, tiles are the parts' own answers."""
     picture = Image.fromarray(shapes.draw_shapes(5, (64, 128))[0])
-    predictor = DensePredictor(models["upernet"], device="cpu", tiling=Tiling(64, 0.0))
+    predictor = load_dense_predictor(models["upernet"], device="cpu", tiling=Tiling(64, 0.0))
     (found,) = predictor.predict([picture])
     parts = [predictor.predict([picture.crop((left, 0, left + 64, 64))])[0] for left in (0, 64)]
-    assert isinstance(found, MapPrediction)
-    want = torch.cat([part.labels for part in parts if isinstance(part, MapPrediction)], 1)
+    assert isinstance(found, SemanticPrediction)
+    want = torch.cat([part.labels for part in parts if isinstance(part, SemanticPrediction)], 1)
     assert (found.labels == want).float().mean() > 0.99  # rounding decides where two classes are alike
 
 
@@ -377,15 +377,15 @@ def test_a_detector_with_known_answers_in_tiles(models: dict[str, Path], monkeyp
     for number, (label, mask) in enumerate(objects):
         pixels[mask] = (number + 1, label, 0)
 
-    def run(self: DensePredictor, batches: Any, *, most: int | None = None) -> dict[str, Tensor]:
+    def run(self: DetectionPredictor, batches: Any, *, max_detections: int | None = None) -> dict[str, Tensor]:
         (batch,) = batches
-        size = batch.frames[0].size
+        size = batch.image_infos[0].size
         image = ((batch.image[0, :2, : size[0], : size[1]] * 0.3 + 0.4) * 255).round().numpy()
         numbers = [int(number) for number in np.unique(image[0]) if number]
         seen = [(objects[number - 1][0], image[0] == number) for number in numbers]
         return detect(seen, Region(0, 0, size[1], size[0]), lambda number: 0.9, True)
 
-    monkeypatch.setattr(DensePredictor, "run", run)
+    monkeypatch.setattr(DetectionPredictor, "run", run)
     picture = Image.fromarray(pixels)
     results = []
     for tile in (None, 100):
@@ -429,14 +429,14 @@ def test_tiles_are_not_for_classifiers(models: dict[str, Path], pictures: Path, 
         main(["predict", str(models["classifier"]), str(pictures), "--tile", "64", "--device", "cpu"])
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert "is a classifier: it takes pictures whole; leave tile out" in error
+    assert "is a classifier, which has no such option; remove tile" in error
 
 
 def test_pictures_beyond_pillows_limit_need_tiles(
     models: dict[str, Path], pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
-    with pytest.raises(ValueError, match=r"0.png cannot be read \(DecompressionBombError.*need --tile"):
+    with pytest.raises(ValueError, match=r"0.png cannot be read \(DecompressionBombError.*Use --tile"):
         list(piip.Predictor(models["upernet"], device="cpu").predict_paths([pictures]))
     rows = list(piip.Predictor(models["upernet"], device="cpu", tile=64).predict_paths([pictures]))
     assert len(rows) == 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from processes import succeed
 from safetensors.torch import load_file
 from tiny_run import recipe_values, tiny_recipe, write_images, write_recipe
 from training_run import EVERYTHING, losses, names, run
 
-from piip.cli.main import main
+from piip.cli import main
 from piip.recipe import Recipe, load_recipe
 from piip.training.callbacks import AveragedWeights
 from piip.training.run_folder import read_history
@@ -160,7 +159,7 @@ def test_broken_images_of_both_splits_are_named_before_the_first_step(
         (data / name).write_bytes(b"no image")
     recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values(data, tmp_path / "run"))
     line = complaint(recipe, capsys)
-    assert "2 of 36 images do not open" in line
+    assert "2 of 36 images cannot be opened" in line
     assert "train/red/3.png (UnidentifiedImageError)" in line
     assert "val/blue/0.png (UnidentifiedImageError). Replace it" in line
     assert not (tmp_path / "run").exists()
@@ -199,7 +198,7 @@ def test_devices_are_checked_first(
 READER = """
 import os, sys
 from pathlib import Path
-from piip.cli.main import main
+from piip.cli import main
 from piip.data.image_folder import ImageFolder
 read, out = ImageFolder._read, Path(sys.argv[1])
 def note(self, index):
@@ -218,16 +217,8 @@ def test_two_processes_share_the_images(images: Path, tmp_path: Path) -> None:
     (tmp_path / "reader.py").write_text(READER)
     (tmp_path / "read").mkdir()
     command = [sys.executable, str(tmp_path / "reader.py"), str(tmp_path / "read"), "train", str(recipe)]
-    done = subprocess.run(
-        [*command, "--device", "cpu", "--devices", "2", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 6  # 24 images, two processes of 4 each, two epochs; printed once
+    printed = succeed(*command, "--device", "cpu", "--devices", "2", "--json")
+    assert json.loads(printed)["steps"] == 6  # 24 images, two processes of 4 each, two epochs; printed once
     first, second = ((tmp_path / "read" / rank).read_text().split("\n")[:-1] for rank in ("0", "1"))
     assert len(first) == len(second) == 24
     assert {*first, *second} == {f"{epoch} {index}" for epoch in range(2) for index in range(24)}

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import environment, succeed
 from triton_sampling_checks import DTYPES, SHAPES, inputs, sample
 
 CHECKS = Path(__file__).with_name("triton_sampling_checks.py")
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2, "float16": 1e-3}
 
 
-def run_checks(argument: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(CHECKS), argument],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run_checks(argument: str, **variables: str) -> str:
+    return succeed(sys.executable, "-W", "error", CHECKS, argument, env=environment(**variables))
 
 
 @pytest.fixture(scope="module", params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])

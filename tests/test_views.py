@@ -16,14 +16,14 @@ from piip.build import build_model
 from piip.config import ModelConfig
 from piip.data.collate import Batch
 from piip.data.transforms.dense import DenseTransformConfig
-from piip.heads.image_info import ImageFrame
+from piip.heads.base import View, mirror
 from piip.heads.mask_rcnn import tta as augmented
-from piip.heads.mask_rcnn.tta import View, mirror
-from piip.inference.dense_predictor import DensePredictor
+from piip.inference.dense_predictor import DensePredictor, load_dense_predictor
 from piip.inference.predictions import InstancePrediction
 from piip.inference.predictor import Predictor
 from piip.inference.tta import mean_probabilities, scaled_config, with_flips
-from piip.serialization.load import save_model
+from piip.serialization.save import save_model
+from piip.structures import ImageInfo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NORMAL = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -32,7 +32,7 @@ NORMAL = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 def write_model(directory: Path, head: str, **dense: Any) -> Path:
     """Export an untrained model that finds something everywhere."""
     torch.manual_seed(0)
-    kind = "index_maps" if head == "upernet" else "coco"
+    kind = "semantic_masks" if head == "upernet" else "coco"
     values = shapes.dense_recipe(directory, directory, kind)["model"]
     values["head"] = {"kind": head, "num_classes": 2, "width": 64}
     model: Any = build_model(ModelConfig.from_dict(values)).eval()
@@ -56,11 +56,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def answer(model: Path, image: Image.Image, **views: Any) -> dict[str, torch.Tensor]:
-    return values_of(DensePredictor(model, device="cpu", **views), image)
+    return values_of(load_dense_predictor(model, device="cpu", **views), image)
 
 
 def values_of(predictor: DensePredictor, image: Image.Image) -> dict[str, torch.Tensor]:
-    return predictor.run(predictor.views(image, {}, 0))
+    return predictor.run(predictor.tta(image, {}, 0))
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -104,15 +104,15 @@ def test_a_symmetric_picture_has_a_symmetric_answer(models: dict[str, Path]) -> 
 
 def test_flipping_changes_nothing_where_model_and_picture_are_symmetric() -> None:
     half = torch.rand(1, 3, 8, 6)
-    frame = ImageFrame.make((8, 12), padded=(8, 16))
+    image_info = ImageInfo.make((8, 12), padded=(8, 16))
     image = torch.cat((half, half.flip(-1), torch.zeros(1, 3, 8, 4)), -1)
-    batch = Batch(image, [frame], [], [0])
+    batch = Batch(image, [image_info], [], [0])
 
-    def by_colour(values: torch.Tensor, frame: ImageFrame) -> torch.Tensor:
-        return values[..., : frame.size[0], : frame.size[1]].softmax(1)
+    def by_colour(values: torch.Tensor, image_info: ImageInfo) -> torch.Tensor:
+        return values[..., : image_info.size[0], : image_info.size[1]].softmax(1)
 
     mean = mean_probabilities(by_colour, with_flips([batch], flip=True))
-    torch.testing.assert_close(mean, by_colour(image, frame))
+    torch.testing.assert_close(mean, by_colour(image, image_info))
 
 
 @torch.no_grad()
@@ -122,9 +122,9 @@ def test_classes_of_pixels_are_those_of_the_mean_probability(tmp_path: Path, win
     model = write_model(tmp_path, "upernet", short_side=64, **windows)
     total = torch.zeros(2, 64, 96)
     for side, scale in ((48, 0.75), (64, 1.0), (80, 1.25)):
-        alone = DensePredictor(model, device="cpu", scales=[scale])
-        [batch] = alone.views(image, {}, 0)
-        assert batch.frames[0].size[0] == side
+        alone = load_dense_predictor(model, device="cpu", scales=[scale])
+        [batch] = alone.tta(image, {}, 0)
+        assert batch.image_infos[0].size[0] == side
         for flipped in (False, True):
             seen = with_flips([batch], flip=True)[flipped]
             logits = alone._probabilities(seen[0], seen[1])[0]
@@ -146,7 +146,7 @@ def test_the_description_of_a_model_may_ask_for_views(tmp_path: Path, head: str)
 
 def test_a_picture_without_instances_has_none_in_any_view(tmp_path: Path) -> None:
     directory = write_model(tmp_path, "mask_rcnn")
-    predictor = DensePredictor(directory, device="cpu", scales=(0.5, 1), flip=True)
+    predictor = load_dense_predictor(directory, device="cpu", scales=(0.5, 1), flip=True)
     head: Any = predictor.model.head
     with torch.no_grad():
         head.boxes.scores.bias.copy_(torch.tensor([-100.0, -100.0, 100.0]))
@@ -165,26 +165,28 @@ def test_one_view_is_refined_and_masked_as_without_views(
 ) -> None:
     """But for the second suppression of proposals, which is left out here, views go through the same rules."""
     monkeypatch.setattr(augmented, "OVERLAP", 1.0)
-    predictor = DensePredictor(models["mask_rcnn"], device="cpu", scales=[1.5], flip=False)
+    predictor = load_dense_predictor(models["mask_rcnn"], device="cpu", scales=[1.5], flip=False)
     image = picture(5)
-    [batch] = predictor.views(image, {}, 0)
+    [batch] = predictor.tta(image, {}, 0)
     alone = predictor.run([batch])
-    seen = predictor.model.predict_views([batch.image], batch.frames, [False], most=100)
+    seen = predictor.model.predict_views([batch.image], batch.image_infos, [False], max_detections=100)
     assert len(alone["scores"]) == 100
     assert_same(seen, alone)
-    [mirrored_batch] = predictor.views(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), {}, 0)
-    turned = predictor.model.predict_views([mirrored_batch.image], mirrored_batch.frames, [True], most=100)
+    [mirrored_batch] = predictor.tta(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), {}, 0)
+    turned = predictor.model.predict_views(
+        [mirrored_batch.image], mirrored_batch.image_infos, [True], max_detections=100
+    )
     assert_same(mirrored(predictor.run([mirrored_batch]), image.width), turned)
 
 
 @pytest.mark.parametrize("flipped", [False, True])
 def test_boxes_go_to_a_view_and_back(flipped: bool) -> None:
-    view = View([], ImageFrame.make((50, 90), padded=(64, 96), original=(100, 200)), flipped)
+    view = View([], ImageInfo.make((50, 90), padded=(64, 96), original=(100, 200)), flipped)
     boxes = torch.tensor([[0.0, 0.0, 200.0, 100.0], [20.0, 10.0, 60.0, 40.0]])
-    seen = view.from_picture(boxes)
+    seen = view.from_image(boxes)
     assert seen[0].tolist() == [0, 0, 90, 50]
     assert seen[1].tolist() == pytest.approx([63, 5, 81, 20] if flipped else [9, 5, 27, 20])
-    torch.testing.assert_close(view.to_picture(seen), boxes)
+    torch.testing.assert_close(view.to_image(seen), boxes)
 
 
 def test_sizes_of_views() -> None:
@@ -201,12 +203,12 @@ def test_sizes_of_views() -> None:
 def test_wrong_scales_are_refused(models: dict[str, Path]) -> None:
     for scales in ((), (1.0, 0.0)):
         with pytest.raises(ValueError, match=r"expected factors above 0 such as 0\.75 1 1\.25"):
-            DensePredictor(models["dino"], device="cpu", scales=scales)
+            load_dense_predictor(models["dino"], device="cpu", scales=scales)
         with pytest.raises(ValueError, match=r"data\.dense\.test_scales is"):
             DenseTransformConfig(test_scales=scales)
-    predictor = DensePredictor(models["upernet"], device="cpu")
-    with pytest.raises(ValueError, match="a head that finds instances"):
-        predictor.model.predict_views([], [], [], most=1)
+    predictor = load_dense_predictor(models["upernet"], device="cpu")
+    with pytest.raises(ValueError, match=r"predict_views\(\) is for detectors"):
+        predictor.model.predict_views([], [], [], max_detections=1)
     with pytest.raises(ValueError, match="views is empty"):
         mean_probabilities(predictor._probabilities, [])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -12,15 +11,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from processes import succeed
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    done = subprocess.run(list(command), capture_output=True, text=True, cwd=cwd, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    return succeed(*command, cwd=cwd, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from piip.build import build_model
 from piip.config import ModelConfig
 from piip.data.transforms.classification import TransformConfig
 from piip.recipe import Recipe
-from piip.serialization.load import save_model
+from piip.serialization.save import save_model
 
 CLASSES = ("blue", "green", "red")
 
