@@ -1,6 +1,7 @@
 """Six billion parameters on one machine: a released pyramid with InternViT-6B beside InternViT-6B alone.
 
-    python benchmarks/intern_vit_6b.py [--repeats 3] [--depth 4] [--threads 2] [--json PATH] [--weights DIR]
+    python benchmarks/intern_vit_6b.py [--repeats 3] [--depth 4] [--threads 2] [--json PATH]
+        [--weights DIR]
     python benchmarks/intern_vit_6b.py --depth 4 --write DIR --processes 2
 
 Both models are the authors' backbones at 1024 x 1024 pixels, one image: branches, interactions, merge (the pyramid's)
@@ -20,7 +21,6 @@ import argparse
 import dataclasses
 import datetime
 import functools
-import json
 import math
 import multiprocessing
 import os
@@ -32,7 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.command import KEPT
 from common.measuring import in_own_process, machine, peak_bytes
+from common.progress import save, say
 from common.spread import Outputs, Place, difference
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -42,10 +44,11 @@ from torch.distributed.tensor import DTensor
 
 import piip
 from piip.backbone import PIIPBackbone
-from piip.serialization.load import BACKBONE, load_weights, write_description
-from piip.serialization.meta_device import without_values
+from piip.device import without_values
+from piip.serialization.description import write_description
+from piip.serialization.load import BACKBONE, load_weights
 from piip.serialization.weights import StoredTensor, TensorFacts, open_weights, write_weights
-from piip.zoo.create import model_config, published_results
+from piip.zoo import model_config, published_results
 
 RECORDS = {
     "pyramid": "mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms",
@@ -128,7 +131,7 @@ def write_random(config: piip.ModelConfig, directory: Path) -> None:
     write_description(directory, config, model.pretrained_cfg)
     stored = random_weights(model.state_dict())
     facts = {name: tensor.facts for name, tensor in stored.items()}
-    with Progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(f"write {directory}", total=None)
         write_weights(
             directory,
@@ -142,7 +145,7 @@ def load(name: str, config: piip.ModelConfig, weights: Path | None) -> PIIPBackb
     """Build a whole model, with random weights or those of a directory."""
     model = build_without_values(config)
     stored = random_weights(model.state_dict()) if weights is None else read_weights(weights)
-    with Progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(f"{name}: weights", total=None)
         tell = functools.partial(show, progress, task)
         load_weights(model, stored, source=str(weights), dtype="bf16", progress=tell)
@@ -196,7 +199,7 @@ def time_forward(name: str, model: PIIPBackbone, repeats: int) -> tuple[list[flo
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1)).bfloat16()
     blocks = [block for branch in model.branches for block in branch.vit.blocks]  # type: ignore[union-attr,operator]
     seconds = []
-    with Progress() as progress, torch.inference_mode():
+    with Progress(console=Console(stderr=True)) as progress, torch.inference_mode():
         task = progress.add_task(f"{name}: blocks of {repeats + 1} passes", total=(repeats + 1) * len(blocks))
         for block in blocks:
             block.register_forward_hook(lambda *_: progress.advance(task))
@@ -204,7 +207,7 @@ def time_forward(name: str, model: PIIPBackbone, repeats: int) -> tuple[list[flo
             start = time.perf_counter()
             maps = model(image)
             seconds.append(time.perf_counter() - start)
-            progress.console.print(f"{name}: pass {index} took {seconds[-1]:.1f} s")
+            say(f"{name}: pass {index} of {repeats} took {seconds[-1]:.1f} s")
             if not all(bool(level.isfinite().all()) for level in maps):
                 raise ValueError(f"{name} computed numbers that are not finite; check the weights.")
     return seconds[1:], [level.float().numpy() for level in maps]
@@ -260,7 +263,7 @@ def report(found: dict[str, Measurement], facts: dict[str, Any]) -> Table:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=f"{(__doc__ or '').splitlines()[0]} {KEPT}")
     parser.add_argument("--models", nargs="+", choices=RECORDS, default=list(RECORDS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--depth", type=int, default=BLOCKS, help="blocks of InternViT-6B: 4, 8, ... 48")
@@ -268,7 +271,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="read weights from DIR/pyramid and DIR/single")
     parser.add_argument("--write", type=Path, help="write random weights there, and measure with them")
     parser.add_argument("--processes", type=int, default=1, help="spread each model over so many, too")
-    parser.add_argument("--json", type=Path, help="write the numbers as JSON")
+    parser.add_argument("--json", type=Path, default=Path("out/intern_vit_6b.json"), help="where to write the numbers")
     parser.add_argument("--smoke", action="store_true", help="tiny networks and images, to see that it runs")
     arguments = parser.parse_args()
     if arguments.depth not in range(BETWEEN, BLOCKS + 1, BETWEEN):
@@ -280,12 +283,28 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def write(
+    found: dict[str, Measurement], spread: dict[str, list[Measurement]], facts: dict[str, Any], path: Path
+) -> None:
+    """Write what was measured so far as JSON."""
+    values = {name: dataclasses.asdict(measurement) for name, measurement in found.items()}
+    shares = {name: [dataclasses.asdict(share) for share in shares] for name, shares in spread.items()}
+    save({**facts, "models": values, "processes": shares}, path)
+
+
 def main() -> None:
     """Measure both models and print them side by side."""
     arguments = parse()
     found: dict[str, Measurement] = {}
     spread: dict[str, list[Measurement]] = {}
     console = Console(width=120)
+    facts = {
+        "depth": arguments.depth,
+        "threads": arguments.threads,
+        "machine": f"{os.cpu_count()} x {machine()['processor']}",
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
     for name in arguments.models:
         config = describe(name, arguments.depth, arguments.smoke)
         check_memory(config)
@@ -295,23 +314,13 @@ def main() -> None:
         job = (name, config, arguments.repeats, arguments.threads, directory and directory / name)
         whole = in_own_process(measure, *job)
         found[name] = whole[0]
+        write(found, spread, facts, arguments.json)
         if arguments.processes > 1:
             shares = measure_spread(*job, arguments.processes)
             console.print(compare_spread(name, whole, shares), soft_wrap=True)
             spread[name] = [share for share, _ in shares]
-    facts = {
-        "depth": arguments.depth,
-        "threads": arguments.threads,
-        "machine": f"{os.cpu_count()} x {machine()['processor']}",
-        "torch": torch.__version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
+            write(found, spread, facts, arguments.json)
     console.print(report(found, facts))
-    if arguments.json is not None:
-        values = {name: dataclasses.asdict(measurement) for name, measurement in found.items()}
-        shares = {name: [dataclasses.asdict(share) for share in shares] for name, shares in spread.items()}
-        content = {**facts, "models": values, "processes": shares}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Do time and memory follow the multiply-adds? An inverted pyramid beside one network at full resolution.
 
     python benchmarks/pyramid_against_single.py [--image-size 368] [--repeats 5] [--dtype bf16] [--threads 1]
+        [--out out/pyramid_against_single.json]
 
 Every model runs in its own process, on the CPU, one image at a time; the median of the repeats counts. Memory is the
 growth of the process's peak resident size during the forward passes. Run it on an idle machine: threads that wait for
@@ -10,12 +11,15 @@ a busy core make models of many small operations look worst.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from common.command import KEPT, results
 from common.measuring import DTYPES, in_own_process, peak_bytes
+from common.progress import say
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +28,7 @@ import piip
 NETWORKS = ("vit_base_patch16_224", "vit_small_patch16_224", "vit_tiny_patch16_224")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Measurement:
     """What one model took: multiply-adds, seconds and bytes, for one image."""
 
@@ -72,18 +76,23 @@ def measure(name: str, image_size: int, repeats: int, dtype: str, threads: int) 
 
 def main() -> None:
     """Measure all models and print them relative to the single network."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=f"{(__doc__ or '').splitlines()[0]} {KEPT}")
     parser.add_argument("--image-size", type=int, default=368)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", choices=DTYPES, default="f32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=Path("out/pyramid_against_single.json"))
     arguments = parser.parse_args()
     table = Table("model", title=f"{arguments.image_size} pixels, {arguments.dtype}, {arguments.threads} threads")
     for column in ("GMACs", "of single", "ms", "of single", "peak MB", "of single"):
         table.add_column(column, justify="right")
-    found: list[Measurement] = []
+    job = (arguments.image_size, arguments.repeats, arguments.dtype, arguments.threads)
+    kept, found = results(arguments.out), []
     for name in MODELS:
-        found.append(in_own_process(measure, name, *vars(arguments).values()))
+        found.append(in_own_process(measure, name, *job))
+        facts = {"image_size": arguments.image_size, "dtype": arguments.dtype, "threads": arguments.threads}
+        kept.put(name, {"model": name, **facts, **dataclasses.asdict(found[-1])})
+        say(f"{len(found)} of {len(MODELS)}: {name}: {1e3 * found[-1].seconds:.0f} ms an image")
         now, first = found[-1], found[0]
         table.add_row(
             name,
@@ -94,6 +103,7 @@ def main() -> None:
             f"{now.peak_bytes / 1e6:.0f}",
             f"{now.peak_bytes / max(first.peak_bytes, 1):.2f}",
         )
+    kept.write()
     Console().print(table)
 
 

@@ -1,6 +1,7 @@
 """How long does one image take in each runtime? PyTorch as it is beside exported files, on the CPU.
 
-    python benchmarks/runtimes.py [MODEL ...] [--image-size 320 320] [--repeats 15] [--threads 2] [--json PATH]
+    python benchmarks/runtimes.py [MODEL ...] [--image-size 320 320] [--repeats 15] [--threads 2]
+        [--json out/runtimes.json]
 
 Every model is exported to each format whose packages are installed, and checked against PyTorch. Then all run on the
 same image in turns, so that what else the machine does meets them alike; the median of the repeats counts. Run it on an
@@ -10,7 +11,6 @@ idle machine.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -22,15 +22,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from common.command import KEPT
 from common.measuring import machine
+from common.progress import save, say
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 import piip
-from piip.export.exporter import load_for_export
-from piip.export.formats import FORMATS, find_format
-from piip.export.wrappers import export_target
+from piip.export.exporter import load_for_export, wrap_model
+from piip.export.formats import EXPORT_FORMATS, find_format
 
 ASSETS = Path(piip.__file__).parent / "assets"
 DEFAULTS = [str(ASSETS / name / "model") for name in ("landcover", "landcover_maps", "nuclei")]
@@ -40,7 +41,7 @@ Run = Callable[[NDArray[np.float32]], Any]
 def ready(model: str, size: tuple[int, int] | None, threads: int, folder: Path) -> tuple[dict[str, Run], list[int]]:
     """Return what runs a model in every runtime, and the shape of its images."""
     loaded, _ = load_for_export(model)
-    target = export_target(loaded).eval()
+    target = wrap_model(loaded).eval()
 
     def eager(image: NDArray[np.float32]) -> Any:
         with torch.inference_mode():
@@ -48,16 +49,17 @@ def ready(model: str, size: tuple[int, int] | None, threads: int, folder: Path) 
 
     runs: dict[str, Run] = {"eager": eager}
     shape = [1, 3, *(size or loaded.pretrained_cfg["input_size"][1:])]
-    for name, form in FORMATS.items():
+    for name, form in EXPORT_FORMATS.items():
         try:
             find_format(name)
         except ValueError as error:
-            print(f"{name} is left out: {error}")
+            say(f"{name} is left out: {error}")
             continue
         path = folder / f"{name}{form.suffix}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of exporters, about themselves
             piip.export_model(loaded, path, format=name, image_size=size)
+        say(f"{model}: exported to {name}")
         runs[name] = form.load(path, threads)
     return runs, shape
 
@@ -76,12 +78,12 @@ def measure(runs: Mapping[str, Run], shape: list[int], repeats: int) -> dict[str
 
 def main() -> None:
     """Measure all models and print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=f"{(__doc__ or '').splitlines()[0]} {KEPT}")
     parser.add_argument("models", nargs="*", default=DEFAULTS, metavar="MODEL", help="directories, or names of the zoo")
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="default: each model's own")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", metavar="PATH", help="write the numbers there too")
+    parser.add_argument("--json", type=Path, default=Path("out/runtimes.json"), help="where to write the numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     size = tuple(arguments.image_size) if arguments.image_size else None
@@ -89,23 +91,24 @@ def main() -> None:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine()["processor"],
     }
-    facts |= {"threads": arguments.threads, "repeats": arguments.repeats, "models": {}}
+    facts |= {"threads": arguments.threads, "repeats": arguments.repeats, "complete": False, "models": {}}
     table = Table(
         "model", "image", title=f"{facts['machine']}, {arguments.threads} threads, {facts['date']}; median ms"
     )
-    for name in ("eager", *FORMATS):
+    for name in ("eager", *EXPORT_FORMATS):
         table.add_column(name, justify="right")
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             runs, shape = ready(model, size, arguments.threads, Path(folder))
             seconds = measure(runs, shape, arguments.repeats)
         facts["models"][model] = {"shape": shape, "seconds": seconds}
+        facts["complete"] = len(facts["models"]) == len({*arguments.models})
+        save(facts, arguments.json)
         label = model.replace(str(ASSETS), "assets").removesuffix("/model")
-        shown = [f"{1e3 * seconds[name]:.1f}" if name in seconds else "-" for name in ("eager", *FORMATS)]
+        shown = [f"{1e3 * seconds[name]:.1f}" if name in seconds else "-" for name in ("eager", *EXPORT_FORMATS)]
         table.add_row(label, " x ".join(str(side) for side in shape[2:]), *shown)
+        say(f"{label}: {', '.join(f'{name} {1e3 * median:.1f} ms' for name, median in seconds.items())}")
     Console().print(table)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

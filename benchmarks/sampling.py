@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from common.command import command_line, parse, write_rows
+from common.command import command_line, parse, results, title
 from common.measuring import DTYPES, in_turn, summary
+from common.progress import say
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -71,13 +72,18 @@ def measure(shape: str, dtype: str, repeats: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, write."""
     arguments = parse(command_line(__doc__, repeats=15, out="out/sampling.json"))
-    rows = [measure(shape, dtype, arguments.repeats) for dtype in arguments.dtypes for shape in SHAPES]
-    facts = write_rows(rows, arguments.out)
-    title = f"ms (min); {facts['processor']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"
-    shown = Table("shape", "dtype", title=title)
+    found = results(arguments.out)
+    for dtype in arguments.dtypes:
+        for shape in SHAPES:
+            row = measure(shape, dtype, arguments.repeats)
+            found.put((shape, dtype), row)
+            times = ", ".join(f"{name} {1e3 * seconds['min']:.2f} ms" for name, seconds in row["forward"].items())
+            say(f"{len(found.rows)} of {len(SHAPES) * len(arguments.dtypes)}: {shape}, {dtype}: {times}")
+    found.write()
+    shown = Table("shape", "dtype", title=f"ms (min); {title(found)}")
     for column in (*PROVIDERS, "times", "f+b native", "f+b portable", "times"):
         shown.add_column(column, justify="right")
-    for row in rows:
+    for row in found.rows:
         forward, both = row["forward"], row["forward_backward"]
         best, best_both = (found.get("native", found["portable"])["min"] for found in (forward, both))
         shown.add_row(

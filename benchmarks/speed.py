@@ -18,16 +18,19 @@ from typing import Any
 
 import matplotlib
 import torch
-from common.command import command_line, parse, write_rows
+from common.command import command_line, parse, results, title
 from common.competitors import WindowedViT, convnext, equal_pyramid, like_the_authors, open_gates
 from common.floors import floor_seconds
 from common.measuring import DTYPES, PartClock, in_own_process, in_turn, peak_bytes, summary
+from common.progress import Results, say
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import piip
-from piip.cost.total import find_backbone, naming_parts
+from piip.cost.total import naming_parts
+from piip.optimize.rewrite import OptimizedModel
+from piip.serialization.base import PyramidModel
 
 Run = Callable[[Tensor], Any]
 
@@ -71,8 +74,7 @@ DEFAULT = "vit_b tsb tsb_slim timm_vit_b_windowed equal_bbb convnext_b".split()
 
 def forms(model: nn.Module, image: Tensor) -> dict[str, Run]:
     """Return the ways to run a model, by name."""
-    backbone = find_backbone(model)
-    if backbone is None:
+    if not isinstance(model, PyramidModel):
         return {"eager": model}
 
     def as_released(image: Tensor) -> Any:
@@ -80,7 +82,7 @@ def forms(model: nn.Module, image: Tensor) -> dict[str, Run]:
             return model(image)
 
     ways: dict[str, Run] = {"optimized": piip.optimize_for_inference(model, image), "eager": model}
-    return {**ways, "as released": as_released} if len(backbone.branches) > 1 else ways
+    return {**ways, "as released": as_released} if len(model.get_backbone().branches) > 1 else ways
 
 
 def build(name: str, dtype: str, batch: int) -> tuple[nn.Module, Tensor]:
@@ -94,12 +96,11 @@ def build(name: str, dtype: str, batch: int) -> tuple[nn.Module, Tensor]:
 
 def part_seconds(run: Run, image: Tensor) -> dict[str, float]:
     """Return the seconds of every part of a pyramid."""
-    model = run.model if isinstance(run, piip.inference.OptimizedModel) else run
-    backbone = find_backbone(model) if isinstance(model, nn.Module) else None
-    if backbone is None:
+    model = run.model if isinstance(run, OptimizedModel) else run
+    if not isinstance(model, PyramidModel):
         return {}
     clock = PartClock()
-    with naming_parts(backbone, backbone, clock):
+    with naming_parts(model.parts(), clock):
         run(image)
     return dict(clock.seconds)
 
@@ -115,32 +116,50 @@ def peak_memory(name: str, form: str, dtype: str, batch: int, threads: int) -> i
     return peak_bytes()
 
 
-def measure(names: list[str], dtype: str, batch: int, repeats: int, with_memory: bool) -> list[dict[str, Any]]:
+def describe(name: str, model: nn.Module, dtype: str, batch: int) -> dict[str, Any]:
+    """Return what a row says of a model besides its times, the floor among it."""
+    size = CASES[name].image_size
+    cost = piip.estimate_cost(model, image_size=size)
+    floors = floor_seconds(model, size, DTYPES[dtype]) if batch == 1 else {}
+    say(f"{name}, {dtype}: floor {sum(floors.values()):.3f} s")
+    return {
+        "model": name,
+        "dtype": dtype,
+        "batch": batch,
+        "image_size": size,
+        "macs": batch * cost.macs,
+        "macs_by_part": {part: batch * item.macs for part, item in cost.parts.items()},
+        "floor_by_part": floors,
+        "floor": sum(floors.values()) or None,
+    }
+
+
+def measure(found: Results, names: list[str], dtype: str, batch: int, repeats: int) -> None:
     """Measure models in one dtype, all in turn; one row a model and form."""
-    runs: dict[tuple[str, str], tuple[Run, Tensor]] = {}
-    facts: dict[str, dict[str, Any]] = {}
+    runs: dict[str, tuple[Run, Tensor]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name in names:
         model, image = build(name, dtype, batch)
-        runs.update({(name, form): (run, image) for form, run in forms(model, image).items()})
-        cost = piip.estimate_cost(model, image_size=CASES[name].image_size)
-        facts[name] = {
-            "macs": batch * cost.macs,
-            "macs_by_part": {part: batch * item.macs for part, item in cost.parts.items()},
-            "floor_by_part": floor_seconds(model, CASES[name].image_size, DTYPES[dtype]) if batch == 1 else {},
-        }
+        facts = describe(name, model, dtype, batch)
+        for form, run in forms(model, image).items():
+            runs[f"{name}, {form}, {dtype}"] = run, image
+            rows[f"{name}, {form}, {dtype}"] = {**facts, "form": form, "seconds_by_part": {}}
     with torch.inference_mode():
-        keyed = {f"{name}|{form}": (lambda r=run, i=image: r(i)) for (name, form), (run, image) in runs.items()}
-        seconds = in_turn(keyed, repeats)
-        parts = {key: part_seconds(*run) for key, run in runs.items() if key[1] != "as released"}
-    rows = []
-    for name, form in runs:
-        row = {"model": name, "form": form, "dtype": dtype, "batch": batch, "image_size": CASES[name].image_size}
-        row |= {"seconds": summary(seconds[f"{name}|{form}"]), "seconds_by_part": parts.get((name, form), {})}
-        row |= facts[name] | {"floor": sum(facts[name]["floor_by_part"].values()) or None}
-        if with_memory:
-            row["peak_bytes"] = in_own_process(peak_memory, name, form, dtype, batch, torch.get_num_threads())
-        rows.append(row)
-    return rows
+        timed = {key: (lambda r=run, i=image: r(i)) for key, (run, image) in runs.items()}
+        in_turn(timed, repeats, lambda key, seconds: found.put(key, {**rows[key], "seconds": summary(seconds)}))
+        for key, run in runs.items():
+            if rows[key]["form"] != "as released":
+                found.put(key, {**found.by_key[key], "seconds_by_part": part_seconds(*run)})
+
+
+def measure_memory(found: Results, dtype: str) -> None:
+    """Add the peak memory of every row of a dtype."""
+    for key, row in [*found.by_key.items()]:
+        if row["dtype"] == dtype:
+            facts = (row["model"], row["form"], dtype, row["batch"], torch.get_num_threads())
+            peak = in_own_process(peak_memory, *facts)
+            found.put(key, {**row, "peak_bytes": peak})
+            say(f"{key}: peak memory {peak / 1e9:.2f} GB")
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
@@ -157,9 +176,8 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
         row["time_ratio"] = row["seconds"]["min"] / other["seconds"]["min"] if other else None
 
 
-def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> Table:
+def table(rows: list[dict[str, Any]], title: str) -> Table:
     """Lay the rows out for reading."""
-    title = f"{facts['processor']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"
     shown = Table(title=title)
     for column in ("model", "form", "dtype"):
         shown.add_column(column, no_wrap=True)
@@ -210,14 +228,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory (faster)")
     arguments = parse(parser)
-    rows: list[dict[str, Any]] = []
-    facts: dict[str, Any] = {}
-    for dtype in arguments.dtypes:  # written after each dtype: what was measured is kept if the next one fails
-        rows += measure(arguments.models, dtype, arguments.batch, arguments.repeats, arguments.memory)
-        add_ratios(rows)
-        facts = write_rows(rows, arguments.out.with_suffix(".json"))
-        plot(rows, arguments.out.with_suffix(".png"))
-    Console(width=120).print(table(rows, facts))
+    found = results(arguments.out.with_suffix(".json"))
+    for dtype in arguments.dtypes:
+        measure(found, arguments.models, dtype, arguments.batch, arguments.repeats)
+        if arguments.memory:
+            measure_memory(found, dtype)
+        add_ratios(found.rows)
+        found.write(complete=dtype == arguments.dtypes[-1])
+        plot(found.rows, arguments.out.with_suffix(".png"))
+    Console(width=120).print(table(found.rows, title(found)))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ import contextlib
 from typing import Any
 
 import torch
-from common.command import command_line, parse, write_rows
+from common.command import command_line, parse, results, title
 from common.competitors import like_the_authors
 from common.measuring import DTYPES, in_own_process, in_turn, peak_bytes, summary
+from common.progress import Results, say
 from rich.console import Console
 from rich.table import Table
 from speed import CASES, build
@@ -48,22 +49,27 @@ def peak_memory(name: str, checkpointing: bool, dtype: str, threads: int) -> int
     return peak_bytes()
 
 
-def measure(names: list[str], dtype: str, repeats: int) -> list[dict[str, Any]]:
+def measure(found: Results, names: list[str], dtype: str, repeats: int) -> None:
     """Measure models in one dtype, all in turn; one row a model, with and without checkpointing."""
-    rows, runs = [], {}
+    rows, runs = {}, {}
     for name in names:
         for checkpointing in (False, True):
             model, image = prepare(name, checkpointing)
-            row = {"model": name, "dtype": dtype, "checkpointing": checkpointing, "form": "piip"}
-            row["macs"] = piip.estimate_cost(model, image_size=CASES[name].image_size).macs
-            rows.append(row)
-            runs[str(len(rows) - 1)] = lambda m=model, i=image: step(m, i, dtype)
-            if len(model.branches) > 1:
-                rows.append({**row, "form": "as released"})
-                runs[str(len(rows) - 1)] = lambda m=model, i=image: step(m, i, dtype, plain=True)
-    for index, seconds in in_turn(runs, repeats).items():
-        rows[int(index)]["seconds"] = summary(seconds)
-    return rows
+            macs = piip.estimate_cost(model, image_size=CASES[name].image_size).macs
+            for form in ("piip", "as released") if len(model.branches) > 1 else ("piip",):
+                key = f"{name}, {form}, {dtype}{', checkpointing' if checkpointing else ''}"
+                rows[key] = {"model": name, "dtype": dtype, "checkpointing": checkpointing, "form": form, "macs": macs}
+                runs[key] = lambda m=model, i=image, f=form: step(m, i, dtype, plain=f != "piip")
+    in_turn(runs, repeats, lambda key, seconds: found.put(key, {**rows[key], "seconds": summary(seconds)}))
+
+
+def measure_memory(found: Results, threads: int) -> None:
+    """Add the peak memory of every row whose form is ours."""
+    for key, row in [*found.by_key.items()]:
+        if row["form"] == "piip":
+            peak = in_own_process(peak_memory, row["model"], row["checkpointing"], row["dtype"], threads)
+            found.put(key, {**row, "peak_bytes": peak})
+            say(f"{key}: peak memory {peak / 1e9:.2f} GB")
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
@@ -81,19 +87,16 @@ def main() -> None:
     parser = command_line(__doc__, repeats=2, out="out/training.json")
     parser.add_argument("--models", nargs="+", choices=CASES, default=["tsb", "vit_b"])
     arguments = parse(parser)
-    rows = [row for dtype in arguments.dtypes for row in measure(arguments.models, dtype, arguments.repeats)]
-    for row in rows:
-        if row["form"] == "piip":
-            row["peak_bytes"] = in_own_process(
-                peak_memory, row["model"], row["checkpointing"], row["dtype"], arguments.threads
-            )
-    add_ratios(rows)
-    facts = write_rows(rows, arguments.out)
-    title = f"{facts['processor']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"
-    shown = Table("model", "form", "dtype", "checkpointing", title=title)
+    found = results(arguments.out)
+    for dtype in arguments.dtypes:
+        measure(found, arguments.models, dtype, arguments.repeats)
+    measure_memory(found, arguments.threads)
+    add_ratios(found.rows)
+    found.write()
+    shown = Table("model", "form", "dtype", "checkpointing", title=title(found))
     for column in ("s min", "median", "MACs/single", "time/single", "peak GB"):
         shown.add_column(column, justify="right")
-    for row in rows:
+    for row in found.rows:
         shown.add_row(
             row["model"],
             row["form"],

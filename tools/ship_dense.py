@@ -7,7 +7,8 @@
 
 A run `runs/nuclei_single` (`recipes/instances/nuclei_single.yaml`) is measured beside them where it is there; otherwise
 that model is only counted and timed. The weights that did best in validation are rounded to bfloat16, and measured so,
-in float32, on the whole test split.
+in float32, on the whole test split. What was measured is kept in out/ship_dense.json, also where the tool is stopped;
+the next run starts anew.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import datetime
 import json
 import platform
 import shutil
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +27,19 @@ from typing import Any
 import torch
 from PIL import Image
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from common.progress import Results, say
+
 from piip.config import ModelConfig
-from piip.demo.dense import FOLDER, SIDE, TASKS, ComparedModel, compare
+from piip.data.sources.landcover_map import CLASSES
+from piip.demo.run import ComparedModel, compare
+from piip.demo.tasks import TASKS
 from piip.evaluation.dense import evaluate_dense
 from piip.recipe import load_recipe
-from piip.serialization.load import load_model, read_description, save_model
-from piip.training.setup import recipe_model_config
+from piip.serialization.description import read_description
+from piip.serialization.load import load_model
+from piip.serialization.save import save_model
 
 PICTURES = 5
 SAMPLE = "skimage/data/ihc.png"
@@ -87,6 +96,8 @@ def save_shipped(run: Path, target: Path, task: str) -> dict[str, Any]:
     """Write the best model of a run in bfloat16, without the folders of this machine; return its description."""
     about = read_description(run / "best")
     kept = {key: about[key] for key in ("classes", "dense", "detections", "recipe", "metrics", "steps") if key in about}
+    if task == "segmentation":
+        kept["palette"] = [list(land_class.colour) for land_class in CLASSES]
     kept["recipe"]["run"]["out"] = f"runs/{run.name}"
     kept["recipe"]["data"]["root"] = f"data/{'nuclei' if task == 'instances' else 'landcover/segmentation'}"
     save_model(load_model(run / "best"), target, kept, dtype="bf16")
@@ -95,14 +106,18 @@ def save_shipped(run: Path, target: Path, task: str) -> dict[str, Any]:
     return about
 
 
-def measure(task: str, model: Path, data: Path) -> tuple[dict[str, float], int]:
+def measure(task: str, model: Path, data: Path, results: Results) -> tuple[dict[str, float], int]:
     """Return the scores on the test split, and its number of images."""
+    say(f"{task}: measuring {model}")
     if task == "instances":
         report = evaluate_dense(model, data, split="test.json", images="images", device="cpu")
     else:
         root = data / "segmentation"
         report = evaluate_dense(model, root, split="test/labels", images="test/images", device="cpu")
-    return {name: round(report.scores[name], 4) for name in SCORES[task]}, report.images
+    scores = {name: round(report.scores[name], 4) for name in SCORES[task]}
+    results.put((task, str(model)), {"task": task, "model": str(model), "scores": scores, "images": report.images})
+    say(f"{task}: {scores}")
+    return scores, report.images
 
 
 def write_nuclei(data: Path, target: Path, wheels: Path) -> None:
@@ -144,24 +159,24 @@ def row(model: ComparedModel, names: tuple[str, ...]) -> str:
     return f"| {model.name} | {scores} | {numbers} |"
 
 
-def ship(task: str, recipe: str, single: ModelConfig, args: argparse.Namespace) -> None:
+def ship(task: str, recipe: str, single: ModelConfig, args: argparse.Namespace, results: Results) -> None:
     """Write the assets of one task."""
     data = args.nuclei if task == "instances" else args.landcover
-    folder, run = FOLDER / TASKS[task].assets, args.runs / Path(recipe).stem
+    folder, run = TASKS[task].assets, args.runs / Path(recipe).stem
     shutil.rmtree(folder, ignore_errors=True)
     about = save_shipped(run, folder / "model", task)
-    scores, images = measure(task, folder / "model", data)
+    scores, images = measure(task, folder / "model", data, results)
     other: dict[str, Any] = {"name": "single", "model": single.to_dict(), "scores": {}}
     if task == "instances" and (args.runs / "nuclei_single" / "best").is_dir():
-        other["scores"] = measure(task, args.runs / "nuclei_single" / "best", data)[0]
+        other["scores"] = measure(task, args.runs / "nuclei_single" / "best", data, results)[0]
     recorded = [{"name": "piip", "recipe": recipe, "scores": scores}, other]
     (folder / "results.json").write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     if task == "instances":
-        write_nuclei(data, folder / "pictures", args.wheels)
+        write_nuclei(data, folder / "images", args.wheels)
     else:
-        write_tiles(data, folder / "pictures")
-    card = card_text(task, about, images, compare(load_model(folder / "model"), recorded, "cpu"))
+        write_tiles(data, folder / "images")
+    card = card_text(task, about, images, compare(load_model(folder / "model"), recorded, side=TASKS[task].side))
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     print(card)
 
@@ -189,7 +204,7 @@ def card_text(task: str, about: dict[str, Any], images: int, models: Sequence[Co
         machine=f"{platform.machine()}, PyTorch {torch.__version__}",
         threads=torch.get_num_threads(),
         date=datetime.datetime.now(tz=datetime.timezone.utc).date(),
-        side=SIDE,
+        side=TASKS[task].side,
         metrics=" | ".join(name.replace("_", " ") for name in SCORES[task]),
         rules="---:|" * len(SCORES[task]),
         rows="\n".join(row(model, SCORES[task]) for model in models),
@@ -207,8 +222,9 @@ def main() -> None:
     parser.add_argument("--nuclei", type=Path, default=Path("data/nuclei"), help="folder of `piip data nuclei`")
     parser.add_argument("--landcover", type=Path, default=Path("data/landcover"), help="of `piip data landcover`")
     parser.add_argument("--wheels", type=Path, default=Path("wheels"), help="folder with scikit-image's wheel")
-    parser.add_argument("--task", choices=list(TASKS), help="one task only")
+    parser.add_argument("--task", choices=["instances", "segmentation"], help="one task only")
     args = parser.parse_args()
+    results = Results(Path("out/ship_dense.json"), {"date": str(datetime.date.today())})
     single = load_recipe("recipes/instances/nuclei_single.yaml")
     recipes = {
         "instances": ("recipes/instances/nuclei_piip.yaml", "mask_rcnn"),
@@ -216,12 +232,13 @@ def main() -> None:
     }
     for task, (recipe, head) in recipes.items():
         if args.task in (None, task):
-            values = recipe_model_config(single, num_classes=1).to_dict()
+            values = single.model_config(num_classes=1).to_dict()
             widths = load_recipe(recipe).model.to_dict()["head"]
             values["head"] = {**values["head"], "kind": head, "width": widths["width"]}
             if task == "segmentation":
                 values["head"]["num_classes"] = 10
-            ship(task, recipe, ModelConfig.from_dict(values), args)
+            ship(task, recipe, ModelConfig.from_dict(values), args, results)
+    results.write()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
     python tools/ship_landcover.py --runs runs --data data/landcover
 
 All three models are measured as the first one is shipped: weights rounded to bfloat16, computed in float32, on the
-whole test split. Times are medians of rounds in which the models take turns.
+whole test split. Times are medians of rounds in which the models take turns. What was measured is kept in
+out/ship_landcover.json, also where the tool is stopped; the next run starts anew.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,11 +26,17 @@ from typing import Any
 
 import torch
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from common.progress import Results, say
+
 import piip
 from piip.data.sources.landcover_samples import export_demo_subset
 from piip.demo import ASSETS
 from piip.evaluation.classification import evaluate
-from piip.serialization.load import load_model, read_description, save_model
+from piip.serialization.description import read_description
+from piip.serialization.load import load_model
+from piip.serialization.save import save_model
 from piip.training.run_folder import checkpoint_step, find_checkpoint
 
 NAMES = ("piip", "single", "equal")
@@ -67,8 +75,7 @@ def measure(model_dir: Path, data: Path) -> dict[str, Any]:
     report = evaluate(model_dir, data / "classification", split="test", device="cpu")
     cost = piip.estimate_cost(load_model(model_dir))
     return {
-        "test_top1": round(report.top1, 4),
-        "mean_class_top1": round(report.mean_class, 4),
+        "scores": {"top1": round(report.top1, 4), "mean_class": round(report.mean_class, 4)},
         "test_images": report.images,
         "per_class": {name: round(share, 4) for name, share in report.per_class.items() if share is not None},
         "macs": cost.macs,
@@ -83,7 +90,8 @@ def times(model_dirs: dict[str, Path]) -> dict[str, float]:
     images = torch.randn(BATCH, 3, 128, 128)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
-        for _ in range(ROUNDS + 2):
+        for round_ in range(ROUNDS + 2):
+            say(f"round {round_ + 1} of {ROUNDS + 2}")
             for name, model in models.items():
                 start = time.perf_counter()
                 model(images)
@@ -94,8 +102,8 @@ def times(model_dirs: dict[str, Path]) -> dict[str, float]:
 def row(entry: dict[str, Any]) -> str:
     """Return one line of the card's table."""
     return (
-        f"| {entry['name']} | `{Path(entry['recipe']).name}` | {entry['test_top1']:.1%} | "
-        f"{entry['mean_class_top1']:.1%} | {entry['macs'] / 1e6:.0f} M | {entry['params'] / 1e6:.2f} M | "
+        f"| {entry['name']} | `{Path(entry['recipe']).name}` | {entry['scores']['top1']:.1%} | "
+        f"{entry['scores']['mean_class']:.1%} | {entry['macs'] / 1e6:.0f} M | {entry['params'] / 1e6:.2f} M | "
         f"{entry['seconds_per_image'] * 1e3:.2f} ms |"
     )
 
@@ -107,7 +115,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/landcover"), help="folder of `piip data landcover`")
     parser.add_argument("--per-class", type=int, default=20, help="pictures of each class to ship")
     args = parser.parse_args()
-    entries: dict[str, dict[str, Any]] = {}
+    results = Results(Path("out/ship_landcover.json"), {"per_class": args.per_class})
+    entries = results.by_key
     with tempfile.TemporaryDirectory() as scratch:
         dirs = {}
         for name in NAMES:
@@ -120,10 +129,12 @@ def main() -> None:
             save_model(load_model(run), dirs[name], kept, dtype="bf16")
             recipe = f"recipes/classification/landcover_{name}.yaml"
             facts = {"name": name, "recipe": recipe, "seed": about["recipe"]["run"]["seed"]}
-            entries[name] = {**facts, **measure(dirs[name], args.data)}
-            print(json.dumps(entries[name]), flush=True)
+            facts |= {} if name == "piip" else {"model": about["model"]}
+            results.put(name, {**facts, **measure(dirs[name], args.data)})
+            say(json.dumps(entries[name]))
         for name, seconds in times(dirs).items():
-            entries[name]["seconds_per_image"] = round(seconds, 6)
+            results.put(name, {**entries[name], "seconds_per_image": round(seconds, 6)})
+        results.write()
         shutil.rmtree(ASSETS, ignore_errors=True)
         shutil.copytree(dirs["piip"], ASSETS / "model")
     for path in (ASSETS / "model").iterdir():
@@ -131,6 +142,9 @@ def main() -> None:
     about = read_description(args.runs / "landcover_piip" / "model")
     newest = find_checkpoint(args.runs / "landcover_piip", "auto")
     export_demo_subset(args.data, ASSETS / "images", args.per_class)
+    labels = json.loads((ASSETS / "images" / "labels.json").read_text(encoding="utf-8"))
+    known = {entry["file"]: {"class": entry["class"]} for entry in labels}
+    (ASSETS / "truth.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     (ASSETS / "results.json").write_text(json.dumps(list(entries.values()), indent=1) + "\n", encoding="utf-8")
     card = CARD.format(
         classes=", ".join(name.replace("_", " ") for name in about["classes"]),

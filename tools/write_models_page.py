@@ -1,9 +1,11 @@
 """Write docs/models.md: the authors' 50 models with published figures and the total cost that this library counts.
 
-    python tools/write_models_page.py            # counts all models, some of six billion parameters: minutes, no memory
-    python tools/write_models_page.py --keep     # takes the costs that the page has, for changes of words
+    python tools/write_models_page.py            # counts all models, some with six billion parameters; takes minutes
+    python tools/write_models_page.py --keep     # keeps the costs in the page, for changes to the text
 
-A test compares the page with what this file would write from the page's own costs, and counts a few models again.
+Counts are saved in out/models_page.json, even if the tool is interrupted; the next run starts from scratch.
+
+A test compares the page with the output of this file for the page's own costs, and recounts a few models.
 """
 
 from __future__ import annotations
@@ -11,14 +13,18 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from piip.cost.estimate import estimate_cost
-from piip.zoo.create import PublishedModel, list_models, published_models
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+from common.progress import Results, say
+
+from piip.cost import estimate_cost
+from piip.zoo import PublishedModel, list_models, published_models
+
+COUNTED = Path("out/models_page.json")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 HUB = "https://huggingface.co/OpenGVLab"
 HEAD = """\
@@ -26,24 +32,24 @@ HEAD = """\
 # The authors' models
 
 The 50 models of the authors' public release ([OpenGVLab/PIIP](https://github.com/OpenGVLab/PIIP), code state of
-2025-08-05), by our names and by the names of their official records. `piip list` prints the names, `piip list --json`
-everything below that is published.
+2025-08-05), with our names and the names of their official records. `piip list` prints the names; `piip list --json`
+also prints all published data below.
 
-- **Results, published G and M** are the authors' figures as printed: what they measured, billions of multiply-adds by
-  [their rule](cost.md#the-rule-paper), millions of backbone parameters; "-" where none is printed.
-- **Total G and M** are what `piip cost NAME` counts: all that runs, with merge and neck (or projector) but without the
-  heads of detectors and segmenters and without language models.
-- **Weights** leads to where the authors link them; "-" where they link none.
+- **Results, published G and M** are the authors' figures as printed: results, billions of multiply-adds by
+  [their rule](cost.md#the-rule-paper), millions of backbone parameters; "-" if not published.
+- **Total G and M** are the counts of `piip cost NAME`: all operations with merge and neck (or projector), but without
+  the heads of detectors and segmentors and without language models.
+- **Weights** links to the authors' file; "-" if they link none.
 
-**None of these files was ever opened where this library was made**: outputs equal those of the authors' code on
-synthetic weights ([official.md](official.md)), and no figure of theirs was measured again.
+**None of these files was available during development.** Outputs equal those of the authors' code on synthetic weights
+([official.md](official.md)); none of the authors' results was reproduced.
 
-## Getting and converting a file
+## Downloading and converting a file
 
-The weights of classifiers, detectors and segmenters are PyTorch files in one repository,
-[OpenGVLab/PIIP]({hub}/PIIP) (154 GB in all), in folders named after the tasks; each multimodal model is a repository of
-its own. The authors give the MIT licence, and say that parts come from other sources with licences of their own. Take
-the one file you need, convert it by the name of its record, and load the result:
+The weights of classifiers, detectors and segmentors are PyTorch files in one repository,
+[OpenGVLab/PIIP]({hub}/PIIP) (154 GB in total), in folders named after the tasks. Each multimodal model has its own
+repository. The authors' licence is MIT; they state that parts come from other sources with their own licences.
+Download the file you need, convert it with the name of its record, and load the result:
 
 ```sh
 record=piip_3branch_tsb_368-192-128_cls_token_deit1
@@ -55,26 +61,26 @@ piip convert $record.pth out/tsb --model $record
 model = piip.from_pretrained("out/tsb")
 ```
 
-The record's name builds the authors' rules, with which their figures belong; our name builds the rules of
-[architecture.md](architecture.md) and takes the same file.
+The record's name builds the model with the authors' rules, which their figures refer to. Our name builds it with the
+rules of [architecture.md](architecture.md) and accepts the same file.
 """
 
 ENDS = {
     "classification": """\
 Results are the top-1 accuracy on the 50,000 validation images of ImageNet-1K. With the images in `imagenet/val/CLASS/`
-(a folder for each WordNet id, as torchvision's `ImageFolder` wants them):
+(one folder per WordNet id, as for torchvision's `ImageFolder`):
 
 ```sh
 piip evaluate out/tsb --data imagenet --split val
 ```
 
-These classifiers were trained to read the top-left patch: converted by our name they read the mean of all patches, and
-their accuracy is another one.
+These classifiers were trained to classify from the top-left patch. Converted with our name they use the mean of all
+patches, and their accuracy differs.
 """,
     "detection": """\
-Box and mask mAP are those of COCO val2017. The files hold whole detectors, and so does what `piip convert` makes of
-them: backbone, head, the names of COCO's classes, and the authors' way of resizing. **COCO and the files were never
-here, so no mAP was measured**; heads, losses and detections equal those of the authors' code on synthetic weights.
+Results are box and mask mAP on COCO val2017. The files contain whole detectors, and so does the converted model:
+backbone, head, COCO's class names, and the authors' resizing. **COCO and the files were not available, so no mAP was
+measured**; heads, losses and detections equal those of the authors' code on synthetic weights.
 
 ```sh
 record=mask_rcnn_deit_tsb_1120_896_448_fpn_1x_coco_bs16
@@ -87,7 +93,7 @@ piip evaluate out/detector --data coco --split annotations/instances_val2017.jso
 piip predict out/detector my/images --out out/found
 ```
 
-For a head of your own take the backbone: levels of strides 4 to 32 (DINO: 8 to 32).
+To use your own head, take the backbone. It returns levels of strides 4 to 32 (DINO: 8 to 32).
 
 ```python
 backbone = piip.from_pretrained("out/detector").backbone
@@ -95,20 +101,20 @@ levels = backbone(images)  # (B, 3, H, W), normalised by the model's pretrained_
 ```
 """,
     "segmentation": """\
-Results are the mIoU on ADE20K's validation images. Files convert to whole segmentors that work by windows of 512 pixels
-every 341. As with detection, **no mIoU was measured**.
+Results are the mIoU on ADE20K's validation images. The files are converted to whole segmentors that predict by sliding
+windows of 512 pixels with a stride of 341. As with detection, **no mIoU was measured**.
 
 ```sh
 record=upernet_internvit_h6b_512_512_80k_ade20k_bs16_lr4e-5
 wget {hub}/PIIP/resolve/main/segmentation/$record.pth
-piip convert $record.pth out/segmenter --model $record
-piip evaluate out/segmenter --data ADEChallengeData2016 --split annotations/validation --images images/validation
+piip convert $record.pth out/segmentor --model $record
+piip evaluate out/segmentor --data ADEChallengeData2016 --split annotations/validation --images images/validation
 ```
 """,
     "multimodal": """\
-Each repository holds a whole language-and-vision model. `piip convert` takes the vision tower and the projector out of
-it, which turn an image into tokens of the language model's width; **the language model is not part of this library**,
-so the benchmarks cannot be run here alone.
+Each repository contains a whole vision-language model. `piip convert` extracts the vision tower and the projector,
+which turn an image into tokens of the language model's width. **The language model is not part of this library**, so
+the benchmarks cannot be run with it alone.
 
 ```sh
 hf download OpenGVLab/PIIP-LLaVA_CLIP-BL_512-256_7B --local-dir llava
@@ -119,7 +125,7 @@ piip convert llava out/tower --model piip-llava_clip-bl_512-256_7B
 
 
 class Cost(NamedTuple):
-    """What the page says of a model's total cost, as printed.
+    """Total cost of a model, as printed in the page.
 
     Args:
         macs: Billions of multiply-adds.
@@ -204,7 +210,7 @@ def table(models: Sequence[PublishedModel], columns: Sequence[Column], costs: Ma
 
 
 def notes(models: Sequence[PublishedModel]) -> list[str]:
-    """Return what to know before comparing, each note with its models."""
+    """Return the notes on comparability, each with its models."""
     texts: dict[str, list[str]] = {model.note: [] for model in models if model.note}
     for model in models:
         if model.note:
@@ -213,7 +219,7 @@ def notes(models: Sequence[PublishedModel]) -> list[str]:
 
 
 def read_costs(page: str) -> dict[str, Cost]:
-    """Return the costs that a page has, by official record."""
+    """Return the costs in a page, by official record."""
     found: dict[str, Cost] = {}
     header: list[str] = []
     for line in page.splitlines():
@@ -233,23 +239,25 @@ def count(model: PublishedModel) -> Cost:
 
 
 def count_all() -> dict[str, Cost]:
-    """Count all models, saying what is being counted."""
+    """Count all models, report progress and save the counts to `COUNTED`."""
     known = {*list_models()}
     missing = [model.name for model in published_models() if model.name not in known]
     if missing:
         sys.exit(f"{len(missing)} of the 50 models have no name in this library: {', '.join(missing)}")
-    costs = {}
-    for model in published_models():
-        start = time.perf_counter()
+    costs: dict[str, Cost] = {}
+    results, models = Results(COUNTED, {"unit": "G multiply-adds, M parameters"}), published_models()
+    for model in models:
         costs[model.record] = count(model)
-        print(f"{model.name}: {costs[model.record].macs} G, {time.perf_counter() - start:.1f} s", flush=True)
+        results.put(model.record, {"record": model.record, **costs[model.record]._asdict()})
+        say(f"{len(costs)} of {len(models)}: {model.name}: {costs[model.record].macs} G")
+    results.write()
     return costs
 
 
 def main() -> None:
     """Write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--keep", action="store_true", help="take the costs that the page has")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="keep the costs in the page")
     costs = read_costs(PAGE.read_text(encoding="utf-8")) if parser.parse_args().keep else count_all()
     PAGE.write_text(write_page(costs), encoding="utf-8")
     print(f"Wrote {PAGE}.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from common.measuring import DTYPES, machine
+from common.progress import Results
+
+KEPT = "Every row is saved once it is measured, so what was stopped leaves those it had; the next run starts anew."
 
 
 def command_line(text: str | None, *, repeats: int, out: str) -> argparse.ArgumentParser:
@@ -21,7 +21,9 @@ def command_line(text: str | None, *, repeats: int, out: str) -> argparse.Argume
         repeats: How often to measure by default.
         out: Where to write by default.
     """
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=f"{text}\n{KEPT}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -36,9 +38,12 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
-def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
-    """Write what was measured as JSON, and return where and when that was."""
-    facts = machine()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
-    return facts
+def results(path: Path) -> Results:
+    """Return rows to be measured on this machine, now, and saved there."""
+    return Results(path, {"machine": machine()})
+
+
+def title(results: Results) -> str:
+    """Say where and when rows were measured."""
+    facts = results.facts["machine"]
+    return f"{facts['processor']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from piip.cost.estimate import list_operations
+from piip.cost import list_operations
 
 Run = Callable[[], Any]
 

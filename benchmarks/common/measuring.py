@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 
+from common.progress import say
+
+WORTH_A_LINE = 0.5  # seconds
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -35,23 +37,31 @@ def machine() -> dict[str, Any]:
     }
 
 
-def in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def in_turn(
+    runs: Mapping[str, Callable[[], Any]], repeats: int, keep: Callable[[str, list[float]], None] | None = None
+) -> dict[str, list[float]]:
     """Time callables one after the other, again and again; the first round warms up.
 
     Args:
         runs: What to time, by name.
         repeats: Rounds that count.
+        keep: Called with a name and its seconds so far, after every run that counts.
 
     Returns:
         Seconds of every round, by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in track(range(repeats + 1), description="rounds", transient=True):
+    for round_ in range(repeats + 1):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
+            took = time.perf_counter() - start
+            if took > WORTH_A_LINE:
+                say(f"round {round_} of {repeats}: {name} took {took:.2f} s")
             if round_:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(took)
+                if keep:
+                    keep(name, seconds[name])
     return seconds
 
 
