@@ -148,6 +148,8 @@ class InteractionConfig:
 class MergeConfig:
     """How the branches are merged into one map.
 
+    A neck of kind "interaction" merges the branches itself: beside it, only whether `kind` is "none" matters.
+
     Args:
         kind: "linear" (official classification), "conv" (official detection), "slim" (ours: projects to
             `width` first) or "none" (one map per branch).

@@ -352,3 +352,12 @@ def test_a_pyramid_that_is_not_inverted_warns_also_with_given_groups() -> None:
     parts = (tiny_vit(32, 2, 64, block_groups=(1, 3)), tiny_vit(64, 2, 128, block_groups=(2, 2)))
     with pytest.warns(piip.PyramidWarning):
         piip.build_backbone(ModelConfig(parts, InteractionConfig(count=2, num_heads=4)))
+
+
+def test_any_branch_says_how_many_interactions_there_are() -> None:
+    parts = (tiny_vit(64, 2, 64), tiny_vit(32, 2, 128, block_groups=(1, 3)))
+    backbone = piip.build_backbone(ModelConfig(parts, InteractionConfig(num_heads=4)))
+    assert [len(branch.stages) for branch in backbone.branches] == [2, 2]
+    several = (tiny_vit(64, 2, 64, block_groups=(1, 3)), tiny_vit(32, 2, 128, block_groups=(4,)))
+    with pytest.raises(ValueError, match="block_groups has 1 groups, expected 2"):
+        piip.build_backbone(ModelConfig(several, InteractionConfig(num_heads=4)))

@@ -85,8 +85,8 @@ def build_backbone(config: ModelConfig) -> PIIPBackbone:
 def _number_of_groups(config: ModelConfig, points: list[int]) -> int:
     if config.interaction.count is not None and len(points) > 1:
         groups = config.interaction.count
-    elif config.branches[0].block_groups is not None:
-        groups = len(config.branches[0].block_groups)
+    elif stated := [branch.block_groups for branch in config.branches if branch.block_groups is not None]:
+        groups = len(stated[0])
     else:
         groups = min(points) if len(points) > 1 else 1
     for branch, available in zip(config.branches, points, strict=True):
