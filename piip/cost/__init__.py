@@ -2,7 +2,7 @@
 
 `estimate` takes models, names and descriptions; `counting` counts operations on the meta device; `total` is the rule
 for what runs, `paper` the rule of the published figures; `report` is the result; `operations` lists what a time floor
-is made of. Public names load on first use.
+is made of; `launches` counts kernel launches and host synchronisations. Public names load on first use.
 
 A new rule is a function in a file here and one line in `estimate.COST_RULES`.
 """
@@ -15,6 +15,8 @@ from piip.lazy import lazy_names
 
 if TYPE_CHECKING:
     from piip.cost.estimate import estimate_cost as estimate_cost
+    from piip.cost.launches import Launches as Launches
+    from piip.cost.launches import count_launches as count_launches
     from piip.cost.operations import list_operations as list_operations
     from piip.cost.report import CostReport as CostReport
     from piip.cost.report import PartCost as PartCost
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CostReport": "piip.cost.report",
+    "Launches": "piip.cost.launches",
     "PartCost": "piip.cost.report",
+    "count_launches": "piip.cost.launches",
     "estimate_cost": "piip.cost.estimate",
     "format_table": "piip.cost.report",
     "list_operations": "piip.cost.operations",
