@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = """
 __init__ lazy tables kinds fields config structures device ops layers branches heads optimize data
 cost serialization backbone models build zoo checkpoints recipe
-inference evaluation training export demo cli __main__
+inference evaluation training export bench demo cli __main__
 """.split()
 # Imports against that order, and why: by file, the module that is imported.
 AGAINST_ORDER = {

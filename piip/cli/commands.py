@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from piip import __version__
+from piip.cli.bench import bench
 from piip.cli.convert import convert
 from piip.cli.cost import cost
 from piip.cli.data import data_landcover, data_nuclei
@@ -37,6 +38,7 @@ COMMANDS: Table[Command | CommandGroup, None] = Table.of(
     {
         "list": list_models,
         "cost": cost,
+        "bench": bench,
         "data": {"landcover": data_landcover, "nuclei": data_nuclei},
         "train": train,
         "evaluate": evaluate,

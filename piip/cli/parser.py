@@ -160,7 +160,7 @@ def _argument(parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, t
         options["metavar"] = tuple("HW"[: len(inner)])
         parser.add_argument(name, type=inner[0], nargs=len(inner), **options)
     elif origin is list:
-        parser.add_argument(name, type=inner[0], nargs="+", **options)
+        parser.add_argument(name, type=inner[0], nargs="+" if is_option or required else "*", **options)
     elif origin is typing.Literal:
         del options["metavar"]
         parser.add_argument(name, choices=inner, **options)

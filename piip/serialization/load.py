@@ -97,15 +97,22 @@ def build_saved_model(directory: str | Path, *, dtype: str = "f32") -> PyramidMo
     description = read_description(directory)
     config = ModelConfig.from_dict(description["model"])
     branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
-    config = dataclasses.replace(config, branches=branches)
-    with without_values():
-        model = build_model(config)
-    if _has_computed_buffers(model):
-        model = build_model(config)
+    model = build_empty(dataclasses.replace(config, branches=branches))
     model.metadata = {name: value for name, value in description.items() if name not in ("library", "model", "input")}
     if "converted" in model.metadata and "published" not in model.metadata:  # written by version 0.1
         model.metadata["published"] = published_facts(model.metadata)
     return model.to(DTYPES[dtype])
+
+
+def build_empty(config: ModelConfig) -> PyramidModel:
+    """Build a model whose weights are to be loaded: on the meta device unless it has buffers that are not saved.
+
+    Args:
+        config: Description of the model.
+    """
+    with without_values():
+        model = build_model(config)
+    return build_model(config) if _has_computed_buffers(model) else model
 
 
 def start_from(model: nn.Module, directory: str | Path) -> list[str]:
