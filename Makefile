@@ -24,7 +24,7 @@ check: $(STAMP) ## what must hold before a commit, apart from the tests
 	$(BIN)/pylint piip
 
 # benchmarks/intern_vit_6b.py is left out: it needs 17 GiB of memory.
-BENCHMARKS := sampling launches speed training_step runtimes pyramid_against_single
+BENCHMARKS := sampling launches speed training_step runtimes
 
 bench: $(STAMP) ## time and memory of the models beside their multiply-adds and floors; writes out/*.json and out/*.png
 	@for name in $(BENCHMARKS); do echo "benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done

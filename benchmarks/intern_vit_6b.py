@@ -21,33 +21,34 @@ import argparse
 import dataclasses
 import datetime
 import functools
-import math
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from common.command import KEPT
-from common.measuring import in_own_process, machine, peak_bytes
+from common.measuring import in_own_process
 from common.progress import save, say
 from common.spread import Outputs, Place, difference
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 import piip
 from piip.backbone import PIIPBackbone
+from piip.bench.machine import machine
+from piip.bench.weights import random_weights
+from piip.bench.worker import peak_resident_bytes
 from piip.device import without_values
 from piip.serialization.description import write_description
 from piip.serialization.load import BACKBONE, load_weights
-from piip.serialization.weights import StoredTensor, TensorFacts, open_weights, write_weights
+from piip.serialization.weights import StoredTensor, open_weights, write_weights
 from piip.zoo import model_config, published_results
 
 RECORDS = {
@@ -94,23 +95,6 @@ def build_without_values(config: piip.ModelConfig) -> PIIPBackbone:
         return piip.build_backbone(config)
 
 
-def random_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return weights that keep the size of what they multiply: uniform matrices, zero biases, ones in between."""
-    tensor = torch.empty(shape, dtype=torch.bfloat16)
-    if len(shape) < 2:
-        return tensor.fill_(0 if name.endswith("bias") else 1)
-    bound = math.sqrt(3 / math.prod(shape[1:]))
-    return tensor.uniform_(-bound, bound)
-
-
-def random_weights(shapes: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
-    """Return a model's weights, each made when it is read."""
-    facts = {name: TensorFacts(tuple(value.shape), torch.bfloat16) for name, value in shapes.items()}
-    return {
-        name: StoredTensor(fact, functools.partial(random_tensor, name, fact.shape)) for name, fact in facts.items()
-    }
-
-
 def read_weights(directory: Path) -> dict[str, StoredTensor]:
     """Return a backbone's weights from the directory of a whole model or of a backbone."""
     stored = open_weights(directory)
@@ -129,7 +113,7 @@ def write_random(config: piip.ModelConfig, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     model = build_without_values(config)
     write_description(directory, config, model.pretrained_cfg)
-    stored = random_weights(model.state_dict())
+    stored = random_weights(model.state_dict(), torch.bfloat16)
     facts = {name: tensor.facts for name, tensor in stored.items()}
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(f"write {directory}", total=None)
@@ -144,7 +128,7 @@ def write_random(config: piip.ModelConfig, directory: Path) -> None:
 def load(name: str, config: piip.ModelConfig, weights: Path | None) -> PIIPBackbone:
     """Build a whole model, with random weights or those of a directory."""
     model = build_without_values(config)
-    stored = random_weights(model.state_dict()) if weights is None else read_weights(weights)
+    stored = random_weights(model.state_dict(), torch.bfloat16) if weights is None else read_weights(weights)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(f"{name}: weights", total=None)
         tell = functools.partial(show, progress, task)
@@ -158,15 +142,15 @@ def measure(
     """Build one model, or a process's share of it, and time it; runs in a process of its own."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    start_bytes, started = peak_bytes(), time.perf_counter()
+    start_bytes, started = peak_resident_bytes(), time.perf_counter()
     model = load(name, config, weights) if place is None or weights is None else place.load(weights)
     model.eval()
-    build_seconds, build_bytes = time.perf_counter() - started, peak_bytes()
+    build_seconds, build_bytes = time.perf_counter() - started, peak_resident_bytes()
     held = [value.to_local() if isinstance(value, DTensor) else value for value in model.parameters()]
     weight_bytes = sum(value.numel() * value.itemsize for value in held)
     params = sum(parameter.numel() for parameter in model.parameters())
     seconds, outputs = time_forward(name, model, repeats)
-    memory = (weight_bytes, start_bytes, build_bytes, peak_bytes())
+    memory = (weight_bytes, start_bytes, build_bytes, peak_resident_bytes())
     cost = {rule: piip.estimate_cost(config, rule=rule).macs for rule in ("total", "paper")}
     return Measurement(params, cost["total"], cost["paper"], *memory, build_seconds, seconds), outputs
 

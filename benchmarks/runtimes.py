@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from common.command import KEPT
-from common.measuring import machine
 from common.progress import save, say
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 import piip
+from piip.bench.machine import machine
 from piip.export.exporter import load_for_export, wrap_model
 from piip.export.formats import EXPORT_FORMATS, find_format
 

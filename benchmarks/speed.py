@@ -5,7 +5,9 @@
 Backbone, merge and simple feature pyramid. Each row is one model in one form: "optimized" is what
 `piip.optimize_for_inference` returns, "eager" the model as it is, "as released" the way the authors' code runs it
 (plain sampling, windows cut in every block). The floor is the model's products, convolutions and attention alone, each
-at the fastest stock kernel. Writes OUT.json and OUT.png.
+at the fastest stock kernel. Writes OUT.json.
+
+`piip bench` measures time and memory of any model, without parts and floors.
 """
 
 from __future__ import annotations
@@ -13,15 +15,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from common.command import command_line, parse, results, title
 from common.competitors import WindowedViT, convnext, equal_pyramid, like_the_authors, open_gates
 from common.floors import floor_seconds
-from common.measuring import DTYPES, PartClock, in_own_process, in_turn, peak_bytes, summary
+from common.measuring import DTYPES, PartClock, in_turn, summary
 from common.progress import Results, say
 from rich.console import Console
 from rich.table import Table
@@ -105,17 +105,6 @@ def part_seconds(run: Run, image: Tensor) -> dict[str, float]:
     return dict(clock.seconds)
 
 
-def peak_memory(name: str, form: str, dtype: str, batch: int, threads: int) -> int:
-    """Run one model three times and return the peak resident bytes; for a process of its own."""
-    torch.set_num_threads(threads)
-    model, image = build(name, dtype, batch)
-    run = forms(model, image)[form]
-    with torch.inference_mode():
-        for _ in range(3):
-            run(image)
-    return peak_bytes()
-
-
 def describe(name: str, model: nn.Module, dtype: str, batch: int) -> dict[str, Any]:
     """Return what a row says of a model besides its times, the floor among it."""
     size = CASES[name].image_size
@@ -152,16 +141,6 @@ def measure(found: Results, names: list[str], dtype: str, batch: int, repeats: i
                 found.put(key, {**found.by_key[key], "seconds_by_part": part_seconds(*run)})
 
 
-def measure_memory(found: Results, dtype: str) -> None:
-    """Add the peak memory of every row of a dtype."""
-    for key, row in [*found.by_key.items()]:
-        if row["dtype"] == dtype:
-            facts = (row["model"], row["form"], dtype, row["batch"], torch.get_num_threads())
-            peak = in_own_process(peak_memory, *facts)
-            found.put(key, {**row, "peak_bytes": peak})
-            say(f"{key}: peak memory {peak / 1e9:.2f} GB")
-
-
 def add_ratios(rows: list[dict[str, Any]]) -> None:
     """Compare each row with the best form of the model it stands beside, by multiply-adds and by time."""
     best: dict[tuple[str, str], dict[str, Any]] = {}
@@ -181,7 +160,7 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
     shown = Table(title=title)
     for column in ("model", "form", "dtype"):
         shown.add_column(column, no_wrap=True)
-    for column in ("GMACs", "s min", "median", "/floor", "MACs/single", "time/single", "peak GB"):
+    for column in ("GMACs", "s min", "median", "/floor", "MACs/single", "time/single"):
         shown.add_column(column, justify="right")
     for row in rows:
         ratios = [row["over_floor"], row["macs_ratio"], row["time_ratio"]]
@@ -190,35 +169,8 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
             f"{row['macs'] / 1e9:.0f}",
             *(f"{row['seconds'][key]:.3f}" for key in ("min", "median")),
             *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-            f"{row['peak_bytes'] / 1e9:.2f}" if "peak_bytes" in row else "",
         )
     return shown
-
-
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw time against multiply-adds, one panel a dtype, with the line of time per multiply-add of the single one."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    dtypes = sorted({row["dtype"] for row in rows}, reverse=True)
-    figure, panels = pyplot.subplots(1, len(dtypes), figsize=(6.5 * len(dtypes), 5), squeeze=False)
-    for panel, dtype in zip(panels[0], dtypes, strict=True):
-        chosen = [row for row in rows if row["dtype"] == dtype]
-        for form, marker in (("optimized", "o"), ("eager", "s"), ("as released", "^")):
-            points = [(row["macs"] / 1e9, row["seconds"]["min"], row["model"]) for row in chosen if row["form"] == form]
-            if points:
-                panel.scatter(*zip(*((x, y) for x, y, _ in points), strict=True), marker=marker, label=form)
-                for x, y, name in points:
-                    panel.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
-        single = min((r for r in chosen if r["model"] == "vit_b"), key=lambda r: r["seconds"]["min"], default=None)
-        if single:
-            panel.axline((0, 0), (single["macs"] / 1e9, single["seconds"]["min"]), color="grey", linewidth=0.8)
-        panel.set(
-            xlabel="GMACs (merge and neck included)", ylabel="seconds", title=dtype, xlim=(0, None), ylim=(0, None)
-        )
-        panel.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -226,16 +178,12 @@ def main() -> None:
     parser = command_line(__doc__, repeats=3, out="out/speed")
     parser.add_argument("--models", nargs="+", choices=CASES, default=DEFAULT)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out peak memory (faster)")
     arguments = parse(parser)
     found = results(arguments.out.with_suffix(".json"))
     for dtype in arguments.dtypes:
         measure(found, arguments.models, dtype, arguments.batch, arguments.repeats)
-        if arguments.memory:
-            measure_memory(found, dtype)
         add_ratios(found.rows)
         found.write(complete=dtype == arguments.dtypes[-1])
-        plot(found.rows, arguments.out.with_suffix(".png"))
     Console(width=120).print(table(found.rows, title(found)))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from common.command import command_line, parse, results, title
 from common.competitors import like_the_authors
-from common.measuring import DTYPES, in_own_process, in_turn, peak_bytes, summary
+from common.measuring import DTYPES, in_own_process, in_turn, summary
 from common.progress import Results, say
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +22,7 @@ from speed import CASES, build
 from torch import Tensor
 
 import piip
+from piip.bench.worker import peak_resident_bytes
 
 
 def prepare(name: str, checkpointing: bool) -> tuple[piip.PIIPBackbone, Tensor]:
@@ -46,7 +47,7 @@ def peak_memory(name: str, checkpointing: bool, dtype: str, threads: int) -> int
     """Run one step and return the peak resident bytes; for a process of its own."""
     torch.set_num_threads(threads)
     step(*prepare(name, checkpointing), dtype)
-    return peak_bytes()
+    return peak_resident_bytes()
 
 
 def measure(found: Results, names: list[str], dtype: str, repeats: int) -> None:

@@ -58,7 +58,7 @@ def test_programs_say_what_they_do(path: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(path), "--help"]
     printed = succeed(*command, cwd=tmp_path, env=environment(PYTHONPATH=str(FOLDER.parent)))
     assert printed.startswith(f"usage: {path.name}")
-    assert "the next run starts anew" in " ".join(printed.split())
+    assert ("the next run starts anew" in " ".join(printed.split())) is (path.stem != "write_models_page")
     assert not any(tmp_path.iterdir())
 
 
@@ -189,8 +189,6 @@ def test_clocks_read_every_part_and_leave_nothing_behind(benchmarks: Any) -> Non
         model(image())
     assert {*clock.seconds} == {"branch 0", "branch 1", "interactions", "merge", "neck"}
     assert all("embed" not in branch.__dict__ for branch in model.branches)
-    assert benchmarks.measuring.peak_bytes() > 2**20
-    assert benchmarks.measuring.machine()["torch"] == torch.__version__
 
 
 def test_parts_of_optimized_models_are_timed_too(benchmarks: Any) -> None:

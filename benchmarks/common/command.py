@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from common.measuring import DTYPES, machine
+from common.measuring import DTYPES
 from common.progress import Results
+from piip.bench.machine import describe_machine, machine
 
 KEPT = "Every row is saved once it is measured, so what was stopped leaves those it had; the next run starts anew."
 
@@ -45,5 +46,4 @@ def results(path: Path) -> Results:
 
 def title(results: Results) -> str:
     """Say where and when rows were measured."""
-    facts = results.facts["machine"]
-    return f"{facts['processor']}, {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"
+    return describe_machine(results.facts["machine"])

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import multiprocessing
-import platform
-import resource
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,21 +16,6 @@ from common.progress import say
 
 WORTH_A_LINE = 0.5  # seconds
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-
-
-def machine() -> dict[str, Any]:
-    """Say where and when a measurement was made."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": len(names) or None,
-        "bf16_units": [unit for unit in ("amx_bf16", "avx512_bf16") if unit in flags],
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
 
 
 def in_turn(
@@ -89,15 +70,3 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a fresh process, so that its peak memory is its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
-
-
-def peak_bytes() -> int:
-    """Return the peak resident size of this process so far.
-
-    Read from /proc where there is one: `getrusage` starts with the size of the process that this one was forked from.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
