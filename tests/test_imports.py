@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = """
 __init__ lazy tables kinds fields config structures device ops layers branches heads optimize data
 cost serialization backbone models build zoo checkpoints recipe
-inference evaluation training export bench demo cli __main__
+export inference evaluation training bench demo cli __main__
 """.split()
 # Imports against that order, and why: by file, the module that is imported.
 AGAINST_ORDER = {
@@ -29,6 +29,8 @@ AGAINST_ORDER = {
     ("cost/estimate.py", "piip.serialization.base"),
     ("cost/operations.py", "piip.serialization.base"),
     ("cost/paper.py", "piip.backbone"),
+    # one function makes any model fast, in other runtimes too
+    ("optimize/rewrite.py", "piip.export.runtime"),
     ("cost/paper.py", "piip.build"),
     # writing comes before the models, rebuilding after them
     ("serialization/load.py", "piip.build"),
@@ -41,6 +43,7 @@ LATE = {
     "ops/deform_attn.py": "Triton, on CUDA only",
     "lazy.py": "the point of it",
     "fields.py": "yaml, for text from the command line only",
+    "optimize/rewrite.py": "the exporters, for another runtime only",
     "serialization/base.py": "the hub, when a model is saved",
     "recipe/models.py": "the zoo, when a recipe names a model",
 }

@@ -6,6 +6,7 @@ The peak memory of the process is the model's, and models that are measured in t
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import resource
 import signal
@@ -66,11 +67,13 @@ def _compiled(model: PyramidModel, image: Tensor) -> Run:
     return compiled
 
 
-# Ways to run a model: "eager" as it is, "optimized" by piip, "compiled" by PyTorch.
+# Ways to run a model: "eager" as it is, "optimized" by piip, "compiled" by PyTorch, or exported to another runtime.
 FORMS: dict[str, Callable[[PyramidModel, Tensor], Run]] = {
     "optimized": optimize_for_inference,
     "eager": lambda model, image: model,
     "compiled": _compiled,
+    "onnx": functools.partial(optimize_for_inference, runtime="onnx"),
+    "openvino": functools.partial(optimize_for_inference, runtime="openvino"),
 }
 
 

@@ -12,7 +12,7 @@ def bench(
     *,
     preset: str | None = None,
     dtype: list[str] | None = None,
-    form: Literal["optimized", "eager", "compiled"] | None = None,
+    form: Literal["optimized", "eager", "compiled", "onnx", "openvino"] | None = None,
     repeats: int | None = None,
     image_size: tuple[int, int] | None = None,
     batch_size: int = 1,
@@ -37,8 +37,8 @@ def bench(
         preset: A set of models instead: quick (four models), coco (every released Mask R-CNN and single network with a
             published AP, without InternViT-6B) or coco-6b (with it; 20 GiB of memory).
         dtype: Number formats, f32 and bf16. Default: f32, or the preset's.
-        form: How models run: optimized by piip.optimize_for_inference, eager, or compiled by torch.compile. Default:
-            optimized, or the preset's.
+        form: How models run: optimized by piip.optimize_for_inference, eager, compiled by torch.compile, or exported to
+            ONNX Runtime or OpenVINO (f32). Default: optimized, or the preset's.
         repeats: Rounds that count, after the first pass. Default: 3, or the preset's.
         image_size: Height and width in pixels. Default: the nominal square of each model.
         batch_size: Images per pass.

@@ -20,6 +20,7 @@ def predict(
     device: str = "auto",
     dtype: Literal["f32", "bf16"] = "f32",
     on_error: Literal["stop", "skip"] = "stop",
+    runtime: Literal["torch", "onnx", "openvino"] = "torch",
     json: bool = False,
 ) -> None:
     """Predict classes, detections or semantic masks of image files with a trained model.
@@ -41,13 +42,22 @@ def predict(
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: Number format of weights and activations.
         on_error: Stop at an unreadable file, or skip it with a warning that names it.
+        runtime: Where the model runs: PyTorch, ONNX Runtime or OpenVINO (pip install "piip[export]"; on the CPU, f32).
+            Each image size is exported once, which takes a minute or less, and kept in the cache folder; of detectors
+            and segmentors everything but the head runs there.
         json: Print one JSON object per line.
     """
     from piip.inference.predictor import Predictor
     from piip.inference.writer import write_predictions
 
     predictor = Predictor(
-        model_dir, device=device, dtype=dtype, tile=tile, tile_overlap=tile_overlap, score_threshold=score_threshold
+        model_dir,
+        device=device,
+        dtype=dtype,
+        tile=tile,
+        tile_overlap=tile_overlap,
+        score_threshold=score_threshold,
+        runtime=runtime,
     )
     rows = predictor.predict_paths(paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error)
     if out is not None:

@@ -17,6 +17,7 @@ from piip.data.image_folder import to_rgb
 from piip.data.orientation import turn_upright
 from piip.data.transforms.dense import DenseTransformConfig
 from piip.device import pick_device
+from piip.export.runtime import in_runtime
 from piip.fields import read_fields
 from piip.inference.compact_masks import CompactMask, Region
 from piip.inference.predictions import SCORE_THRESHOLD, InstancePrediction, Prediction, SemanticPrediction
@@ -231,6 +232,7 @@ def load_dense_predictor(
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
     score_threshold: float = SCORE_THRESHOLD,
+    runtime: str = "torch",
 ) -> DensePredictor:
     """Load a saved detector or segmentor for prediction.
 
@@ -242,6 +244,7 @@ def load_dense_predictor(
         scales: See `DensePredictor`.
         flip: See `DensePredictor`.
         score_threshold: See `DensePredictor`.
+        runtime: "torch", "onnx" or "openvino"; see `piip.export.runtime.in_runtime`.
 
     Raises:
         ValueError: The directory is not a saved detector or segmentor, or scales are not above 0.
@@ -251,8 +254,9 @@ def load_dense_predictor(
     if "dense" not in description or "classes" not in description:
         raise ValueError(f"{model_dir}/config.json has no 'dense' and 'classes', expected a trained dense model.")
     model: Any = load_model(model_dir, device=str(pick_device(device)), dtype=dtype)
+    fast: Any = in_runtime(model, runtime)  # of the same class
     return DENSE_PREDICTORS[model.task](
-        model,
+        fast,
         description,
         source=str(model_dir),
         tiling=tiling,

@@ -13,6 +13,7 @@ from piip.data.image_files import find_images, read_batches
 from piip.data.image_folder import to_rgb
 from piip.data.transforms.classification import TransformConfig, build_transform
 from piip.device import pick_device
+from piip.export.runtime import TORCH, in_runtime
 from piip.fields import at_least, at_most, read_fields
 from piip.inference.dense_predictor import DensePredictor, load_dense_predictor
 from piip.inference.predictions import SCORE_THRESHOLD, ClassPrediction, Prediction
@@ -31,6 +32,7 @@ class ClassPredictor:
         model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: "f32" or "bf16".
+        runtime: "torch", "onnx" or "openvino"; see `piip.export.runtime.in_runtime`.
 
     Attributes:
         model: The model, in evaluation mode.
@@ -41,7 +43,9 @@ class ClassPredictor:
         ValueError: The directory is not a saved classifier.
     """
 
-    def __init__(self, model_dir: str | Path, *, device: str = "auto", dtype: str = "f32") -> None:
+    def __init__(
+        self, model_dir: str | Path, *, device: str = "auto", dtype: str = "f32", runtime: str = "torch"
+    ) -> None:
         model_dir = find_model(model_dir)
         description = read_description(model_dir)
         missing = [name for name in ("classes", "transform") if name not in description]
@@ -54,6 +58,7 @@ class ClassPredictor:
         self.dtype = DTYPES.get(dtype, torch.float32)
         self.model = load_model(model_dir, device=str(self.device), dtype=dtype)
         self.classes: list[str] = description["classes"]
+        self._run = in_runtime(self.model, runtime)
         num_classes = description["model"].get("head", {}).get("num_classes")
         if num_classes != len(self.classes):
             raise ValueError(
@@ -66,7 +71,7 @@ class ClassPredictor:
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """Return float32 logits (B, K) on the CPU for transformed images (B, 3, H, W)."""
-        result: Tensor = self.model(images.to(device=self.device, dtype=self.dtype))
+        result: Tensor = self._run(images.to(device=self.device, dtype=self.dtype))
         return result.float().cpu()
 
     def predict(self, images: Sequence[Image], *, top: int = 5) -> list[ClassPrediction]:
@@ -135,6 +140,8 @@ class Predictor:
         scales: Detectors and segmentors: test-time augmentation, factors on the image size; None uses the model's.
         flip: Detectors and segmentors: test-time augmentation, also predict on flipped images; None uses the model's.
         score_threshold: Detectors: minimum score of a detection to be counted and drawn, in [0, 1]; None uses 0.5.
+        runtime: "torch", "onnx" or "openvino" (extra `export`; on the CPU, "f32"): where the model runs, of detectors
+            and segmentors their backbone. Every new image size is exported once.
 
     Attributes:
         model: The model, in evaluation mode.
@@ -155,11 +162,14 @@ class Predictor:
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
         score_threshold: float | None = None,
+        runtime: str = "torch",
     ) -> None:
         tiling = Tiling(tile, tile_overlap) if tile is not None else None
         if score_threshold is not None:
             at_least("score_threshold", score_threshold, 0)
             at_most("score_threshold", score_threshold, 1)
+        if device == "auto" and runtime != TORCH:
+            device = "cpu"
         folder = find_model(model_dir)
         self._dense: DensePredictor | None = None
         self._classifier: ClassPredictor | None = None
@@ -173,6 +183,7 @@ class Predictor:
                 scales=scales,
                 flip=flip,
                 score_threshold=SCORE_THRESHOLD if score_threshold is None else score_threshold,
+                runtime=runtime,
             )
         else:
             given = {"tile": tile, "scales": scales, "flip": flip, "score_threshold": score_threshold}
@@ -181,7 +192,7 @@ class Predictor:
                     raise ValueError(
                         f"{name} is {value}, but {folder} is a classifier, which has no such option; remove {name}."
                     )
-            made = self._classifier = ClassPredictor(folder, device=device, dtype=dtype)
+            made = self._classifier = ClassPredictor(folder, device=device, dtype=dtype, runtime=runtime)
         self.model: PyramidModel = made.model
         self.classes = made.classes
 

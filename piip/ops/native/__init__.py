@@ -68,7 +68,7 @@ def _compiled(compiler: str) -> Path:
     texts = (path.read_text() for path in (*HEADERS, *SOURCES))
     facts = (*texts, compiler, version, *FLAGS, platform.machine(), _processor())
     name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:20]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "piip"
+    folder = cache_folder()
     target = folder / f"kernels-{name}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +78,11 @@ def _compiled(compiler: str) -> Path:
             subprocess.run(command, capture_output=True, text=True, check=True)
             made.replace(target)
     return target
+
+
+def cache_folder() -> Path:
+    """Return this library's folder in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "piip"
 
 
 def _processor() -> str:
