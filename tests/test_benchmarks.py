@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,6 +190,15 @@ def test_clocks_read_every_part_and_leave_nothing_behind(benchmarks: Any) -> Non
         model(image())
     assert {*clock.seconds} == {"branch 0", "branch 1", "interactions", "merge", "neck"}
     assert all("embed" not in branch.__dict__ for branch in model.branches)
+
+
+def test_clocks_count_the_time_of_inner_parts_once(benchmarks: Any) -> None:
+    clock = benchmarks.measuring.PartClock()
+    for _ in range(2):
+        with clock.part("outer"), clock.part("inner"):
+            time.sleep(0.05)
+    assert clock.seconds["inner"] >= 0.1
+    assert clock.seconds["outer"] < 0.05
 
 
 def test_parts_of_optimized_models_are_timed_too(benchmarks: Any) -> None:

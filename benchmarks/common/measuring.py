@@ -52,18 +52,24 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 
 class PartClock:
-    """Adds up seconds by part; give it to `piip.cost.total.naming_parts`."""
+    """Adds up seconds by part, those of a part inside another one to the inner one alone.
+
+    Give it to `piip.cost.total.naming_parts`.
+    """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._inner = 0.0  # seconds of parts inside the one that runs
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, before, self._inner = time.perf_counter(), self._inner, 0.0
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            took = time.perf_counter() - start
+            self.seconds[name] += took - self._inner
+            self._inner = before + took
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
