@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from piip.backbone import PIIPBackbone
 from piip.config import ModelConfig
+from piip.cost.counting import NamesParts
 from piip.heads.base import DenseHead, LossesAndMetrics, View
 from piip.heads.classification import ClassificationHead
 from piip.heads.projector import Projector
@@ -296,9 +297,33 @@ class PIIPDenseModel(_ModelWithHead):
         """Number of classes K."""
         return self.head.num_classes
 
-    def counted_model(self) -> PIIPBackbone:
-        """Return the backbone, because the cost of a dense head depends on its detections."""
+    @property
+    def detection_limit(self) -> int:
+        """Maximum number of detections per image: the last of the limits that training saved, or the head's own."""
+        limits = self.metadata.get("detections") or [self.max_detections]
+        return int(limits[-1])
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Return the modules of each part; see `ModelParts`."""
+        named = {f"head: {name}": list(modules) for name, modules in self.head.parts().items()}
+        return {**self.backbone.parts(), **named, self._rest_of_head: [self.head]}
+
+    @property
+    def _rest_of_head(self) -> str:
+        """Name of the part with everything of the head that is in none of its parts."""
+        return "head: other" if self.head.parts() else "head"
+
+    def up_to_dense_head(self) -> PIIPBackbone:
+        """Return the backbone."""
         return self.backbone
+
+    def dry_run(self, image: Tensor, scope: NamesParts) -> str:
+        """Run everything that costs at inference on an image without values; see `ModelParts` and `DenseHead`."""
+        maps = self.backbone(image)
+        # without gradients: in training the head runs on other regions and queries than these
+        with torch.no_grad(), scope.part(self._rest_of_head):
+            image_info = ImageInfo.make((image.shape[2], image.shape[3]))
+            return self.head.dry_run(maps, image_info, max_detections=self.detection_limit)
 
     def summary(self) -> str:
         """Return one sentence about the output of the model, for cards."""

@@ -137,7 +137,9 @@ def test_head_is_trained_evaluated_predicted_and_exported(tmp_path: Path, capsys
     assert "disc" in capsys.readouterr().out
     report = piip.export_model(model_dir, tmp_path / "model.pt2", format="torch", image_size=(32, 32))
     assert all(each.is_small for each in report.differences)
-    assert "semantic" not in piip.estimate_cost(piip.from_pretrained(model_dir)).parts
+    model = piip.from_pretrained(model_dir)
+    cost, classifier = piip.estimate_cost(model), model.get_parameter("head.classifier.weight")
+    assert (cost.parts["head"].macs, cost.meaning) == (8 * 8 * classifier.numel(), "what runs")
 
 
 def test_data_format(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
     python tools/write_models_page.py            # counts all models, some with six billion parameters; takes minutes
     python tools/write_models_page.py --keep     # keeps the costs in the page, for changes to the text
 
-Counts are saved in out/models_page.json, even if the tool is interrupted; the next run starts from scratch.
+Counts are saved in out/models_page.json, even if the tool is interrupted; the next run starts anew.
 
 A test compares the page with the output of this file for the page's own costs, and recounts a few models.
 """
@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from common.progress import Results, say
 
 from piip.cost import estimate_cost
-from piip.zoo import PublishedModel, list_models, published_models
+from piip.zoo import PublishedModel, list_models, model_config, published_models
 
 COUNTED = Path("out/models_page.json")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
@@ -37,8 +37,10 @@ also prints all published data below.
 
 - **Results, published G and M** are the authors' figures as printed: results, billions of multiply-adds by
   [their rule](cost.md#the-rule-paper), millions of backbone parameters; "-" if not published.
-- **Total G and M** are the counts of `piip cost NAME`: all operations with merge and neck (or projector), but without
-  the heads of detectors and segmentors and without language models.
+- **Total G and M** are the counts of `piip cost NAME`: all operations of the whole model, with merge, neck and head (or
+  projector), but without language models.
+- **Head G and M** are the share of the head in the total: of Mask R-CNN with 1,000 proposals and 100 detections, of
+  DINO with 900 queries, of UperNet for one window of the nominal size ([cost.md](cost.md#heads)).
 - **Weights** links to the authors' file; "-" if they link none.
 
 **None of these files was available during development.** Outputs equal those of the authors' code on synthetic weights
@@ -130,10 +132,14 @@ class Cost(NamedTuple):
     Args:
         macs: Billions of multiply-adds.
         params: Millions of parameters.
+        head_macs: Those of the detection or segmentation head; "-" for other models.
+        head_params: Its parameters; "-" for other models.
     """
 
     macs: str
     params: str
+    head_macs: str = "-"
+    head_params: str = "-"
 
 
 Column = tuple[str, Callable[[PublishedModel, Cost], str]]
@@ -155,6 +161,13 @@ RIGHT: list[Column] = [
     ("total M", lambda _, cost: cost.params),
     ("weights", lambda model, _: f"[link]({model.file})" if model.file else "-"),
 ]
+DENSE_RIGHT: list[Column] = [
+    *RIGHT[:3],
+    ("head G", lambda _, cost: cost.head_macs),
+    *RIGHT[3:4],
+    ("head M", lambda _, cost: cost.head_params),
+    *RIGHT[4:],
+]
 SETTINGS: list[Column] = [
     ("images at test", lambda model, _: model.evaluation["images"]),
     ("training", lambda model, _: model.training),
@@ -169,11 +182,11 @@ TASKS: dict[str, tuple[str, list[Column]]] = {
             ("head", lambda model, _: model.head),
             result("Box mAP", "box mAP"),
             result("Mask mAP", "mask mAP"),
-            *RIGHT,
+            *DENSE_RIGHT,
             *SETTINGS,
         ],
     ),
-    "segmentation": ("Semantic segmentation: ADE20K, UperNet", [*LEFT, result("mIoU"), *RIGHT, *SETTINGS]),
+    "segmentation": ("Semantic segmentation: ADE20K, UperNet", [*LEFT, result("mIoU"), *DENSE_RIGHT, *SETTINGS]),
     "multimodal": (
         "Multimodal models: vision tower and projector",
         [
@@ -228,14 +241,19 @@ def read_costs(page: str) -> dict[str, Cost]:
             header = cells
         elif len(cells) > 2 and len(cells) == len(header) and re.fullmatch(r"`.+`", cells[1]):
             row = dict(zip(header, cells, strict=True))
-            found[row["record"].strip("`")] = Cost(row["total G"], row["total M"])
+            of_head = (row.get("head G", "-"), row.get("head M", "-"))
+            found[row["record"].strip("`")] = Cost(row["total G"], row["total M"], *of_head)
     return found
 
 
 def count(model: PublishedModel) -> Cost:
     """Count one model, on PyTorch's meta device."""
     report = estimate_cost(model.name)
-    return Cost(f"{report.macs / 1e9:.1f}", f"{report.params / 1e6:.1f}")
+    total = (f"{report.macs / 1e9:.1f}", f"{report.params / 1e6:.1f}")
+    if not model_config(model.name).head.is_dense:
+        return Cost(*total)
+    head = (report.macs - report.without_head.macs, report.params - report.without_head.params)
+    return Cost(*total, f"{head[0] / 1e9:.1f}", f"{head[1] / 1e6:.1f}")
 
 
 def count_all() -> dict[str, Cost]:

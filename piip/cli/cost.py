@@ -13,13 +13,13 @@ def cost(
     rule: Literal["total", "paper"] = "total",
     json: bool = False,
 ) -> None:
-    """Count multiply-adds, parameters and activations of a model for one image, by part.
+    """Count multiply-adds, parameters and activations of a whole model for one image, by part.
 
     Args:
         model: A name from `piip list`, or a recipe file.
         image_size: Height and width in pixels. Default: the nominal square size of the finest branch.
         rule: "total" counts all operations that run, "paper" follows the counting of the authors.
-        json: Print JSON, with "macs" (multiply-adds), "flops" (twice that), "params" and "parts".
+        json: Print JSON, with "macs" (multiply-adds), "flops" (twice that), "params", "without_head" and "parts".
     """
     from piip.cost import estimate_cost, format_table
     from piip.recipe import load_recipe

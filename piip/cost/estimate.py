@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from torch import nn
 
 from piip.build import PyramidWarning, build_model
-from piip.config import HeadConfig, ModelConfig
+from piip.config import ModelConfig
 from piip.cost.paper import paper_cost
 from piip.cost.report import CostReport, name_branches
 from piip.cost.total import total_cost
 from piip.device import without_values
-from piip.serialization.base import ModelParts, parts_of
+from piip.serialization.base import ModelParts, countable
 from piip.structures import Size
 from piip.tables import Table
 from piip.zoo.create import model_config, published_config
-
-WITHOUT_HEAD = "what runs; the detection or segmentation head is not counted"
 
 
 @dataclass(frozen=True)
@@ -54,17 +52,19 @@ def estimate_cost(
     Args:
         model_or_name: A model, a model name, or a description.
         image_size: Side or (H, W) in pixels; None uses the nominal square of the finest branch.
-        rule: "total" counts all operations that run, including merge, neck and classifier; "paper" follows the authors.
-            Both exclude detection and segmentation heads.
+        rule: "total" counts all operations that run, including merge, neck and head; "paper" follows the authors, who
+            exclude detection and segmentation heads.
 
     Returns:
-        The report: `.macs`, `.flops` (= 2 * macs), `.params`, `.parts`.
+        The report: `.macs`, `.flops` (= 2 * macs), `.params`, `.parts`; `.without_head` is the same without the head.
+        `.meaning` says what is assumed where the cost depends on the image, such as 1,000 proposals.
 
     Raises:
         ValueError: The name or rule is unknown, or the rule does not apply.
 
     Example:
-        >>> estimate_cost("piip_tsb_1120_896_448.deit3_coco_mask_rcnn").macs / 1e9
+        >>> report = estimate_cost("piip_tsb_1120_896_448.deit3_coco_mask_rcnn")
+        >>> report.macs / 1e9, report.without_head.macs / 1e9
     """
     count = COST_RULES[rule]
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -96,13 +96,10 @@ def count_total(counted: Counted) -> CostReport:
     model = given if isinstance(given, nn.Module) else _build_on_meta(counted.config)
     size = counted.image_size
     if isinstance(model, ModelParts):
-        model = model.counted_model()
         size = size or (model.get_backbone().image_sizes[-1],) * 2
     if size is None:
         raise ValueError("image_size is needed for a model that is not a pyramid, e.g. image_size=224.")
-    report = total_cost(model, parts_of(model), size)
-    is_without_head = counted.config is not None and counted.config.head.is_dense
-    return dataclasses.replace(report, meaning=WITHOUT_HEAD) if is_without_head else report
+    return total_cost(countable(model), size)
 
 
 def _build_on_meta(config: ModelConfig | None) -> nn.Module:
@@ -110,8 +107,7 @@ def _build_on_meta(config: ModelConfig | None) -> nn.Module:
     bare = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
     with without_values(), warnings.catch_warnings():
         warnings.simplefilter("ignore", PyramidWarning)  # comparing costs is how one finds out
-        head = HeadConfig() if config.head.is_dense else config.head
-        return build_model(dataclasses.replace(config, branches=bare, head=head))
+        return build_model(dataclasses.replace(config, branches=bare))
 
 
 def count_as_paper(counted: Counted) -> CostReport:

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from piip.cost.counting import OperationCounter, evaluating
+from piip.cost.counting import DryRun, OperationCounter, evaluating
 from piip.cost.total import naming_parts
-from piip.serialization.base import parts_of
+from piip.serialization.base import countable
 
 Operation = dict[str, Any]
 
 
 def list_operations(model: nn.Module, image_size: tuple[int, int]) -> list[Operation]:
-    """List matrix products, convolutions and attention of one forward pass for one image, without running it.
+    """List matrix products, convolutions and attention that a model runs for one image, without running it.
+
+    Sampling (deformable attention, RoIAlign) is not listed.
 
     Args:
         model: A model on the meta device or any other; its weights are not used.
@@ -33,20 +35,21 @@ def list_operations(model: nn.Module, image_size: tuple[int, int]) -> list[Opera
 
     Source: own; the fields are those that a stock kernel needs to be timed alone.
     """
-    lister = _Lister()
+    lister, counted = _Lister(), countable(model)
+    run = DryRun(counted, lister)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluating(run))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(naming_parts(parts_of(model), lister))
+        stack.enter_context(naming_parts(counted.parts, lister))
         state = {
             name: torch.empty_like(tensor, device="meta")
-            for name, tensor in (*model.named_parameters(), *model.named_buffers())
+            for name, tensor in (*run.named_parameters(), *run.named_buffers())
         }
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         stack.enter_context(lister)
         stack.enter_context(_WholeAttention(lister))
         image = torch.empty(1, 3, *image_size, device="meta", dtype=dtype)
-        torch.func.functional_call(model, state, (image,))
+        torch.func.functional_call(run, state, (image,))
     return [{**dict(fields), "count": count} for fields, count in lister.operations.items()]
 
 

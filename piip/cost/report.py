@@ -20,7 +20,8 @@ class PartCost:
         macs: Multiply-adds in matrix products, convolutions, attention and sampling.
         params: Parameters.
         elementwise: Results of norms, activations, additions, pooling and interpolation.
-        activation_bytes: Bytes that a training step saves for the backward pass.
+        activation_bytes: Bytes that a training step saves for the backward pass; 0 for detection and segmentation
+            heads, which train on other regions and queries than they predict with.
     """
 
     macs: int = 0
@@ -35,10 +36,11 @@ class CostReport:
 
     Attributes:
         parts: Cost by part, in the order of the forward pass: "branch 0", ..., "interactions", "merge", "neck", "head".
+            Parts of a detection or segmentation head are "head: fpn" and so on, what is in none of them "head: other".
         image_size: (H, W) of the image in pixels.
         rule: Name of the rule in `piip.cost.estimate.COST_RULES`.
         names: Network of each branch, for printing.
-        meaning: Description of the rule, for printing.
+        meaning: Description of the rule, and what it assumes where the cost depends on the image, for printing.
     """
 
     parts: Mapping[str, PartCost]
@@ -69,13 +71,18 @@ class CostReport:
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes that a training step of one image saves for the backward pass."""
+        """Bytes that a training step of one image saves for the backward pass, without those of dense heads."""
         return sum(part.activation_bytes for part in self.parts.values())
 
     def without(self, *names: str) -> CostReport:
-        """Return the report without some parts, e.g. `report.without("neck", "head")`."""
-        kept = {name: part for name, part in self.parts.items() if name not in names}
+        """Return the report without some parts, e.g. `report.without("neck", "head")`; "head" is all its parts."""
+        kept = {name: part for name, part in self.parts.items() if name not in names and _group(name) not in names}
         return dataclasses.replace(self, parts=kept)
+
+    @property
+    def without_head(self) -> CostReport:
+        """Report of the model without its head: of its backbone and neck."""
+        return self.without("head")
 
     def __str__(self) -> str:
         return format_table(self)
@@ -86,11 +93,13 @@ class CostReport:
         return {
             "image_size": list(self.image_size),
             "rule": self.rule,
+            "meaning": self.meaning,
             "macs": self.macs,
             "flops": self.flops,
             "params": self.params,
             "elementwise": self.elementwise,
             "activation_bytes": self.activation_bytes,
+            "without_head": {"macs": self.without_head.macs, "params": self.without_head.params},
             "without_neck_and_head": {"macs": backbone.macs, "params": backbone.params},
             "parts": {
                 name: {
@@ -104,6 +113,11 @@ class CostReport:
                 for name, part in self.parts.items()
             },
         }
+
+
+def _group(name: str) -> str:
+    """Return what a part belongs to: "head" for "head: fpn"."""
+    return name.split(": ")[0]
 
 
 def name_branches(report: CostReport, config: ModelConfig) -> CostReport:
@@ -130,11 +144,13 @@ def format_table(report: CostReport) -> str:
         report: From `estimate_cost`.
     """
     rows = [("part", "GMACs", "share", "params (M)", "elementwise (M)", "activations (MB)")]
-    has_details = report.elementwise > 0  # not every rule knows elementwise results and activations
+    has_details = report.elementwise > 0  # not every rule knows elementwise results
     entries = list(report.parts.items())
-    if {"neck", "head"} & set(report.parts):
-        backbone = report.without("neck", "head")
-        entries.append(("without neck and head", _total(backbone)))
+    groups = {_group(name) for name in report.parts}
+    if {"neck", "head"} <= groups:
+        entries.append(("without head", _total(report.without_head)))
+    if {"neck", "head"} & groups:
+        entries.append(("without neck and head", _total(report.without("neck", "head"))))
     entries.append(("total", _total(report)))
     for name, part in entries:
         label = f"{name} ({report.names[name]})" if name in report.names else name
@@ -145,7 +161,7 @@ def format_table(report: CostReport) -> str:
                 f"{100 * part.macs / max(report.macs, 1):.1f} %",
                 f"{part.params / 1e6:.2f}",
                 f"{part.elementwise / 1e6:.1f}" if has_details else "-",
-                f"{part.activation_bytes / 1e6:.1f}" if has_details else "-",
+                f"{part.activation_bytes / 1e6:.1f}" if part.activation_bytes else "-",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

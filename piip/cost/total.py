@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piip.cost.counting import NamesParts, OperationCounter, counting_sampling, evaluating
+from piip.cost.counting import OTHER, Countable, DryRun, NamesParts, OperationCounter, evaluating
 from piip.cost.report import CostReport, PartCost
 from piip.structures import Size
 
@@ -18,12 +18,11 @@ Parts = Mapping[str, Sequence[nn.Module]]
 
 
 @torch.inference_mode(False)  # also where the caller infers: activations are counted as autograd keeps them
-def total_cost(model: nn.Module, parts: Parts, image_size: Size) -> CostReport:
-    """Count one forward pass of a model for one image, without running it.
+def total_cost(model: Countable, image_size: Size) -> CostReport:
+    """Count what a model runs for one image, without running it.
 
     Args:
-        model: Any module that maps (1, 3, H, W); its weights may be on any device and are not changed.
-        parts: Modules of the model by part, in the order of the forward pass; see `ModelParts.parts`.
+        model: See `piip.serialization.base.countable`; weights may be on any device and are not changed.
         image_size: (H, W) in pixels.
 
     Returns:
@@ -33,24 +32,33 @@ def total_cost(model: nn.Module, parts: Parts, image_size: Size) -> CostReport:
         ValueError: The model does not accept such an image.
     """
     counter = OperationCounter()
-    state = _meta_state(model)
+    run = DryRun(model, counter)
+    state = _meta_state(run)
     kept = _KeptForBackward(counter, state)
-    image = torch.empty(1, 3, *image_size, device="meta", dtype=_dtype(model))
+    image = torch.empty(1, 3, *image_size, device="meta", dtype=_dtype(run))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(naming_parts(parts, counter))
-        stack.enter_context(counting_sampling(model, counter))
+        stack.enter_context(evaluating(run))
+        stack.enter_context(naming_parts(model.parts, counter))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack))
         stack.enter_context(counter)
-        torch.func.functional_call(model, state, (image,))
-    params = _params(parts)
-    names = list(params) + [name for name in counter.macs if name not in params]
+        torch.func.functional_call(run, state, (image,))
+    params = _params(model)
     costs = {
-        name: PartCost(counter.macs[name], params.get(name, 0), counter.elementwise[name], kept.bytes[name])
-        for name in names
+        name: PartCost(counter.macs[name], params[name], counter.elementwise[name], kept.bytes[name])
+        for name in (*model.parts, OTHER)
     }
-    return CostReport(costs, image_size, "total", meaning="what runs")
+    meaning = f"what runs; {run.assumptions}" if run.assumptions else "what runs"
+    return CostReport(_without_empty(costs), image_size, "total", meaning=meaning)
+
+
+def _without_empty(costs: Mapping[str, PartCost]) -> dict[str, PartCost]:
+    """Return the costs without remainders: of the model if no products run there, of the head if nothing does."""
+    return {
+        name: cost
+        for name, cost in costs.items()
+        if (cost.macs or cost.params or name != OTHER) and (cost != PartCost() or ": " not in name)
+    }
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -88,8 +96,14 @@ class _KeptForBackward:
         return tensor
 
 
-def _params(parts: Parts) -> dict[str, int]:
-    return {part: sum(p.numel() for module in modules for p in module.parameters()) for part, modules in parts.items()}
+def _params(model: Countable) -> dict[str, int]:
+    """Return the parameters of each part, each parameter in the first part that has it."""
+    seen: set[nn.Parameter] = set()
+    counts = {}
+    for part, modules in (*model.parts.items(), (OTHER, [model.module])):
+        own = {p for module in modules for p in module.parameters()} - seen
+        counts[part], seen = sum(p.numel() for p in own), seen | own
+    return counts
 
 
 @contextlib.contextmanager

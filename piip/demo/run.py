@@ -169,8 +169,8 @@ def compare(model: PyramidModel, recorded: Sequence[Mapping[str, Any]], *, side:
     with torch.inference_mode():
         for _ in range(ROUNDS + 1):
             for each, seconds in zip(models, times, strict=True):
-                seconds.append(_seconds(each.counted_model(), image))
-    costs = [estimate_cost(each, image_size=side) for each in models]
+                seconds.append(_seconds(each.up_to_dense_head(), image))
+    costs = [estimate_cost(each.up_to_dense_head(), image_size=side) for each in models]
     return tuple(
         ComparedModel(
             row["name"],

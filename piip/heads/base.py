@@ -99,6 +99,34 @@ class DenseHead(nn.Module, ABC):
             best first; instance: also "masks" bool (N, H, W); semantic: "labels" (H, W).
         """
 
+    def dry_run(self, maps: Sequence[Tensor], image_info: ImageInfo, *, max_detections: int) -> str:
+        """Run everything that costs at inference for one image, on maps without values, to count it.
+
+        The base class runs `predict`, which is right where no shape depends on values. Where `predict` reads values it
+        is counted up to there, which the answer says; such heads run their maximum numbers of regions here instead.
+
+        Args:
+            maps: Maps of the backbone on the meta device, finest first, (1, C_i, H_i, W_i).
+            image_info: The image, which was not resized.
+            max_detections: Maximum number of detections.
+
+        Returns:
+            What the cost assumes where it depends on the image, for printing; empty if it does not.
+        """
+        try:
+            self.predict(maps, [image_info], max_detections=max_detections)
+        except (RuntimeError, TypeError) as error:  # as PyTorch refuses to read values of the meta device
+            where = f"{type(self).__name__}.predict"
+            return f"the head is counted up to where {where} needs values ({str(error).splitlines()[0].rstrip('.')})"
+        return ""
+
+    def parts(self) -> dict[str, Sequence[nn.Module]]:
+        """Return modules of the head by part, in the order in which they run, to count each part on its own.
+
+        Names are short ("fpn", "decoder"); modules in no part are counted together. The base class names no parts.
+        """
+        return {}
+
     @abstractmethod
     def losses(
         self,

@@ -146,6 +146,14 @@ class UperNetHead(DenseHead):
         full = resize_logits(logits, image_info.batch)[..., :height, :width]
         return (resize_logits(full, image_info.original) if rescale else full).softmax(1)
 
+    def parts(self) -> dict[str, Sequence[nn.Module]]:
+        """Return the stages of the head by part; see `DenseHead.parts`. The auxiliary head runs in training only."""
+        return {
+            "pooling": [*self.pools, self.bottleneck],
+            "fpn": [*self.laterals, *self.outputs],
+            "fusion": [self.fusion, self.classifier],
+        }
+
     def losses(
         self,
         maps: Sequence[Tensor],

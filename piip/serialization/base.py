@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from piip.config import ModelConfig
+from piip.cost.counting import Countable, NamesParts
 from piip.layers.outputs import ExportWrapper
 
 if TYPE_CHECKING:
@@ -30,21 +31,42 @@ class ModelParts(nn.Module, ABC):
         """Return the modules of each part, in the order of the forward pass.
 
         Names are "branch 0", "branch 1", ..., "interactions", "merge", "neck" and "head"; parts that the model does not
-        have are omitted.
+        have are omitted. Parts of a detection or segmentation head are "head: NAME"; the last one may contain the
+        others.
         """
 
     @abstractmethod
     def get_backbone(self) -> PIIPBackbone:
         """Return the pyramid of the model, which is the model itself if it has no head."""
 
-    def counted_model(self) -> ModelParts:
-        """Return the module to count: the whole model, or its backbone if the head's cost depends on its detections."""
+    def up_to_dense_head(self) -> ModelParts:
+        """Return the model without a detection or segmentation head: the backbone of such a model, or the model."""
         return self
 
+    def dry_run(self, image: Tensor, scope: NamesParts) -> str:
+        """Run everything that costs at inference on an image without values, to count it.
 
-def parts_of(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """Return the modules of each part of a model; any other module is the single part "model"."""
-    return model.parts() if isinstance(model, ModelParts) else {"model": [model]}
+        Args:
+            image: On the meta device, (1, 3, H, W).
+            scope: Is told which part runs where no module of it is called.
+
+        Returns:
+            What the cost assumes where it depends on the image, for printing; empty if it does not.
+        """
+        self(image)
+        return ""
+
+
+def countable(model: nn.Module) -> Countable:
+    """Return a model as it is counted; any other module is the single part "model" and runs its forward pass."""
+    if isinstance(model, ModelParts):
+        return Countable(model, model.parts(), model.dry_run)
+
+    def run(image: Tensor, scope: NamesParts) -> str:
+        model(image)
+        return ""
+
+    return Countable(model, {"model": [model]}, run)
 
 
 class PyramidModel(ModelParts):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piip.config import ModelConfig
+from piip.cost.counting import Countable
 from piip.cost.report import CostReport, name_branches
 from piip.cost.total import total_cost
 
@@ -69,10 +70,9 @@ def model_card(model: PyramidModel, *, hub_id: str | None = None) -> str:
         ValueError: The model has no description.
     """
     config = require_config(model)
-    counted = model.counted_model()
     side = model.pretrained_cfg["input_size"][-1]
     # counted on the meta device: weights are neither read nor copied
-    report = name_branches(total_cost(counted, counted.parts(), (side, side)), config)
+    report = name_branches(total_cost(Countable(model, model.parts(), model.dry_run), (side, side)), config)
     title = hub_id.split("/")[-1] if hub_id else model.metadata.get("name") or _short_name(model, config)
     sections = [
         _front_matter(model),
@@ -160,13 +160,15 @@ def _branch_table(config: ModelConfig, report: CostReport) -> str:
             index = int(name.split()[1])
             network, size = _network(report, index), str(config.branches[index].image_size)
         rows.append(f"| {name} | {network} | {size} | {part.params / 1e6:.2f} M | {part.macs / 1e9:.3f} |")
-    rows.append(f"| **total** | | | {report.params / 1e6:.2f} M | {report.macs / 1e9:.3f} |")
+    totals = {"without head": report.without_head} if config.head.is_dense else {}
+    for name, total in {**totals, "total": report}.items():
+        rows.append(f"| **{name}** | | | {total.params / 1e6:.2f} M | {total.macs / 1e9:.3f} |")
     height, width = report.image_size
     return (
         "\n".join(rows)
         + f"\n\nOne image of {height}x{width} pixels; a MAC is one multiply-add of everything that runs "
-        "in matrix products, convolutions, attention and sampling (rule `total` of `piip cost`)."
-        + (" The head is not counted: its cost depends on what it detects." if config.head.is_dense else "")
+        "in matrix products, convolutions, attention and sampling "
+        f"(rule `{report.rule}` of `piip cost`: {report.meaning})."
     )
 
 

@@ -217,6 +217,20 @@ class DINOHead(DenseHead):
         matched = self._matched_losses(decoded, matches, targets, image_infos)
         return LossesAndMetrics(matched | self._noise_losses(decoded, noisy.layout, targets, image_infos), {})
 
+    def parts(self) -> dict[str, Sequence[nn.Module]]:
+        """Return the stages of the head by part; see `DenseHead.parts`."""
+        return {
+            "mapper": [self.neck],
+            "encoder": [self.encoder],
+            "selection": [self.selection, self.scores[-1], self.boxes[-1]],
+            "decoder": [self.decoder, self.queries, *self.scores[:-1], *self.boxes[:-1]],
+        }
+
+    def dry_run(self, maps: Sequence[Tensor], image_info: ImageInfo, *, max_detections: int) -> str:
+        """Run the head, whose cost does not depend on the image; see `DenseHead.dry_run`."""
+        self.predict(maps, [image_info], max_detections=max_detections)
+        return f"up to {self.selection.num_queries:,} queries"
+
     def predict_views(self, views: Sequence[View], *, max_detections: int) -> HeadOutput:
         """Return the detections of one image from several views of it; see `merge_boxes`."""
         return merge_boxes(self, views, max_detections=max_detections)

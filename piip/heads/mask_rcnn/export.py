@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 class InstanceOutputs(ExportWrapper):
     """Mask R-CNN on one image without padding: instances in pixels of the input, as many as there are.
 
-    The maximum number of instances is the last of the limits that training wrote into the model's metadata, or the
-    head's own.
+    The maximum number of instances is the model's `detection_limit`.
 
     Args:
         model: The detector.
@@ -40,8 +39,7 @@ class InstanceOutputs(ExportWrapper):
         super().__init__(stride=model.backbone.branches[-1].stride, min_side=model.backbone.min_side)
         self.model = model
         self.head = head
-        limits = model.metadata.get("detections") or [head.max_detections]
-        self.max_detections = int(limits[-1])
+        self.max_detections = model.detection_limit
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return boxes (N, 4), scores (N,), labels (N,) and masks (N, 28, 28) of one image (1, 3, H, W)."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from piip.heads.base import DenseHead, LossesAndMetrics, View
 from piip.heads.mask_rcnn.anchors import ANCHOR_SCALE
@@ -20,7 +20,7 @@ from piip.heads.mask_rcnn.export import InstanceOutputs
 from piip.heads.mask_rcnn.fpn import FPN
 from piip.heads.mask_rcnn.masks import mask_targets, paste_masks
 from piip.heads.mask_rcnn.roi import MAX_DETECTIONS, BoxHead, MaskHead, with_image_index
-from piip.heads.mask_rcnn.rpn import RegionProposals
+from piip.heads.mask_rcnn.rpn import KEPT, RegionProposals
 from piip.heads.mask_rcnn.tta import merge_instances
 from piip.layers.outputs import ExportWrapper
 from piip.structures import HeadOutput, ImageInfo, Target
@@ -138,6 +138,26 @@ class MaskRCNNHead(DenseHead):
             masks = self.masks(levels[:4], regions)[own].float().sigmoid()
             results.append({"boxes": found, "scores": scores, "labels": labels, "masks": masks})
         return results
+
+    def parts(self) -> dict[str, Sequence[nn.Module]]:
+        """Return the feature pyramid and the three heads by part; see `DenseHead.parts`."""
+        return {"fpn": [self.fpn], "rpn": [self.proposals], "box": [self.boxes], "mask": [self.masks]}
+
+    @torch.no_grad()
+    def dry_run(self, maps: Sequence[Tensor], image_info: ImageInfo, *, max_detections: int) -> str:
+        """Run the head on as many proposals and detections as it may find; see `DenseHead.dry_run`.
+
+        Decoding and suppression of boxes and the pasting of masks are not run: they multiply no matrices, and their
+        share depends on what is found.
+        """
+        levels = self.fpn(maps)
+        anchors = sum(level.scores.shape[1] for level in self.proposals(levels))
+        regions = levels[0].new_empty(min(KEPT, anchors), 5)
+        # one level, as the levels of regions depend on their values; the cost does not depend on the level
+        self.boxes(levels[:1], regions)
+        detections = levels[0].new_empty(max_detections, 5)
+        self.masks(levels[:1], detections)
+        return f"{len(regions):,} proposals and {max_detections:,} detections"
 
     def predict_views(self, views: Sequence[View], *, max_detections: int) -> HeadOutput:
         """Return the instances of one image from several views of it; see `merge_instances`."""

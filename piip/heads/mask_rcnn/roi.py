@@ -26,13 +26,15 @@ def pool_regions(maps: Sequence[Tensor], regions: Tensor, side: int) -> Tensor:
     """Cut regions out of the map of their scale.
 
     Args:
-        maps: Strides 4, 8, 16, 32, (B, C, H_i, W_i).
+        maps: Strides 4, 8, 16, 32, or only the finest, (B, C, H_i, W_i).
         regions: (image, x1, y1, x2, y2) of every region, (N, 5).
         side: Cells of the result along a side.
 
     Returns:
         (N, C, side, side).
     """
+    if len(maps) == 1:
+        return roi_align(maps[0], regions.to(maps[0].dtype), side, 1 / 4, 0, aligned=True)
     level = (areas(regions[:, 1:]).sqrt() / FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(maps) - 1)
     pooled = maps[0].new_zeros(regions.shape[0], maps[0].shape[1], side, side)
     for index, feature_map in enumerate(maps):
