@@ -13,7 +13,7 @@ from piip.checkpoints import build_official_head, load_official, official_shapes
 from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.heads import boxes as box_rules
 from piip.heads.boxes import BoxCoder, class_offset_nms, pairwise_iou
-from piip.heads.mask_rcnn.assign import RegionSample, assign_by_overlap, draw_sample
+from piip.heads.mask_rcnn.assign import RegionSample, assign_by_overlap, draw_samples
 from piip.heads.mask_rcnn.masks import mask_targets, paste_masks
 from piip.structures import ImageInfo
 
@@ -149,10 +149,10 @@ def test_every_true_box_gets_its_best_candidates_and_later_ones_win() -> None:
 
 def test_samples_hold_at_most_their_share_of_positives() -> None:
     assigned = torch.tensor([0] * 50 + [-1] * 100 + [-2] * 20)
-    sample = draw_sample(assigned, 40, 0.25)
+    (sample,) = draw_samples([assigned], 40, 0.25)
     assert (len(sample.positives), len(sample.negatives)) == (10, 30)
     assert sample.positives.tolist() == sorted(sample.positives.tolist())
-    few = draw_sample(torch.tensor([3, -1, -1]), 40, 0.25)
+    (few,) = draw_samples([torch.tensor([3, -1, -1])], 40, 0.25)
     assert (few.positives.tolist(), few.negatives.tolist(), few.matched.tolist()) == ([0], [1, 2], [3])
 
 

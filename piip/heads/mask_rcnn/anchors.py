@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,11 +36,21 @@ def grid_anchors(stride: int, grid: tuple[int, int], device: torch.device, scale
     return (shifts + base_anchors(stride, device, scale)).reshape(-1, 4)
 
 
-def cells_inside(strides: Sequence[int], grids: Sequence[tuple[int, int]], padded: tuple[int, int]) -> list[Tensor]:
-    """Return for every map which anchors (H * W * A,) are inside the padded image, not in the rest of the batch."""
+@kept
+def anchors_inside(
+    strides: tuple[int, ...], grids: tuple[tuple[int, int], ...], padded: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Return which anchors of all maps are inside the padded image, not in the rest of the batch, bool (N,).
+
+    Args:
+        strides: Pixels per cell of every map.
+        grids: (H, W) of every map.
+        padded: (H, W) of the image with its own padding.
+        device: Device of the result.
+    """
     flags = []
     for stride, grid in zip(strides, grids, strict=True):
         inside = torch.zeros(grid, dtype=torch.bool)
         inside[: math.ceil(padded[0] / stride), : math.ceil(padded[1] / stride)] = True
         flags.append(inside.reshape(-1, 1).expand(-1, len(RATIOS)).reshape(-1))
-    return flags
+    return torch.cat(flags).to(device)

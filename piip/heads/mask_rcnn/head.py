@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from piip.heads.base import DenseHead, LossesAndMetrics, View
 from piip.heads.mask_rcnn.anchors import ANCHOR_SCALE
-from piip.heads.mask_rcnn.assign import RegionSample, assign_by_overlap, draw_sample
+from piip.heads.mask_rcnn.assign import RegionSample, assign_by_overlap, draw_samples
 from piip.heads.mask_rcnn.export import InstanceOutputs
 from piip.heads.mask_rcnn.fpn import FPN
 from piip.heads.mask_rcnn.masks import mask_targets, paste_masks
@@ -185,11 +185,7 @@ class MaskRCNNHead(DenseHead):
             torch.cat((target["boxes"], boxes))  # true boxes are candidates too
             for target, (boxes, _) in zip(targets, self.proposals.proposals(regions, image_infos), strict=True)
         ]
-        chosen = (
-            samples["rcnn"]
-            if samples
-            else [self._sample(boxes, target["boxes"]) for boxes, target in zip(candidates, targets, strict=True)]
-        )
+        chosen = samples["rcnn"] if samples else self._sample(candidates, targets)
         losses |= self._region_losses(levels[:4], targets, candidates, chosen)
         return LossesAndMetrics(losses, {"acc": losses.pop("acc")})
 
@@ -201,11 +197,14 @@ class MaskRCNNHead(DenseHead):
         """Return one sentence about the output of the head, for cards."""
         return f"A Mask R-CNN head detects boxes and masks of {self.num_classes} classes."
 
-    def _sample(self, candidates: Tensor, targets: Tensor) -> RegionSample:
-        count = len(targets)
-        assigned = assign_by_overlap(candidates[count:], targets, positive=0.5, negative=0.5, min_iou=0.5)
-        own = torch.arange(count, device=assigned.device)
-        return draw_sample(torch.cat((own, assigned)), SAMPLES, POSITIVE_FRACTION)
+    @staticmethod
+    def _sample(candidates: Sequence[Tensor], targets: Sequence[Target]) -> list[RegionSample]:
+        assigned = []
+        for boxes, target in zip(candidates, targets, strict=True):
+            count = len(target["boxes"])  # they are the first candidates, each its own
+            others = assign_by_overlap(boxes[count:], target["boxes"], positive=0.5, negative=0.5, min_iou=0.5)
+            assigned.append(torch.cat((torch.arange(count, device=others.device), others)))
+        return draw_samples(assigned, SAMPLES, POSITIVE_FRACTION)
 
     def _region_losses(
         self,
@@ -214,20 +213,20 @@ class MaskRCNNHead(DenseHead):
         candidates: Sequence[Tensor],
         samples: Sequence[RegionSample],
     ) -> dict[str, Tensor]:
-        chosen, labels, target_boxes, masks, positives = [], [], [], [], []
+        positives, negatives, labels, target_boxes, masks = [], [], [], [], []
         for target, boxes, sample in zip(targets, candidates, samples, strict=True):
-            chosen.append(torch.cat((boxes[sample.positives], boxes[sample.negatives])))
-            background = target["labels"].new_full((len(sample.negatives),), self.num_classes)
-            labels.append(torch.cat((target["labels"][sample.matched], background)))
-            target_boxes.append(target["boxes"][sample.matched])
             positives.append(boxes[sample.positives])
-            masks.append(mask_targets(target["masks"][sample.matched], boxes[sample.positives]))
-        logits, deltas = self.boxes(levels, with_image_index(chosen))
-        every = torch.cat(labels)
-        losses = self.boxes.losses(logits, deltas, torch.cat(chosen), every, torch.cat(target_boxes))
-        mask_logits = self.masks(levels, with_image_index(positives)).float()
-        own = mask_logits[torch.arange(len(mask_logits), device=every.device), every[every < self.num_classes]]
-        wanted = torch.cat(masks)
+            negatives.append(boxes[sample.negatives])
+            labels.append(target["labels"][sample.matched])
+            target_boxes.append(target["boxes"][sample.matched])
+            masks.append(mask_targets(target["masks"][sample.matched], positives[-1]))
+        objects, label, wanted = with_image_index(positives), torch.cat(labels), torch.cat(masks)
+        regions = torch.cat((objects, with_image_index(negatives)))
+        logits, deltas = self.boxes(levels, regions)
+        every = F.pad(label, (0, len(regions) - len(objects)), value=self.num_classes)
+        losses = self.boxes.losses(logits, deltas, objects[:, 1:], every, torch.cat(target_boxes))
+        mask_logits = self.masks(levels, objects).float()
+        own = mask_logits[torch.arange(len(objects), device=label.device), label]
         empty = mask_logits.sum() * 0
         losses["loss_mask"] = F.binary_cross_entropy_with_logits(own, wanted) if len(wanted) else empty
         return losses

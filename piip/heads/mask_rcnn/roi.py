@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from piip.heads.boxes import BoxCoder, areas, class_offset_nms
+from piip.ops.compat import is_exporting
 from piip.structures import ImageInfo
 
 FINEST_SIDE = 56  # a region of this side, in pixels, is read from the finest map
@@ -37,12 +38,21 @@ def pool_regions(maps: Sequence[Tensor], regions: Tensor, side: int) -> Tensor:
         return roi_align(maps[0], regions.to(maps[0].dtype), side, 1 / 4, 0, aligned=True)
     level = (areas(regions[:, 1:]).sqrt() / FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(maps) - 1)
     pooled = maps[0].new_zeros(regions.shape[0], maps[0].shape[1], side, side)
-    for index, feature_map in enumerate(maps):
-        chosen = (level == index).nonzero().squeeze(1)
+    for index, (feature_map, chosen) in enumerate(zip(maps, _by_level(level, len(maps)), strict=True)):
         scale = 1 / (4 * 2**index)
         part = roi_align(feature_map, regions[chosen].to(feature_map.dtype), side, scale, 0, aligned=True)
         pooled = pooled.index_put((chosen,), part)
     return pooled
+
+
+def _by_level(level: Tensor, num_levels: int) -> Sequence[Tensor]:
+    """Return the indices of the regions of every level, given the level of every region (N,)."""
+    levels = range(num_levels)
+    if is_exporting():  # a graph has no numbers on the host
+        return [(level == index).nonzero().squeeze(1) for index in levels]
+    counts = torch.stack([(level == index).sum() for index in levels]).tolist()  # the host waits once
+    *chosen, _ = level.argsort(stable=True).split([*counts, len(level) - sum(counts)])  # NaN comes last
+    return chosen
 
 
 def with_image_index(boxes: Sequence[Tensor]) -> Tensor:
@@ -128,17 +138,14 @@ class BoxHead(nn.Module):
         Args:
             logits: (N, K + 1).
             deltas: (N, K, 4).
-            boxes: The sampled regions (N, 4).
-            labels: Their classes (N,), K for background.
-            targets: True boxes (P, 4) of the regions that have one, in order.
+            boxes: The sampled regions that have a true box, (P, 4); they are the first of the N.
+            labels: Classes of all regions (N,), K for background.
+            targets: True boxes (P, 4).
         """
         logits, deltas = logits.float(), deltas.float()
         count = max(len(labels), 1)
-        found = (labels < self.num_classes).nonzero().squeeze(1)
-        box_loss = deltas.sum() * 0
-        if len(found):
-            wanted = self.coder.encode(boxes[found], targets)
-            box_loss = (deltas[found, labels[found]] - wanted).abs().sum() / count
+        own = torch.arange(len(boxes), device=labels.device), labels[: len(boxes)]
+        box_loss = (deltas[own] - self.coder.encode(boxes, targets)).abs().sum() / count
         accuracy = (logits.argmax(1) == labels).float().mean() * 100 if len(labels) else logits.sum() * 0
         class_loss = F.cross_entropy(logits, labels, reduction="sum") / count
         return {"loss_cls": class_loss, "loss_bbox": box_loss, "acc": accuracy.detach()}

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piip.heads.boxes import BoxCoder, class_offset_nms
-from piip.heads.mask_rcnn.anchors import ANCHOR_SCALE, RATIOS, cells_inside, grid_anchors
-from piip.heads.mask_rcnn.assign import RegionSample, assign_by_overlap, draw_sample
+from piip.heads.mask_rcnn.anchors import ANCHOR_SCALE, RATIOS, anchors_inside, grid_anchors
+from piip.heads.mask_rcnn.assign import RegionSample, assign_by_overlap, draw_samples
 from piip.structures import ImageInfo, Target
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -78,7 +78,7 @@ class RegionProposals(nn.Module):
             score, delta, anchor = (torch.cat(parts) for parts in zip(*best, strict=True))
             number = torch.cat([torch.full_like(part[0], i) for i, part in enumerate(best)])
             boxes = self.coder.decode(anchor, delta, image_info.size)
-            real = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+            real = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1).nonzero().squeeze(1)
             boxes, score, number = boxes[real], score[real], number[real]
             chosen = class_offset_nms(boxes, score, number, OVERLAP)[:KEPT]
             results.append((boxes[chosen], score[chosen]))
@@ -111,27 +111,40 @@ class RegionProposals(nn.Module):
         scores = torch.cat([level.scores.float() for level in levels], 1)
         deltas = torch.cat([level.deltas.float() for level in levels], 1)
         if samples is None:
-            samples = [
-                self._sample(levels, anchors, target["boxes"], image_info)
-                for target, image_info in zip(targets, image_infos, strict=True)
-            ]
+            samples = self._sample(levels, anchors, targets, image_infos)
         total = sum(max(len(sample.positives), 1) + max(len(sample.negatives), 1) for sample in samples)
-        score_loss, box_loss = scores.sum() * 0, deltas.sum() * 0
-        for index, (sample, target) in enumerate(zip(samples, targets, strict=True)):
-            chosen = torch.cat((sample.positives, sample.negatives))
-            wanted = torch.zeros(len(chosen), device=scores.device)
-            wanted[: len(sample.positives)] = 1
-            score_loss = score_loss + F.binary_cross_entropy_with_logits(scores[index, chosen], wanted, reduction="sum")
-            if len(sample.positives):
-                encoded = self.coder.encode(anchors[sample.positives], target["boxes"][sample.matched])
-                box_loss = box_loss + (deltas[index, sample.positives] - encoded).abs().sum()
-        return {"loss_rpn_cls": score_loss / total, "loss_rpn_bbox": box_loss / total}
+        positives, negatives = (
+            torch.cat([indices + image * len(anchors) for image, indices in enumerate(parts)])
+            for parts in ([sample.positives for sample in samples], [sample.negatives for sample in samples])
+        )
+        logits = scores.flatten()[torch.cat((positives, negatives))]
+        wanted = torch.cat((torch.ones_like(positives), torch.zeros_like(negatives))).to(logits)
+        target_boxes = torch.cat(
+            [target["boxes"][sample.matched] for sample, target in zip(samples, targets, strict=True)]
+        )
+        encoded = self.coder.encode(anchors[positives % len(anchors)], target_boxes)
+        return {
+            "loss_rpn_cls": F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / total,
+            "loss_rpn_bbox": (deltas.flatten(0, 1)[positives] - encoded).abs().sum() / total,
+        }
 
     def _sample(
-        self, levels: Sequence[RegionLevel], anchors: Tensor, boxes: Tensor, image_info: ImageInfo
-    ) -> RegionSample:
-        grids = [level.grid for level in levels]
-        inside = torch.cat(cells_inside(STRIDES, grids, image_info.padded)).to(anchors.device)
-        assigned = torch.full((len(anchors),), -2, device=anchors.device)
-        assigned[inside] = assign_by_overlap(anchors[inside], boxes, positive=0.7, negative=0.3, min_iou=0.3)
-        return draw_sample(assigned, SAMPLES, 0.5)
+        self,
+        levels: Sequence[RegionLevel],
+        anchors: Tensor,
+        targets: Sequence[Target],
+        image_infos: Sequence[ImageInfo],
+    ) -> list[RegionSample]:
+        grids = tuple(level.grid for level in levels)
+        assigned = [
+            assign_by_overlap(
+                anchors,
+                target["boxes"],
+                positive=0.7,
+                negative=0.3,
+                min_iou=0.3,
+                allowed=anchors_inside(STRIDES, grids, image_info.padded, anchors.device),
+            )
+            for target, image_info in zip(targets, image_infos, strict=True)
+        ]
+        return draw_samples(assigned, SAMPLES, 0.5)
