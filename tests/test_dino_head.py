@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import golden_heads
@@ -18,11 +17,12 @@ from piip.checkpoints.heads import OfficialHead, image_info_of
 from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.heads.dino.boxes import generalized_iou, inverse_sigmoid
 from piip.heads.dino.denoising import NoiseLayout, draw_noise
-from piip.heads.dino.head import Decoded, DINOHead
+from piip.heads.dino.head import Decoded, DINOHead, matching_sets
 from piip.heads.dino.losses import mean_count
 from piip.heads.dino.matching import match
 from piip.heads.dino.neck import ChannelMapper
 from piip.heads.dino.selection import cell_boxes
+from piip.heads.dino.targets import TrueBoxes
 from piip.heads.dino.tokens import LevelTokens, cell_references, flatten_levels
 from piip.heads.dino.transformer import LayerSizes
 from piip.models import PIIPDenseModel
@@ -113,8 +113,8 @@ def test_selection(trace: Trace) -> None:
 def test_decoder(trace: Trace) -> None:
     assert_close(torch.stack(trace.decoded.states), trace.outputs["dec_normed_states"], 5e-5)
     assert_close(torch.stack(trace.decoded.references), trace.outputs["dec_references"], 5e-5)
-    assert_close(torch.stack(trace.decoded.logits), trace.outputs["cls_logits"], 5e-5)
-    assert_close(torch.stack(trace.decoded.boxes), trace.outputs["boxes_cxcywh"], 5e-5)
+    assert_close(trace.decoded.logits, trace.outputs["cls_logits"], 5e-5)
+    assert_close(trace.decoded.boxes, trace.outputs["boxes_cxcywh"], 5e-5)
 
 
 @pytest.mark.parametrize("rescale", [True, False], ids=["rescaled", "input_scale"])
@@ -167,9 +167,11 @@ def test_noise_matches_and_gradients(trace: Trace) -> None:
     assert np.array_equal(hidden.numpy(), theirs)
 
     owner = torch.zeros(trace.outputs["assign.gt_inds"].shape, dtype=torch.int16)
-    every = itertools.chain.from_iterable(trace.model.match(out, targets, image_infos, slots))
-    for row, pairs in zip(owner, every, strict=True):
-        row[pairs.queries] = (pairs.targets + 1).to(row.dtype)
+    truth = TrueBoxes.make(targets, image_infos)
+    pairs = match(*matching_sets(out, slots), truth)
+    sets = torch.arange(len(pairs.queries))[:, None]
+    rows = owner.view(len(sets), len(targets), -1)
+    rows[sets, truth.images[pairs.targets], pairs.queries] = (truth.ranks[pairs.targets] + 1).to(owner.dtype)
     assert np.array_equal(owner.numpy(), trace.outputs["assign.gt_inds"])
 
     assert_losses(losses, trace.outputs)
@@ -416,15 +418,16 @@ def test_a_whole_detector_predicts_and_trains() -> None:
 
 
 def test_more_true_boxes_than_queries_match_every_query_once() -> None:
-    target = objects(9)
-    (pairs,) = match(torch.randn(1, 4, 5), torch.rand(1, 4, 4), target, (64, 64))
-    assert pairs.queries.tolist() == [0, 1, 2, 3]
-    assert len(set(pairs.targets.tolist())) == 4
+    truth = TrueBoxes.make([objects(9)], [FULL])
+    pairs = match(torch.randn(1, 1, 4, 5), torch.rand(1, 1, 4, 4), truth)
+    assert pairs.queries.tolist() == [[0, 1, 2, 3]]
+    assert len(set(pairs.targets[0].tolist())) == 4
 
 
 def test_matching_survives_predictions_that_are_not_finite() -> None:
-    (pairs,) = match(torch.full((1, 4, 5), torch.nan), torch.rand(1, 4, 4), objects(2), (64, 64))
-    assert len(pairs.queries) == 2
+    truth = TrueBoxes.make([objects(2)], [FULL])
+    pairs = match(torch.full((1, 1, 4, 5), torch.nan), torch.rand(1, 1, 4, 4), truth)
+    assert pairs.queries.shape == pairs.targets.shape == (1, 2)
 
 
 # Boxes and noise
@@ -445,7 +448,7 @@ def test_logits_of_the_ends_are_bounded() -> None:
 
 @pytest.mark.parametrize(("wanted", "most", "groups"), [(100, 3, 33), (100, 100, 1), (100, 101, 1), (100, 0, 100)])
 def test_number_of_noise_groups(wanted: int, most: int, groups: int) -> None:
-    layout = NoiseLayout.make([objects(most), objects(most // 2)], wanted)
+    layout = NoiseLayout.make((most, most // 2), wanted)
     assert layout.num_groups == groups
     assert layout.num_slots == 2 * most * groups
 
@@ -465,9 +468,9 @@ def test_near_copies_stay_near_and_far_ones_do_not() -> None:
     torch.manual_seed(0)
     target = {"boxes": torch.tensor([[200.0, 200, 300, 300], [600, 400, 700, 600]]), "labels": torch.tensor([1, 3])}
     other = {"boxes": torch.tensor([[100.0, 100, 300, 300]]), "labels": torch.tensor([2])}
-    layout = NoiseLayout.make([target, other], 200)
-    image_infos = [ImageInfo.make((1000, 1000))] * 2
-    noise = draw_noise(layout, [target, other], image_infos, num_classes=5)
+    truth = TrueBoxes.make([target, other], [ImageInfo.make((1000, 1000))] * 2)
+    layout = NoiseLayout.make(truth.counts, 200)
+    noise = draw_noise(layout, truth, num_classes=5)
     assert noise.labels.shape == (2, 400)
     corners = noise.boxes[0].sigmoid().view(100, 2, 2, 4) * 1000  # groups, near and far, true boxes
     low, high = corners[..., :2] - corners[..., 2:] / 2, corners[..., :2] + corners[..., 2:] / 2

@@ -5,16 +5,15 @@ Source: arXiv 2203.03605, section 3.3; order of draws and constants of the relea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from piip.heads.dino.boxes import inverse_sigmoid, to_relative
+from piip.heads.dino.boxes import inverse_sigmoid
 from piip.heads.dino.matching import Match
-from piip.structures import ImageInfo, Target
+from piip.heads.dino.targets import TrueBoxes
 
 WRONG_LABELS = 0.25  # fraction of labels that are redrawn
 UNUSED = -1
@@ -35,14 +34,13 @@ class NoiseLayout(NamedTuple):
     num_groups: int
 
     @staticmethod
-    def make(targets: Sequence[Target], wanted: int) -> NoiseLayout:
+    def make(counts: tuple[int, ...], wanted: int) -> NoiseLayout:
         """Return a layout with about the requested number of slots.
 
         Args:
-            targets: "labels" (G,) of every image.
+            counts: True boxes of every image.
             wanted: Requested number of near copies per image.
         """
-        counts = tuple(len(target["labels"]) for target in targets)
         return NoiseLayout(counts, max(1, wanted // max(1, *counts)))
 
     @property
@@ -55,18 +53,16 @@ class NoiseLayout(NamedTuple):
         """Number P of slots."""
         return 2 * self.max_targets * self.num_groups
 
-    def copies(self, image: int, device: torch.device) -> Tensor:
-        """Return the slots of an image's copies, (2 * num_groups, G): near and far ones in turn."""
-        start = torch.arange(2 * self.num_groups, device=device)[:, None] * self.max_targets
-        return start + torch.arange(self.counts[image], device=device)
+    def copies(self, truth: TrueBoxes) -> Tensor:
+        """Return the slots of the copies of all true boxes, (2 * num_groups, G): near and far ones in turn."""
+        starts = torch.arange(2 * self.num_groups, device=truth.ranks.device) * self.max_targets
+        return starts[:, None] + truth.ranks
 
-    def matches(self, device: torch.device) -> list[Match]:
-        """Return the pairs of slots with near copies and true boxes, for every image."""
-        pairs = []
-        for image, count in enumerate(self.counts):
-            near = self.copies(image, device)[0::2]
-            pairs.append(Match(near.flatten(), torch.arange(count, device=device).repeat(self.num_groups)))
-        return pairs
+    def match(self, truth: TrueBoxes) -> Match:
+        """Return the pairs of slots with near copies and true boxes, for one set of predictions."""
+        near = self.copies(truth)[0::2]
+        every = torch.arange(near.shape[1], device=near.device).expand_as(near)
+        return Match(near.reshape(1, -1), every.reshape(1, -1))
 
     def attn_mask(self, num_queries: int, device: torch.device) -> Tensor | None:
         """Return True where a query (row) cannot see another (column), (P + Q, P + Q); None without slots.
@@ -92,25 +88,19 @@ class Noise(NamedTuple):
     boxes: Tensor
 
 
-def draw_noise(
-    layout: NoiseLayout, targets: Sequence[Target], image_infos: Sequence[ImageInfo], num_classes: int
-) -> Noise:
+def draw_noise(layout: NoiseLayout, truth: TrueBoxes, num_classes: int) -> Noise:
     """Draw noisy copies of the true boxes.
 
     Random numbers are drawn on the CPU, so they are the same on every device.
 
     Args:
         layout: Layout of the copies.
-        targets: "boxes" (G, 4) in network pixels and "labels" (G,) of every image.
-        image_infos: Sizes and padding of the images.
+        truth: True boxes of the batch.
         num_classes: Number of classes K that wrong labels are drawn from.
     """
     copies = 2 * layout.num_groups
-    labels = torch.cat([target["labels"] for target in targets]).repeat(copies)  # copy by copy, all images each
-    relative = [
-        to_relative(target["boxes"], image_info.size) for target, image_info in zip(targets, image_infos, strict=True)
-    ]
-    boxes = torch.cat(relative).repeat(copies, 1)
+    labels = truth.labels.repeat(copies)  # copy by copy, all images each
+    boxes = truth.relative().repeat(copies, 1)
     device = labels.device
 
     wrong = (torch.rand(len(labels)) < WRONG_LABELS).nonzero().squeeze(1)
@@ -122,16 +112,11 @@ def draw_noise(
     moved = _move_corners(boxes, (shift.flatten(0, 1) * sign).to(device))
     logits = inverse_sigmoid(moved)
 
-    noise = Noise(
-        torch.full((len(targets), layout.num_slots), UNUSED, device=device),
-        torch.zeros(len(targets), layout.num_slots, 4, device=device),
-    )
-    parts = zip(
-        labels.view(copies, -1).split(layout.counts, 1), logits.view(copies, -1, 4).split(layout.counts, 1), strict=True
-    )
-    for image, (label, logit) in enumerate(parts):
-        slots = layout.copies(image, device)
-        noise.labels[image, slots], noise.boxes[image, slots] = label, logit
+    size = (len(truth.counts), layout.num_slots)
+    noise = Noise(torch.full(size, UNUSED, device=device), torch.zeros(*size, 4, device=device))
+    places = truth.images, layout.copies(truth)  # (copies, G)
+    noise.labels[places] = labels.view(copies, -1)
+    noise.boxes[places] = logits.view(copies, -1, 4)
     return noise
 
 

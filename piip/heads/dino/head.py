@@ -18,9 +18,10 @@ from piip.heads.boxes import clip_boxes
 from piip.heads.dino.boxes import inverse_sigmoid, to_pixels
 from piip.heads.dino.denoising import NoiseLayout, draw_noise
 from piip.heads.dino.losses import mean_count, set_losses
-from piip.heads.dino.matching import Match, match
+from piip.heads.dino.matching import match
 from piip.heads.dino.neck import ChannelMapper
 from piip.heads.dino.selection import MAX_LEVELS, CellSelection, Selected
+from piip.heads.dino.targets import TrueBoxes
 from piip.heads.dino.tokens import flatten_levels
 from piip.heads.dino.transformer import Decoder, Encoder, LayerSizes, mlp
 from piip.heads.tta import merge_boxes
@@ -55,15 +56,15 @@ class Decoded(NamedTuple):
         selected: The cells that the matching queries start from.
         states: Normed states of every decoder layer, (B, P + Q, C).
         references: Boxes before the first layer and after each one, (B, P + Q, 4).
-        logits: Class logits of every layer, float32, (B, P + Q, K).
-        boxes: Boxes of every layer, x, y, w, h in [0, 1] relative to the image, float32, (B, P + Q, 4).
+        logits: Class logits of every layer, float32, (L, B, P + Q, K).
+        boxes: Boxes of every layer, x, y, w, h in [0, 1] relative to the image, float32, (L, B, P + Q, 4).
     """
 
     selected: Selected
     states: list[Tensor]
     references: list[Tensor]
-    logits: list[Tensor]
-    boxes: list[Tensor]
+    logits: Tensor
+    boxes: Tensor
 
 
 class DINOHead(DenseHead):
@@ -151,11 +152,9 @@ class DINOHead(DenseHead):
             first = torch.cat((noisy.boxes.sigmoid(), first), 1)
         refine = self.boxes[:-1]
         states, references = self.decoder(content, first, memory, levels, refine=refine, attn_mask=attn_mask)
-        logits = [score(state).float() for score, state in zip(self.scores[:-1], states, strict=True)]
-        boxes = [
-            (branch(state).float() + inverse_sigmoid(entering)).sigmoid()
-            for branch, state, entering in zip(refine, states, references[:-1], strict=True)
-        ]
+        logits = torch.stack([score(state) for score, state in zip(self.scores[:-1], states, strict=True)]).float()
+        moves = torch.stack([branch(state) for branch, state in zip(refine, states, strict=True)]).float()
+        boxes = (moves + inverse_sigmoid(torch.stack(references[:-1]))).sigmoid()
         return Decoded(selected, states, references, logits, boxes)
 
     @torch.no_grad()
@@ -211,11 +210,11 @@ class DINOHead(DenseHead):
             "loss_cls", "loss_bbox" and "loss_iou" of the last layer; with "interm_" before them those of the selected
             cells, with "d0." and so on those of the other layers; of the denoising queries with "dn_" before "loss".
         """
-        noisy = self._noisy_queries(targets, image_infos, samples)
+        truth = TrueBoxes.make(targets, image_infos)
+        noisy = self._noisy_queries(truth, samples)
         decoded = self(maps, image_infos, noisy)
-        matches = self.match(decoded, targets, image_infos, noisy.layout.num_slots)
-        matched = self._matched_losses(decoded, matches, targets, image_infos)
-        return LossesAndMetrics(matched | self._noise_losses(decoded, noisy.layout, targets, image_infos), {})
+        losses = self._matched_losses(decoded, truth, noisy.layout) | self._noise_losses(decoded, truth, noisy.layout)
+        return LossesAndMetrics(losses, {})
 
     def parts(self) -> dict[str, Sequence[nn.Module]]:
         """Return the stages of the head by part; see `DenseHead.parts`."""
@@ -250,75 +249,57 @@ class DINOHead(DenseHead):
         """Return one sentence about the output of the head, for cards."""
         return f"A DINO head detects boxes of {self.num_classes} classes."
 
-    def _noisy_queries(
-        self, targets: Sequence[Target], image_infos: Sequence[ImageInfo], samples: NoiseSamples | None
-    ) -> NoisyQueries:
-        layout = NoiseLayout.make(targets, self.num_noisy_queries)
+    def _noisy_queries(self, truth: TrueBoxes, samples: NoiseSamples | None) -> NoisyQueries:
+        layout = NoiseLayout.make(truth.counts, self.num_noisy_queries)
         if samples is not None:
             content, boxes = (torch.as_tensor(samples[name]) for name in ("label_query", "bbox_query_unact"))
-            if boxes.shape != (len(targets), layout.num_slots, 4) or content.shape[:2] != boxes.shape[:2]:
+            if boxes.shape != (len(truth.counts), layout.num_slots, 4) or content.shape[:2] != boxes.shape[:2]:
                 raise ValueError(
-                    f"samples hold {tuple(content.shape)} and {tuple(boxes.shape)}, expected {len(targets)} images "
-                    f"with {layout.num_slots} denoising queries."
+                    f"samples hold {tuple(content.shape)} and {tuple(boxes.shape)}, expected {len(truth.counts)} "
+                    f"images with {layout.num_slots} denoising queries."
                 )
             return NoisyQueries(content, boxes, layout)
-        noise = draw_noise(layout, targets, image_infos, self.num_classes)
+        noise = draw_noise(layout, truth, self.num_classes)
         used = noise.labels >= 0
         content = self.labels(noise.labels.clamp(min=0)) * used[..., None]
         return NoisyQueries(content, noise.boxes, layout)
 
-    @staticmethod
-    def match(
-        decoded: Decoded, targets: Sequence[Target], image_infos: Sequence[ImageInfo], num_slots: int = 0
-    ) -> list[list[Match]]:
-        """Match the selected cells, then the queries of every layer, with the target boxes.
+    def _matched_losses(self, decoded: Decoded, truth: TrueBoxes, layout: NoiseLayout) -> dict[str, Tensor]:
+        logits, boxes = matching_sets(decoded, layout.num_slots)
+        pairs = match(logits, boxes, truth)
+        normaliser = mean_count(pairs.queries.shape[1], logits.device)
+        prefixes = ["interm_", *_prefixes(len(decoded.logits))]
+        return _by_set(set_losses(logits, boxes, pairs, truth, normaliser), prefixes)
 
-        Args:
-            decoded: Output of the head.
-            targets: See `losses`.
-            image_infos: Sizes and padding of the images.
-            num_slots: Number P of denoising queries, which are not matched.
+    def _noise_losses(self, decoded: Decoded, truth: TrueBoxes, layout: NoiseLayout) -> dict[str, Tensor]:
+        logits, boxes = (each[:, :, : layout.num_slots] for each in (decoded.logits, decoded.boxes))
+        pairs = layout.match(truth)
+        normaliser = mean_count(pairs.queries.shape[1], logits.device)
+        prefixes = [f"{prefix}dn_" for prefix in _prefixes(len(decoded.logits))]
+        return _by_set(set_losses(logits, boxes, pairs, truth, normaliser), prefixes)
 
-        Returns:
-            The matches of all images for every set of predictions.
-        """
-        logits = torch.stack((decoded.selected.logits, *(each[:, num_slots:] for each in decoded.logits)))
-        boxes = torch.stack((decoded.selected.boxes, *(each[:, num_slots:] for each in decoded.boxes)))
-        by_image = [
-            match(logits[:, image], boxes[:, image], target, image_info.size)
-            for image, (target, image_info) in enumerate(zip(targets, image_infos, strict=True))
-        ]
-        return [list(images) for images in zip(*by_image, strict=True)]
 
-    def _matched_losses(
-        self,
-        decoded: Decoded,
-        matches: Sequence[Sequence[Match]],
-        targets: Sequence[Target],
-        image_infos: Sequence[ImageInfo],
-    ) -> dict[str, Tensor]:
-        queries = decoded.selected.logits.shape[1]
-        normaliser = mean_count(sum(len(pairs.queries) for pairs in matches[0]), decoded.logits[0].device)
-        found = set_losses(*decoded.selected[1:], matches[0], targets, image_infos, normaliser)
-        losses = {f"interm_{name}": value for name, value in found.items()}
-        for prefix, logits, boxes, pairs in zip(
-            _prefixes(len(decoded.logits)), decoded.logits, decoded.boxes, matches[1:], strict=True
-        ):
-            found = set_losses(logits[:, -queries:], boxes[:, -queries:], pairs, targets, image_infos, normaliser)
-            losses |= {prefix + name: value for name, value in found.items()}
-        return losses
+def matching_sets(decoded: Decoded, num_slots: int) -> tuple[Tensor, Tensor]:
+    """Return the predictions that are matched: the selected cells, then the queries of every layer.
 
-    def _noise_losses(
-        self, decoded: Decoded, layout: NoiseLayout, targets: Sequence[Target], image_infos: Sequence[ImageInfo]
-    ) -> dict[str, Tensor]:
-        slots, device = layout.num_slots, decoded.logits[0].device
-        matches = layout.matches(device)
-        normaliser = mean_count(sum(len(pairs.queries) for pairs in matches), device)
-        losses: dict[str, Tensor] = {}
-        for prefix, logits, boxes in zip(_prefixes(len(decoded.logits)), decoded.logits, decoded.boxes, strict=True):
-            found = set_losses(logits[:, :slots], boxes[:, :slots], matches, targets, image_infos, normaliser)
-            losses |= {f"{prefix}dn_{name}": value for name, value in found.items()}
-        return losses
+    Args:
+        decoded: Output of the head.
+        num_slots: Number P of denoising queries, which are not matched.
+
+    Returns:
+        Logits (L + 1, B, Q, K) and boxes (L + 1, B, Q, 4).
+    """
+    _, logits, boxes = decoded.selected
+    return (
+        torch.cat((logits[None], decoded.logits[:, :, num_slots:])),
+        torch.cat((boxes[None], decoded.boxes[:, :, num_slots:])),
+    )
+
+
+def _by_set(losses: dict[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
+    """Name the losses (S,) of every set."""
+    by_name = {name: values.unbind() for name, values in losses.items()}
+    return {prefix + name: each[index] for index, prefix in enumerate(prefixes) for name, each in by_name.items()}
 
 
 def _prefixes(depth: int) -> list[str]:

@@ -1,50 +1,40 @@
-"""Losses of a set of predictions that is matched with target boxes."""
+"""Losses of sets of predictions that are matched with target boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import box_convert, sigmoid_focal_loss
 
-from piip.heads.dino.boxes import generalized_iou, to_pixels, to_relative
+from piip.heads.dino.boxes import generalized_iou
 from piip.heads.dino.matching import FOCAL_ALPHA, FOCAL_GAMMA, Match
-from piip.structures import ImageInfo, Target
+from piip.heads.dino.targets import TrueBoxes
 
 DISTANCE_WEIGHT, OVERLAP_WEIGHT = 5.0, 2.0
 
 
-def set_losses(
-    logits: Tensor,
-    boxes: Tensor,
-    matches: Sequence[Match],
-    targets: Sequence[Target],
-    image_infos: Sequence[ImageInfo],
-    normaliser: Tensor,
-) -> dict[str, Tensor]:
-    """Return "loss_cls", "loss_bbox" and "loss_iou", weighted: focal, L1 and GIoU.
+def set_losses(logits: Tensor, boxes: Tensor, pairs: Match, truth: TrueBoxes, normaliser: Tensor) -> dict[str, Tensor]:
+    """Return "loss_cls", "loss_bbox" and "loss_iou" of every set, (S,), weighted: focal, L1 and GIoU.
 
     Queries without a target box are background in the first loss and ignored in the others.
 
     Args:
-        logits: (B, Q, K).
-        boxes: x, y, w, h in [0, 1], relative to the image, (B, Q, 4).
-        matches: Pairs of every image.
-        targets: "boxes" (G, 4) in network pixels and "labels" (G,) of every image.
-        image_infos: Sizes and padding of the images.
+        logits: (S, B, Q, K).
+        boxes: x, y, w, h in [0, 1], relative to the image, (S, B, Q, 4).
+        pairs: Pairs of every set.
+        truth: True boxes of the batch.
         normaliser: Divisor of all sums, at least 1.
     """
     logits, boxes = logits.float(), boxes.float()
+    images = truth.images[pairs.targets]
+    places = torch.arange(len(logits), device=logits.device)[:, None], images, pairs.queries
     wanted = torch.zeros_like(logits)
-    distance, overlap = boxes.sum() * 0, boxes.sum() * 0
-    for index, (pairs, target, image_info) in enumerate(zip(matches, targets, image_infos, strict=True)):
-        target_boxes = target["boxes"][pairs.targets].float()
-        wanted[index, pairs.queries, target["labels"][pairs.targets]] = 1
-        found = boxes[index, pairs.queries]
-        distance = distance + (found - to_relative(target_boxes, image_info.size)).abs().sum()
-        overlap = overlap + (1 - generalized_iou(to_pixels(found, image_info.size), target_boxes)).sum()
-    focal = sigmoid_focal_loss(logits, wanted, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA, reduction="sum")
+    wanted[(*places, truth.labels[pairs.targets])] = 1
+    found = boxes[places]  # (S, M, 4)
+    pixels = box_convert(found, "cxcywh", "xyxy") * truth.extents[images]
+    distance = (found - truth.relative()[pairs.targets]).abs().sum((1, 2))
+    overlap = (1 - generalized_iou(pixels, truth.boxes[pairs.targets])).sum(1)
+    focal = sigmoid_focal_loss(logits, wanted, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA).sum((1, 2, 3))
     return {
         "loss_cls": focal / normaliser,
         "loss_bbox": DISTANCE_WEIGHT * distance / normaliser,
