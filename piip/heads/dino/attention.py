@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from piip.heads.dino.tokens import LevelTokens
+from piip.heads.dino.tokens import LevelTokens, level_extents
 from piip.layers.attention import ray_offsets
-from piip.ops import deformable_attention, grid_extent
+from piip.ops import deformable_attention
+from piip.ops.positions import kept
+from piip.structures import Grid
 
 
 class LevelsDeformableAttention(nn.Module):
@@ -67,17 +69,26 @@ class LevelsDeformableAttention(nn.Module):
         offsets = self.offsets(query).unflatten(2, (*self.samples, 2)).float()
         weights = self.weights(query).unflatten(2, (num_heads, -1)).softmax(-1).to(value.dtype)
         weights = weights.unflatten(3, self.samples[1:])
-        results = [
-            deformable_attention(part, grid, self._locations(offsets[:, :, :, i], references[:, :, i], grid), weight)
-            for i, (part, grid, weight) in enumerate(
-                zip(value.split(levels.sizes, 1), levels.grids, weights.unbind(3), strict=True)
-            )
-        ]
+        locations = self._locations(offsets, references, levels)
+        by_level = zip(value.split(levels.sizes, 1), levels.grids, locations.unbind(3), weights.unbind(3), strict=True)
+        results = [deformable_attention(*level) for level in by_level]
         return self.output(sum(results[1:], results[0]))
 
-    def _locations(self, offsets: Tensor, references: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return points (B, Q, heads, points, 2) on one level, float32 in every precision."""
-        centres = references[:, :, None, None, :2]
+    def _locations(self, offsets: Tensor, references: Tensor, levels: LevelTokens) -> Tensor:
+        """Return points (B, Q, heads, L, points, 2), float32 in every precision."""
+        references = references[:, :, None, :, None]
         if references.shape[-1] == 2:
-            return centres + offsets / grid_extent(grid, offsets.device)
-        return centres + offsets / self.samples[2] * references[:, :, None, None, 2:] * 0.5
+            return torch.addcmul(references, offsets, cell_sides(levels.grids, offsets.device))
+        centres, sides = references.split(2, -1)
+        return torch.addcmul(centres, offsets, sides, value=0.5 / self.samples[2])
+
+
+@kept
+def cell_sides(grids: tuple[Grid, ...], device: torch.device) -> Tensor:
+    """Return the sides (x, y) of the cells of every level, relative to the level, float32, (L, 1, 2).
+
+    Args:
+        grids: (H, W) of every level.
+        device: Device of the result.
+    """
+    return 1 / level_extents(grids, device)[:, None]

@@ -33,11 +33,6 @@ def image_extent(size: tuple[int, int], like: Tensor) -> Tensor:
     return torch.tensor((size[1], size[0]) * 2, dtype=torch.float32, device=like.device)
 
 
-def to_relative(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return boxes (N, 4), given as x1, y1, x2, y2 in pixels of an image (H, W), as relative x, y, w, h."""
-    return box_convert(boxes.float() / image_extent(size, boxes), "xyxy", "cxcywh")
-
-
 def to_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Return relative boxes (..., 4) as x1, y1, x2, y2 in pixels of an image (H, W)."""
     return box_convert(boxes, "cxcywh", "xyxy") * image_extent(size, boxes)

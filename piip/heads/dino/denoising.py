@@ -100,7 +100,7 @@ def draw_noise(layout: NoiseLayout, truth: TrueBoxes, num_classes: int) -> Noise
     """
     copies = 2 * layout.num_groups
     labels = truth.labels.repeat(copies)  # copy by copy, all images each
-    boxes = truth.relative().repeat(copies, 1)
+    boxes = truth.relative.repeat(copies, 1)
     device = labels.device
 
     wrong = (torch.rand(len(labels)) < WRONG_LABELS).nonzero().squeeze(1)

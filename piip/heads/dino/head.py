@@ -151,10 +151,9 @@ class DINOHead(DenseHead):
             content = torch.cat((noisy.content.to(memory.dtype), content), 1)
             first = torch.cat((noisy.boxes.sigmoid(), first), 1)
         refine = self.boxes[:-1]
-        states, references = self.decoder(content, first, memory, levels, refine=refine, attn_mask=attn_mask)
+        states, references, moves = self.decoder(content, first, memory, levels, refine=refine, attn_mask=attn_mask)
         logits = torch.stack([score(state) for score, state in zip(self.scores[:-1], states, strict=True)]).float()
-        moves = torch.stack([branch(state) for branch, state in zip(refine, states, strict=True)]).float()
-        boxes = (moves + inverse_sigmoid(torch.stack(references[:-1]))).sigmoid()
+        boxes = (torch.stack(moves) + inverse_sigmoid(torch.stack(references[:-1]))).sigmoid()
         return Decoded(selected, states, references, logits, boxes)
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ def set_losses(logits: Tensor, boxes: Tensor, pairs: Match, truth: TrueBoxes, no
     wanted[(*places, truth.labels[pairs.targets])] = 1
     found = boxes[places]  # (S, M, 4)
     pixels = box_convert(found, "cxcywh", "xyxy") * truth.extents[images]
-    distance = (found - truth.relative()[pairs.targets]).abs().sum((1, 2))
+    distance = (found - truth.relative[pairs.targets]).abs().sum((1, 2))
     overlap = (1 - generalized_iou(pixels, truth.boxes[pairs.targets])).sum(1)
     focal = sigmoid_focal_loss(logits, wanted, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA).sum((1, 2, 3))
     return {

@@ -48,7 +48,7 @@ def match_costs(logits: Tensor, boxes: Tensor, truth: TrueBoxes) -> Tensor:
     counts = list(truth.counts)
     labels, pixels, relative = (
         pad_sequence(values.split(counts), batch_first=True)[:, None]  # (B, 1, G) or (B, 1, G, 4)
-        for values in (truth.labels, truth.boxes, truth.relative())
+        for values in (truth.labels, truth.boxes, truth.relative)
     )
     chance = logits.float().sigmoid().gather(-1, labels.expand(*logits.shape[:-1], -1))
     background = -(1 - chance + 1e-12).log() * (1 - FOCAL_ALPHA) * chance**FOCAL_GAMMA

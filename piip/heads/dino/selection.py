@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from piip.heads.dino.tokens import LevelTokens, centres_in_cells
-from piip.ops import grid_extent
+from piip.heads.dino.tokens import LevelTokens, cell_levels, centres_in_cells
+from piip.ops.positions import kept
 from piip.structures import Grid
 
 FIRST_SIDE = 0.05  # of a box on the finest level, relative to the image; doubles every level
@@ -79,13 +79,21 @@ def cell_boxes(levels: LevelTokens) -> Tensor:
 
     Boxes of cells that are padding, or that touch the border of [0.01, 0.99], are +inf in all four numbers.
     """
-    boxes = torch.cat([_level_boxes(grid, levels.valid[:, i], i) for i, grid in enumerate(levels.grids)], 1)
+    device = levels.covered.device
+    # whole cells: a centre at 0.01 exactly is at the border, and must not be moved inside by rounding
+    centres = centres_in_cells(levels.grids, device) / levels.covered[:, cell_levels(levels.grids, device)]
+    boxes = torch.cat((centres, cell_sides(levels.grids, device).expand_as(centres)), -1)
     usable = ((boxes > INSIDE[0]) & (boxes < INSIDE[1])).all(-1) & ~levels.padding
     return (boxes / (1 - boxes)).log().masked_fill(~usable[..., None], math.inf)
 
 
-def _level_boxes(grid: Grid, valid: Tensor, level: int) -> Tensor:
-    # whole cells: a centre at 0.01 exactly is at the border, and must not be moved inside by rounding
-    cells = (valid * grid_extent(grid, valid.device)).round()[:, None]
-    centres = centres_in_cells(grid, valid.device) / cells  # (B, H * W, 2)
-    return torch.cat((centres, torch.full_like(centres, FIRST_SIDE * 2.0**level)), -1)
+@kept
+def cell_sides(grids: tuple[Grid, ...], device: torch.device) -> Tensor:
+    """Return the side of every cell's box relative to the image, float32, (N, 1).
+
+    Args:
+        grids: (H, W) of every level.
+        device: Device of the result.
+    """
+    sides = torch.tensor([FIRST_SIDE * 2.0**level for level in range(len(grids))], device=device)
+    return sides[cell_levels(grids, device), None]

@@ -18,6 +18,7 @@ class TrueBoxes(NamedTuple):
 
     Attributes:
         boxes: x1, y1, x2, y2 in network pixels, float32, (G, 4).
+        relative: x, y, w, h relative to the image, float32, (G, 4).
         labels: Classes, int64, (G,).
         images: Index of the image of every box, int64, (G,).
         ranks: Index of every box in its image, int64, (G,).
@@ -26,6 +27,7 @@ class TrueBoxes(NamedTuple):
     """
 
     boxes: Tensor
+    relative: Tensor
     labels: Tensor
     images: Tensor
     ranks: Tensor
@@ -45,8 +47,6 @@ class TrueBoxes(NamedTuple):
         places = [(image, rank) for image, count in enumerate(counts) for rank in range(count)]
         images, ranks = torch.tensor(places, device=boxes.device).view(-1, 2).long().unbind(1)
         extents = torch.stack([image_extent(image_info.size, boxes) for image_info in image_infos])
-        return TrueBoxes(boxes, torch.cat([target["labels"] for target in targets]), images, ranks, extents, counts)
-
-    def relative(self) -> Tensor:
-        """Return the boxes as x, y, w, h relative to their images, (G, 4)."""
-        return box_convert(self.boxes / self.extents[self.images], "xyxy", "cxcywh")
+        relative = box_convert(boxes / extents[images], "xyxy", "cxcywh")
+        labels = torch.cat([target["labels"] for target in targets])
+        return TrueBoxes(boxes, relative, labels, images, ranks, extents, counts)

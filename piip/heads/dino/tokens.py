@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from piip.ops import grid_extent
 from piip.ops.positions import kept
 from piip.structures import Grid, ImageInfo
 
@@ -25,13 +25,15 @@ class LevelTokens(NamedTuple):
         positions: Position embeddings (B, N, C).
         padding: True where a cell is outside its image, (B, N).
         grids: (H_l, W_l) of every level.
-        valid: Fraction of every level that is inside the image, as (x, y), float32, (B, L, 2).
+        covered: Cells of every level along (x, y) that are inside the image, float32, (B, L, 2).
+        valid: The same as a fraction of the level, float32, (B, L, 2).
     """
 
     tokens: Tensor
     positions: Tensor
     padding: Tensor
     grids: tuple[Grid, ...]
+    covered: Tensor
     valid: Tensor
 
     @property
@@ -48,27 +50,73 @@ def flatten_levels(levels: Sequence[Tensor], level_embeds: Tensor, image_infos: 
         level_embeds: A vector for every level, (L, C).
         image_infos: The images: where the batch is padding.
     """
-    image_padding = padded_pixels(image_infos).to(levels[0].device)
-    tokens, positions, paddings, valid = [], [], [], []
-    for level, embed in zip(levels, level_embeds, strict=True):
-        outside = F.interpolate(image_padding[None], size=level.shape[-2:])[0].bool()  # (B, H, W)
-        position = map_positions(outside, level.shape[1]).flatten(1, 2)
-        tokens.append(level.flatten(2).transpose(1, 2))
-        positions.append((position + embed).to(level.dtype))
-        paddings.append(outside.flatten(1))
-        valid.append(torch.stack(((~outside[:, 0]).float().mean(1), (~outside[:, :, 0]).float().mean(1)), -1))
+    device = level_embeds.device
     grids = tuple((level.shape[2], level.shape[3]) for level in levels)
+    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
+    covered = torch.tensor(
+        [[covered_cells(grid, image_info) for grid in grids] for image_info in image_infos],
+        dtype=torch.float32,
+        device=device,
+    )
+    own_covered = covered[:, cell_levels(grids, device)]  # (B, N, 2), as all that follows
+    inside = centres_in_cells(grids, device) < own_covered
+    positions = map_positions(inside, grids, own_covered, tokens.shape[2])
+    own_embed = F.embedding(cell_levels(grids, device), level_embeds)
     return LevelTokens(
-        torch.cat(tokens, 1), torch.cat(positions, 1), torch.cat(paddings, 1), grids, torch.stack(valid, 1)
+        tokens,
+        (positions + own_embed).to(tokens.dtype),
+        ~inside.all(-1),
+        grids,
+        covered,
+        covered / level_extents(grids, device),
     )
 
 
-def padded_pixels(image_infos: Sequence[ImageInfo]) -> Tensor:
-    """Return 1 for pixels of the batch that are outside their image, 0 inside, float32, (B, H, W)."""
-    outside = torch.ones(len(image_infos), *image_infos[0].batch)
-    for pixels, image_info in zip(outside, image_infos, strict=True):
-        pixels[: image_info.size[0], : image_info.size[1]] = 0
-    return outside
+def covered_cells(grid: Grid, image_info: ImageInfo) -> tuple[int, int]:
+    """Return how many cells of a level, along (x, y), read a pixel inside the image: the nearest one above and left."""
+    height, width = (
+        int((np.floor(np.arange(cells, dtype=np.float32) * np.float32(side / cells)) < inside).sum())
+        for cells, side, inside in zip(grid, image_info.batch, image_info.size, strict=True)
+    )
+    return width, height
+
+
+@kept
+def level_extents(grids: tuple[Grid, ...], device: torch.device) -> Tensor:
+    """Return (W, H) of every level, float32, (L, 2).
+
+    Args:
+        grids: (H, W) of every level.
+        device: Device of the result.
+    """
+    return torch.tensor([(width, height) for height, width in grids], dtype=torch.float32, device=device)
+
+
+@kept
+def cell_levels(grids: tuple[Grid, ...], device: torch.device) -> Tensor:
+    """Return the level of every cell, int64, (N,).
+
+    Args:
+        grids: (H, W) of every level.
+        device: Device of the result.
+    """
+    sizes = torch.tensor([height * width for height, width in grids])
+    return torch.arange(len(grids)).repeat_interleave(sizes).to(device)
+
+
+@kept
+def centres_in_cells(grids: tuple[Grid, ...], device: torch.device) -> Tensor:
+    """Return the centres of all cells as (x, y) counted in cells of their level, exact halves, float32, (N, 2).
+
+    Args:
+        grids: (H, W) of every level.
+        device: Device of the result.
+    """
+    centres = [
+        torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), -1).view(-1, 2)
+        for height, width in grids
+    ]
+    return (torch.cat(centres).float() + 0.5).to(device)
 
 
 def sine_embedding(values: Tensor, features: int, temperature: float) -> Tensor:
@@ -84,38 +132,39 @@ def sine_embedding(values: Tensor, features: int, temperature: float) -> Tensor:
 
     Source: arXiv 1706.03762, section 3.5; constants of the released detectors (`docs/official.md`).
     """
-    index = torch.arange(features, dtype=torch.float32, device=values.device)
-    wavelength = temperature ** (2 * (index // 2) / features)
-    angle = (values.float() * (2 * math.pi))[..., None] / wavelength  # (..., n, features)
+    angle = (values.float() * (2 * math.pi))[..., None] / wavelengths(features, temperature, values.device)
     return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1).flatten(-3)
 
 
-def map_positions(outside: Tensor, width: int) -> Tensor:
+@kept
+def wavelengths(features: int, temperature: float, device: torch.device) -> Tensor:
+    """Return the wavelength of every feature, relative to the shortest, float32, (features,).
+
+    Args:
+        features: Features of a value, even.
+        temperature: Ratio of the longest to the shortest wavelength.
+        device: Device of the result.
+    """
+    index = torch.arange(features, dtype=torch.float32, device=device)
+    return temperature ** (2 * (index // 2) / features)
+
+
+def map_positions(inside: Tensor, grids: tuple[Grid, ...], covered: Tensor, width: int) -> Tensor:
     """Embed the positions of cells in their image, counted from 1, relative to the image's rows and columns.
 
     Args:
-        outside: True where a cell is padding, (B, H, W).
+        inside: Whether a cell's column and row are inside its image, bool (B, N, 2).
+        grids: (H, W) of every level.
+        covered: Columns and rows of its level that are inside the image, float32, (B, N, 2).
         width: Width C of the embedding, a multiple of 4; first half y, second half x.
 
     Returns:
-        (B, H, W, C), float32.
+        (B, N, C), float32.
     """
-    inside = (~outside).float()
-    rows, columns = inside.cumsum(1), inside.cumsum(2)
-    y, x = rows / (rows[:, -1:] + 1e-6), columns / (columns[:, :, -1:] + 1e-6)
-    return sine_embedding(torch.stack((y, x), -1), width // 2, MAP_TEMPERATURE)
-
-
-@kept
-def centres_in_cells(grid: Grid, device: torch.device) -> Tensor:
-    """Return the centres of cells as (x, y) counted in cells, exact halves, row-major, float32, (H * W, 2).
-
-    Args:
-        grid: (H, W).
-        device: Device of the result.
-    """
-    y, x = (torch.arange(side, dtype=torch.float32, device=device) + 0.5 for side in grid)
-    return torch.stack((x.expand(grid), y[:, None].expand(grid)), -1).view(-1, 2)
+    counted = torch.minimum(centres_in_cells(grids, covered.device) + 0.5, covered)
+    # a row is counted along a column, which counts nothing where it is outside itself, and the reverse
+    placed = counted / (covered + 1e-6) * inside.flip(-1)
+    return sine_embedding(placed.flip(-1), width // 2, MAP_TEMPERATURE)
 
 
 def cell_references(levels: LevelTokens) -> Tensor:
@@ -124,8 +173,5 @@ def cell_references(levels: LevelTokens) -> Tensor:
     Centres are first relative to the image without padding, then multiplied by its fraction of each level.
     """
     device = levels.valid.device
-    centres = [
-        centres_in_cells(grid, device) / (levels.valid[:, index, None] * grid_extent(grid, device))
-        for index, grid in enumerate(levels.grids)
-    ]
-    return torch.cat(centres, 1)[:, :, None] * levels.valid[:, None]
+    extents = (levels.valid * level_extents(levels.grids, device))[:, cell_levels(levels.grids, device)]
+    return (centres_in_cells(levels.grids, device) / extents)[:, :, None] * levels.valid[:, None]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piip.heads.dino.attention import LevelsDeformableAttention
@@ -124,15 +125,25 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         references: Tensor,
         levels: LevelTokens,
-        attn_mask: Tensor | None,
+        visible: Tensor | None,
     ) -> Tensor:
-        """Return the states (B, Q, C) after one layer; `attn_mask` (Q, Q) is True if a query cannot see another."""
-        query = states + positions
-        seen, _ = self.self_attention(query, query, states, attn_mask=attn_mask, need_weights=False)
-        states = self.norms[0](states + seen)
+        """Return the states (B, Q, C) after one layer; `visible` (Q, Q) is False if a query cannot see another."""
+        states = self.norms[0](states + self._attend(states + positions, states, visible))
         read = self.cross_attention(states + positions, memory, references, levels)
         states = self.norms[1](states + read)
         return self.norms[2](states + self.feed_forward(states))
+
+    def _attend(self, query: Tensor, states: Tensor, visible: Tensor | None) -> Tensor:
+        """Run the self-attention with one product for queries and keys, which have the same input."""
+        attention, width = self.self_attention, states.shape[2]
+        weight, value_weight = attention.in_proj_weight.split([2 * width, width])
+        bias, value_bias = attention.in_proj_bias.split([2 * width, width])
+        heads = (attention.num_heads, attention.head_dim)
+        queries, keys = F.linear(query, weight, bias).unflatten(2, (2, *heads)).unbind(2)
+        values = F.linear(states, value_weight, value_bias).unflatten(2, heads)
+        queries, keys, values = (each.transpose(1, 2) for each in (queries, keys, values))
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+        return attention.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 class Decoder(nn.Module):
@@ -159,7 +170,7 @@ class Decoder(nn.Module):
         *,
         refine: Sequence[nn.Module],
         attn_mask: Tensor | None = None,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Decode the queries.
 
         parity: refinement reads the state as it is, the prediction elsewhere reads the normed one, with one branch.
@@ -173,27 +184,26 @@ class Decoder(nn.Module):
             attn_mask: True where a query (row) cannot see another (column), (Q, Q); None is nowhere.
 
         Returns:
-            For every layer the normed states (B, Q, C); boxes before the first layer and after each one, (B, Q, 4).
+            For every layer the normed states (B, Q, C); boxes before the first layer and after each one, (B, Q, 4);
+            for every layer the move from the box before it, in logits, that the normed states give, (B, Q, 4).
             Boxes carry gradients of the last refinement only: "look forward twice" (arXiv 2203.03605, section 3.5).
         """
-        states, normed, references = content, [], [boxes]
+        shares = levels.valid.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
+        visible = None if attn_mask is None else ~attn_mask
+        states, normed, references, moves = content, [], [boxes], []
         for layer, branch in zip(self.layers, refine, strict=True):
-            states = layer(
-                states, self._embed(boxes, levels, states), memory, on_levels(boxes, levels), levels, attn_mask
-            )
-            refined = (branch(states).float() + inverse_sigmoid(boxes)).sigmoid()
+            on_levels = boxes[:, :, None] * shares  # relative to every, perhaps padded, level
+            states = layer(states, self._embed(on_levels, states), memory, on_levels, levels, visible)
             normed.append(self.norm(states))
+            move, predicted = branch(torch.stack((states, normed[-1]))).float().unbind()
+            refined = (move + inverse_sigmoid(boxes)).sigmoid()
             references.append(refined)
+            moves.append(predicted)
             boxes = refined.detach()
-        return normed, references
+        return normed, references, moves
 
-    def _embed(self, boxes: Tensor, levels: LevelTokens, like: Tensor) -> Tensor:
+    def _embed(self, on_levels: Tensor, like: Tensor) -> Tensor:
         # parity: boxes are relative to the padded batch here (by the finest level's share), not to the image
-        x, y, w, h = on_levels(boxes, levels)[:, :, 0].unbind(-1)
+        x, y, w, h = on_levels[:, :, 0].unbind(-1)
         embedding = sine_embedding(torch.stack((y, x, w, h), -1), like.shape[-1] // 2, BOX_TEMPERATURE)
         return self.positions(embedding.to(like.dtype))
-
-
-def on_levels(boxes: Tensor, levels: LevelTokens) -> Tensor:
-    """Return boxes relative to their images (B, Q, 4) relative to every, perhaps padded, level, (B, Q, L, 4)."""
-    return boxes[:, :, None] * levels.valid.repeat(1, 1, 2)[:, None]
