@@ -86,6 +86,8 @@ def test_a_run_leaves_rows_and_a_figure(tmp_path: Path) -> None:
     assert [row["accuracy"] for row in rows] == [75, 80, 75, 80]
     assert [row["time_per_mac_ratio"] for row in rows[::2]] == [1, 1]
     assert rows[1]["time_per_mac_ratio"] == pytest.approx(rows[1]["seconds"] / rows[0]["seconds"])
+    lines = (tmp_path / "out" / "bench.md").read_text().splitlines()
+    assert [line.split(" | ")[1] for line in lines[4:]] == ["f32", "f32", "bf16", "bf16"]
     for dtype in ("f32", "bf16"):
         assert size_of(tmp_path / "out" / f"bench-{dtype}.png")[0] > 1000
 

@@ -15,7 +15,7 @@ from piip.bench.machine import describe_machine
 from piip.bench.presets import PRESETS, Preset
 from piip.bench.run import BenchOptions, BenchReport, Say, run_bench
 from piip.bench.subjects import find_subject
-from piip.bench.table import label, table
+from piip.bench.table import label, markdown, table
 from piip.device import pick_device
 from piip.fields import at_least, one_of
 from piip.serialization.save import DTYPES
@@ -61,9 +61,11 @@ def bench_models(
     at_least("batch_size", batch_size, 1)
     with _progress() as say:
         report = run_bench(subjects, options, out / "bench.json", say)
+    rows = [*report.rows.values()]
+    (out / "bench.md").write_text(f"{describe_machine(report.machine)}\n\n{markdown(rows)}", encoding="utf-8")
     figures = _draw(report, options, out)
     if not quiet:
-        _print(report, figures)
+        _print(report, [out / "bench.md", *figures])
     return report
 
 
@@ -103,11 +105,11 @@ def _left_out(report: BenchReport) -> list[str]:
     return sentences
 
 
-def _print(report: BenchReport, figures: Sequence[Path]) -> None:
+def _print(report: BenchReport, written: Sequence[Path]) -> None:
     console = Console(width=None if Console().is_terminal else 140)
     console.print(table([*report.rows.values()], describe_machine(report.machine)))
     for sentence in _left_out(report):
         console.print(sentence, highlight=False, soft_wrap=True)
     for source in sorted({row["accuracy_source"] for row in report.rows.values() if row["accuracy_source"]}):
         console.print(f"Accuracy: {source}.", highlight=False)
-    console.print(f"Results are in {report.path}" + "".join(f", {path}" for path in figures), soft_wrap=True)
+    console.print(f"Results are in {report.path}" + "".join(f", {path}" for path in written), soft_wrap=True)

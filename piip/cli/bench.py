@@ -28,8 +28,8 @@ def bench(
     they are those the authors published, or those recorded when a model was trained. Without weights of their own,
     models run with random ones, which take the same time.
 
-    Write OUT/bench.json after every pass, and OUT/bench-DTYPE.png at the end: accuracy against seconds, multiply-adds
-    and memory.
+    Write OUT/bench.json after every pass, and at the end OUT/bench.md, a table, and OUT/bench-DTYPE.png: accuracy
+    against seconds, multiply-adds and memory.
 
     Args:
         models: Names from `piip list`, recipes, model directories or owner/name on the Hugging Face hub. Times per
