@@ -116,6 +116,13 @@ KERNELS: dict[str, Callable[[torch.dtype], Tensor]] = {
     "sample_raw": lambda dtype: native.sample_raw(
         random(2, 35, 3, 20).to(dtype), GRID, random(2, 24, 36, seed=1).to(dtype), 6, 4
     ),
+    "sample_levels": lambda dtype: native.sample_levels(
+        random(2, 45, 3, 20).to(dtype),
+        [5, 7, 2, 5],
+        random(2, 24, 48, seed=1).to(dtype),
+        random(2, 24, 24, seed=2).to(dtype),
+        random(2, 24, 2, 2, seed=3).sigmoid(),
+    ),
     "layer_norm": lambda dtype: native.layer_norm(random(9, 50).to(dtype), None, None, 1e-6),
     "gelu": lambda dtype: native.gelu_(random(1003).to(dtype)),
 }

@@ -1,12 +1,15 @@
-"""Factors behind linear layers (LayerScale) folded into their weights, for inference."""
+"""Factors behind layers (layer scales, batch norms) folded into their weights, for inference."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from timm.layers import Attention, LayerScale, Mlp
 from timm.models.convnext import ConvNeXtBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def scaled_linear(layer: nn.Linear, scale: Tensor) -> nn.Linear:
@@ -47,6 +50,24 @@ def _scale_mlp(mlp: nn.Module, scale: Tensor) -> bool:
         return False
     mlp.fc2 = scaled_linear(mlp.fc2, scale)
     return True
+
+
+@torch.no_grad()
+def fold_batch_norms(model: nn.Module) -> None:
+    """Fold batch norms of a model in evaluation mode into the convolutions before them in a sequence, in place.
+
+    Only in float32: elsewhere folded weights would be rounded more often.
+    """
+    for sequence in list(model.modules()):
+        if isinstance(sequence, nn.Sequential):
+            for index, (conv, norm) in enumerate(pairwise(sequence)):
+                if (
+                    type(conv) is nn.Conv2d
+                    and type(norm) is nn.BatchNorm2d
+                    and norm.running_mean is not None
+                    and conv.weight.dtype == torch.float32
+                ):
+                    sequence[index], sequence[index + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
 def token_mlps(model: nn.Module) -> list[Mlp]:

@@ -56,10 +56,12 @@ class PackedLinear(nn.Module):
         weight: (out, in), one that `can_pack`.
         bias: (out,), or None.
         rows: Rows of the inputs to come, for which the layout is chosen; others work too.
+        activation: "none" or "relu", of results to which nothing is added.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, rows: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, rows: int, activation: str = "none") -> None:
         super().__init__()
+        self.activation = activation
         self.out_features, self.in_features = weight.shape
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
         self.bias = None if bias is None else bias.detach()
@@ -67,7 +69,7 @@ class PackedLinear(nn.Module):
     def forward(self, tokens: Tensor, add: Tensor | None = None) -> Tensor:
         """Map tokens (..., in) to (..., out); `add` (..., out) is added before rounding."""
         if add is None:
-            return torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, self.activation, [], "")
         return torch.ops.mkldnn._linear_pointwise.binary(tokens, add, self.weight, self.bias, "add")
 
 
@@ -78,10 +80,12 @@ class MKLLinear(nn.Module):
         weight: (out, in), float32.
         bias: (out,), or None.
         rows: Rows of the inputs to come; others are multiplied by the weight as it is.
+        activation: "none" or "relu", of results to which nothing is added.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, rows: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, rows: int, activation: str = "none") -> None:
         super().__init__()
+        self.has_relu = activation == "relu"
         self.out_features, self.in_features = weight.shape
         self.rows = rows
         self.plain_weight = weight.detach().contiguous()
@@ -91,16 +95,20 @@ class MKLLinear(nn.Module):
     def forward(self, tokens: Tensor, add: Tensor | None = None) -> Tensor:
         """Map tokens (..., in) to (..., out); `add` (..., out) is added."""
         result = torch.ops.mkl._mkl_linear(tokens, self.weight, self.plain_weight, self.bias, self.rows)
-        return result if add is None else result.add_(add)
+        if add is not None:
+            return result.add_(add)
+        return result.relu_() if self.has_relu else result
 
 
-def packed_linear(weight: Tensor, bias: Tensor | None, *, rows: int) -> PackedLinear | MKLLinear:
+def packed_linear(
+    weight: Tensor, bias: Tensor | None, *, rows: int, activation: str = "none"
+) -> PackedLinear | MKLLinear:
     """Return a linear layer by the library that is faster here; the arguments are those of `PackedLinear`."""
     is_large = rows * weight.numel() >= WORTH_A_TRIAL
     if is_large and weight.dtype == torch.float32 and torch.backends.mkl.is_available():
         kind = _faster_linear(rows, tuple(weight.shape), torch.get_num_threads())
-        return kind(weight, bias, rows=rows)
-    return PackedLinear(weight, bias, rows=rows)
+        return kind(weight, bias, rows=rows, activation=activation)
+    return PackedLinear(weight, bias, rows=rows, activation=activation)
 
 
 @functools.cache
@@ -123,10 +131,12 @@ class PackedConv2d(nn.Module):
     Args:
         conv: Layer with padding of zeros, whose weight `can_pack`.
         input_shape: (B, C, H, W) of the inputs to come, for which the layout is chosen; others work too.
+        activation: "none" or "relu", of the results.
     """
 
-    def __init__(self, conv: nn.Conv2d, *, input_shape: Sequence[int]) -> None:
+    def __init__(self, conv: nn.Conv2d, *, input_shape: Sequence[int], activation: str = "none") -> None:
         super().__init__()
+        self.activation = activation
         padding: Size = conv.padding  # type: ignore[assignment]  # words are sorted out in `is_plain`
         self.geometry = (padding, conv.stride, conv.dilation, conv.groups)
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(
@@ -137,7 +147,9 @@ class PackedConv2d(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
         maps = maps.contiguous(memory_format=torch.channels_last)
-        return torch.ops.mkldnn._convolution_pointwise(maps, self.weight, self.bias, *self.geometry, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise(
+            maps, self.weight, self.bias, *self.geometry, self.activation, [], ""
+        )
 
 
 class PackedConvTranspose2d(nn.Module):
@@ -210,21 +222,22 @@ def in_place(activation: nn.Module) -> nn.Module:
     return nn.ReLU(inplace=True) if type(activation) is nn.ReLU else activation
 
 
-def packed(layer: nn.Module, input_shape: tuple[int, ...]) -> nn.Module | None:
+def packed(layer: nn.Module, input_shape: tuple[int, ...], *, activation: str = "none") -> nn.Module | None:
     """Return the packed form of a layer, or None where there is none.
 
     Args:
         layer: Any module; its parameters stay as they are.
         input_shape: Shape of its input.
+        activation: "none" or "relu", of the results of a linear layer or convolution.
     """
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or not can_pack(weight):
         return None
     if type(layer) is nn.Linear:
         rows = int(torch.Size(input_shape[:-1]).numel())
-        return packed_linear(layer.weight, layer.bias, rows=rows)
+        return packed_linear(layer.weight, layer.bias, rows=rows, activation=activation)
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-        return PackedConv2d(layer, input_shape=input_shape)
+        return PackedConv2d(layer, input_shape=input_shape, activation=activation)
     if type(layer) is nn.ConvTranspose2d and layer.groups == 1:
         if doubles(layer) and gemm.are_available(weight):
             return PackedDoubling(layer)

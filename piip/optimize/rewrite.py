@@ -16,8 +16,9 @@ from piip.branches.vit import ViTBranch
 from piip.layers.attention import DeformableCrossAttention
 from piip.layers.interaction import ConvFFN, Injector
 from piip.ops import native
-from piip.optimize.folding import fold_layer_scales, scaled_linear, token_mlps
+from piip.optimize.folding import fold_batch_norms, fold_layer_scales, scaled_linear, token_mlps
 from piip.optimize.fused_block import FusedBlock, can_fuse_block, fused_windowed_block
+from piip.optimize.fused_levels import fused_levels
 from piip.optimize.packing import can_pack, in_place, packed, packed_linear
 from piip.structures import Grid
 
@@ -109,10 +110,11 @@ def optimize_for_inference(
 ) -> Callable[[Tensor], Any]:
     """Return a callable with the outputs of a model, made for speed on the device its weights are on.
 
-    On CPU: weights are laid out once for the processor, factors (layer scales, gates) are folded into them, position
-    tables are resized once per size, and deformable attention runs from bare layer outputs in one kernel, where a C++
-    compiler is at hand. Elsewhere the model is compiled by `torch.compile` with static shapes. The model itself stays
-    as it is; weights that need no other layout are shared with it.
+    On CPU: weights are laid out once for the processor, factors (layer scales, gates, batch norms) are folded into
+    them, ReLUs are part of the product before them, position tables are resized once per size, and deformable attention
+    runs from bare layer outputs in one kernel, where a C++ compiler is at hand. Elsewhere the model is compiled by
+    `torch.compile` with static shapes. The model itself stays as it is; weights that need no other layout are shared
+    with it.
 
     Args:
         model: Any model of piip, of float32 or bfloat16 weights.
@@ -146,6 +148,7 @@ def optimize_for_inference(
     if keep_memory:
         _keep_freed_memory()
     fold_layer_scales(fast)
+    fold_batch_norms(fast)
     _overwrite_activations(fast)
     shapes = _input_shapes(fast, example_image)
     for module in fast.modules():
@@ -154,6 +157,8 @@ def optimize_for_inference(
             module.windowed_block = fused_windowed_block
     with torch.no_grad():
         _replace(fast, lambda layer: _fused_injector(layer, shapes) or _fused_block(layer, shapes))
+        _replace(fast, lambda layer: fused_levels(layer, shapes))
+        _pack_with_relus(fast, shapes)
         _replace(fast, lambda layer: packed(layer, shapes[layer][0]) if layer in shapes else None)
     return OptimizedModel(fast)
 
@@ -243,6 +248,18 @@ def _replace(module: nn.Module, substitute: Callable[[nn.Module], nn.Module | No
             _replace(child, substitute)
         else:
             setattr(module, name, new)
+
+
+def _pack_with_relus(model: nn.Module, shapes: dict[nn.Module, list[tuple[int, ...]]]) -> None:
+    """Pack linear layers and convolutions together with the ReLUs after them in sequences, in place."""
+    for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        steps = [index for index, step in enumerate(sequence) if type(step) is not nn.Identity]
+        for first, second in pairwise(steps):
+            layer = sequence[first]
+            if layer in shapes and type(layer) in (nn.Linear, nn.Conv2d) and type(sequence[second]) is nn.ReLU:
+                made = packed(layer, shapes[layer][0], activation="relu")
+                if made is not None:
+                    sequence[first], sequence[second] = made, nn.Identity()
 
 
 def _overwrite_activations(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from piip.heads.dino.tokens import LevelTokens, level_extents
 from piip.layers.attention import ray_offsets
-from piip.ops import deformable_attention
+from piip.ops import deformable_attention, native
 from piip.ops.positions import kept
 from piip.structures import Grid
 
@@ -64,15 +64,23 @@ class LevelsDeformableAttention(nn.Module):
         Returns:
             (B, Q, C).
         """
-        num_heads = self.samples[0]
-        value = self.value(tokens).masked_fill(levels.padding[..., None], 0).unflatten(2, (num_heads, -1))
-        offsets = self.offsets(query).unflatten(2, (*self.samples, 2)).float()
-        weights = self.weights(query).unflatten(2, (num_heads, -1)).softmax(-1).to(value.dtype)
+        value = levels.without_padding(self.value(tokens)).unflatten(2, (self.samples[0], -1))
+        offsets, logits = self.offsets(query), self.weights(query)
+        if not torch.is_grad_enabled() and native.supports(value) and native.is_available():
+            sides = [side for grid in levels.grids for side in grid]
+            return self.output(native.sample_levels(value, sides, offsets, logits, references))
+        return self.output(self._sample(value, offsets, logits, references, levels))
+
+    def _sample(
+        self, value: Tensor, offsets: Tensor, logits: Tensor, references: Tensor, levels: LevelTokens
+    ) -> Tensor:
+        offsets = offsets.unflatten(2, (*self.samples, 2)).float()
+        weights = logits.unflatten(2, (self.samples[0], -1)).softmax(-1).to(value.dtype)
         weights = weights.unflatten(3, self.samples[1:])
         locations = self._locations(offsets, references, levels)
         by_level = zip(value.split(levels.sizes, 1), levels.grids, locations.unbind(3), weights.unbind(3), strict=True)
         results = [deformable_attention(*level) for level in by_level]
-        return self.output(sum(results[1:], results[0]))
+        return sum(results[1:], results[0])
 
     def _locations(self, offsets: Tensor, references: Tensor, levels: LevelTokens) -> Tensor:
         """Return points (B, Q, heads, L, points, 2), float32 in every precision."""

@@ -27,6 +27,7 @@ class LevelTokens(NamedTuple):
         grids: (H_l, W_l) of every level.
         covered: Cells of every level along (x, y) that are inside the image, float32, (B, L, 2).
         valid: The same as a fraction of the level, float32, (B, L, 2).
+        is_padded: Whether there is any padding.
     """
 
     tokens: Tensor
@@ -35,6 +36,11 @@ class LevelTokens(NamedTuple):
     grids: tuple[Grid, ...]
     covered: Tensor
     valid: Tensor
+    is_padded: bool = True
+
+    def without_padding(self, values: Tensor) -> Tensor:
+        """Return values (B, N, C) of the cells, zero where they are padding."""
+        return values.masked_fill(self.padding[..., None], 0) if self.is_padded else values
 
     @property
     def sizes(self) -> list[int]:
@@ -51,6 +57,7 @@ def flatten_levels(levels: Sequence[Tensor], level_embeds: Tensor, image_infos: 
         image_infos: The images: where the batch is padding.
     """
     device = level_embeds.device
+    is_padded = any(image_info.size != image_info.batch for image_info in image_infos)
     grids = tuple((level.shape[2], level.shape[3]) for level in levels)
     tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
     covered = torch.tensor(
@@ -69,6 +76,7 @@ def flatten_levels(levels: Sequence[Tensor], level_embeds: Tensor, image_infos: 
         grids,
         covered,
         covered / level_extents(grids, device),
+        is_padded,
     )
 
 

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,51 @@ def sample_raw(value: Tensor, grid: tuple[int, int], raw: Tensor, query_width: i
     result = value.new_empty(*raw.shape[:2], value.shape[2] * value.shape[3])
     call("sample_raw", value, _sizes(value, *grid, raw.shape[1], points), value, raw, query_width, result)
     return result
+
+
+@torch.library.custom_op("piip::native_sample_levels", mutates_args=(), device_types="cpu")
+def sample_levels(value: Tensor, sides: Sequence[int], offsets: Tensor, logits: Tensor, references: Tensor) -> Tensor:
+    """Sample several levels, from the bare outputs of the offset and weight layers. For inference.
+
+    Args:
+        value: Values of the levels, one after another, (B, N, heads, dim).
+        sides: H and W of every level, in turn.
+        offsets: As (x, y), (B, Q, heads * levels * points * 2), in cells around points, in parts of half the sides of
+            boxes, as many as there are points.
+        logits: Of the weights, which sum to 1 over all levels, (B, Q, heads * levels * points).
+        references: Relative to the levels, points (B, Q, levels, 2) or boxes x, y, w, h (B, Q, levels, 4), float32.
+
+    Returns:
+        (B, Q, heads * dim).
+    """
+    batch, _, heads, dim = value.shape
+    queries, levels = offsets.shape[1], len(sides) // 2
+    value, references = value.contiguous(), references.contiguous()
+    offsets, logits = (rows if _has_even_rows(rows) else rows.contiguous() for rows in (offsets, logits))
+    result = value.new_empty(batch, queries, heads * dim)
+    points = logits.shape[2] // (heads * levels)
+    steps = (offsets.stride(1), logits.stride(1), references.shape[3])
+    call(
+        "sample_levels",
+        value,
+        (batch, queries, heads, points, dim, levels, *steps, *sides),
+        value,
+        offsets,
+        logits,
+        references,
+        result,
+    )
+    return result
+
+
+@sample_levels.register_fake
+def _(value: Tensor, sides: Sequence[int], offsets: Tensor, logits: Tensor, references: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
+
+
+def _has_even_rows(rows: Tensor) -> bool:
+    """Return whether rows (B, Q, n) are dense and one step apart, as the parts of longer dense rows are."""
+    return rows.stride(2) == 1 and (rows.shape[0] == 1 or rows.stride(0) == rows.shape[1] * rows.stride(1))
 
 
 def layer_norm(tokens: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> Tensor:
