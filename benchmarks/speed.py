@@ -2,10 +2,10 @@
 
     python benchmarks/speed.py [--models tsb vit_b ...] [--dtypes f32 bf16] [--batch 1] [--repeats 3] [--out out/speed]
 
-Backbone, merge and simple feature pyramid. Each row is one model in one form: "optimized" is what
-`piip.optimize_for_inference` returns, "eager" the model as it is, "as released" the way the authors' code runs it
-(plain sampling, windows cut in every block). The floor is the model's products, convolutions and attention alone, each
-at the fastest stock kernel. Writes OUT.json.
+Backbone, merge and simple feature pyramid; of "dino" the whole detector, in float32 only. Each row is one model in one
+form: "optimized" is what `piip.optimize_for_inference` returns, "eager" the model as it is, "as released" the way the
+authors' code runs it (plain sampling, windows cut in every block). The floor is the model's products, convolutions and
+attention alone, each at the fastest stock kernel; sampling is not part of it. Writes OUT.json.
 
 `piip bench` measures time and memory of any model, without parts and floors.
 """
@@ -54,6 +54,17 @@ def _named(name: str, **overrides: Any) -> Callable[[], nn.Module]:
     return lambda: piip.create_model(f"{name}_coco_mask_rcnn", features_only=True, **overrides)
 
 
+def small_dino() -> nn.Module:
+    """Return a DINO detector that is mostly head: its backbone is a ViT-T of four blocks."""
+    config = piip.ModelConfig(
+        (piip.BranchConfig("vit_tiny_patch16_224", 800, timm_args={"depth": 4}),),
+        merge=piip.MergeConfig("none"),
+        neck=piip.NeckConfig("simple", scales=(2, 1, 0.5)),
+        head=piip.HeadConfig("dino", 80),
+    )
+    return piip.build_model(config)
+
+
 SLIM = piip.MergeConfig(kind="slim")
 CASES = {
     "vit_b": Case(_named("single_b_1024.deit3"), (1024, 1024)),
@@ -68,6 +79,7 @@ CASES = {
     "timm_vit_l_windowed": Case(lambda: WindowedViT("deit3_large_patch16_224", 1024, window=16), (1024, 1024), "vit_l"),
     "equal_bbb": Case(lambda: equal_pyramid("deit3_base_patch16_224", (448, 896, 1120)), (1120, 1120)),
     "convnext_b": Case(convnext, (1024, 1024)),
+    "dino": Case(small_dino, (800, 1344)),
 }
 DEFAULT = "vit_b tsb tsb_slim timm_vit_b_windowed equal_bbb convnext_b".split()
 
