@@ -21,7 +21,7 @@ ELEMENTWISE = frozenset(
 )
 OTHER = "other"  # what runs in no part
 # Multiply-adds per result element of operations that read a map between its cells: four neighbours per point. RoIAlign
-# reads four points per cell (arXiv 1703.06870, section 3); where it adapts to the region they are 1 to 16.
+# reads four points per cell (arXiv 1703.06870, section 3), more or fewer where it adapts to the region (docs/cost.md).
 NEIGHBOURS = 4
 SAMPLING = {"grid_sampler_2d": NEIGHBOURS, "roi_align": 4 * NEIGHBOURS}
 
