@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from piip.branches.family import Cut, Family
 from piip.branches.tokens import TokenBranch, vit_arguments
-from piip.branches.window import windowed_block
+from piip.branches.window import plain_block, windowed_block
 from piip.config import BranchConfig
 from piip.structures import BranchFeatures, Grid
 
@@ -125,6 +125,8 @@ class ViTBranch(TokenBranch):
         block = self.vit.blocks[index]
         if window and not is_cut:
             return self.call(self.windowed_block, block, tokens, features.grid, window, self.pad_with_bias)
+        if type(block) is Block:
+            return self.call(plain_block, block, tokens)
         if features.rotary is None:
             return self.call(block, tokens)
         # mixed rotary embeddings have one table per block

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
-from timm.layers import Attention
+from timm.layers import Attention, LayerScale
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -116,5 +117,22 @@ def windowed_block(block: nn.Module, tokens: Tensor, grid: Grid, window: int, pa
     attention: Attention = block.attn  # type: ignore[assignment]  # timm's blocks take any attention layer
     qkv = attention.qkv(block.norm1(tokens))
     attended = attend_in_windows(attention, qkv, grid, window, pad_with_bias=pad_with_bias)
-    tokens = tokens + block.drop_path1(block.ls1(attention.proj_drop(attention.proj(attended))))
-    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+    return _finish_block(block, tokens, attention.proj_drop(attention.proj(attended)))
+
+
+def plain_block(block: nn.Module, tokens: Tensor) -> Tensor:
+    """Run one timm ViT block on tokens (B, N, C), with layer scales that cost no passes of their own."""
+    assert isinstance(block, Block)
+    return _finish_block(block, tokens, block.attn(block.norm1(tokens)))
+
+
+def _finish_block(block: Block, tokens: Tensor, attended: Tensor) -> Tensor:
+    tokens = _add_scaled(tokens, block.drop_path1(attended), block.ls1)
+    return _add_scaled(tokens, block.drop_path2(block.mlp(block.norm2(tokens))), block.ls2)
+
+
+def _add_scaled(tokens: Tensor, update: Tensor, scale: nn.Module) -> Tensor:
+    """Return the sum of tokens and a scaled update; what scales channels and what drops images can change places."""
+    if type(scale) is LayerScale:
+        return torch.addcmul(tokens, update, scale.gamma)
+    return tokens + scale(update)

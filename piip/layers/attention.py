@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piip.ops import cell_centres, deformable_attention, grid_extent
+from piip.ops import cell_centres, cell_sides, deformable_attention
 from piip.structures import Grid
 
 
@@ -88,7 +88,7 @@ class DeformableCrossAttention(nn.Module):
         offsets = self.offsets(query).view(batch, queries, heads, points, 2)
         # offsets count cells of the source map; locations stay float32 in every precision
         centres = cell_centres(query_grid, query.device).view(1, queries, 1, 1, 2)
-        locations = centres + offsets.float() / grid_extent(source_grid, query.device)
+        locations = torch.addcmul(centres, offsets.float(), cell_sides(source_grid, query.device))
         return self.output(deformable_attention(value, source_grid, locations, weights.to(value.dtype)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -68,7 +69,8 @@ def official_image_pyramid(image: Tensor, ratios: Sequence[float]) -> list[Tenso
 def check_image(image: Tensor, *, in_chans: int = 3, min_size: int = 1) -> None:
     """Check that an object is a batch of images.
 
-    Values are checked only on CPU and outside compiled graphs, because elsewhere the check would stall the device.
+    Values are checked only on CPU and outside compiled graphs: on accelerators the host would wait for the answer, and
+    a forward pass there synchronises nowhere.
 
     Args:
         image: The input, expected as (B, C, H, W).
@@ -102,4 +104,4 @@ def check_image(image: Tensor, *, in_chans: int = 3, min_size: int = 1) -> None:
 
 def _is_finite(image: Tensor) -> bool:
     """Return whether all values are finite; for nearly all images their sum is enough to decide."""
-    return bool(image.sum(dtype=torch.float32).isfinite()) or bool(torch.isfinite(image).all())
+    return math.isfinite(image.sum(dtype=torch.float32).item()) or bool(torch.isfinite(image).all())

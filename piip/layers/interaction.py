@@ -34,7 +34,8 @@ class ConvFFN(nn.Module):
         """Map tokens (B, N, C) on `grid` to (B, N, C)."""
         hidden = self.fc1(tokens).transpose(1, 2).unflatten(2, grid)  # (B, hidden, H, W), channels last in memory
         hidden = self.act(self.conv(hidden))
-        return self.fc2(hidden.flatten(2).transpose(1, 2))
+        rows = hidden.flatten(2).transpose(1, 2).flatten(0, 1)  # the bias is part of a product of rows in any layout
+        return self.fc2(rows).unflatten(0, (len(tokens), -1))
 
 
 class Injector(nn.Module):
@@ -75,9 +76,10 @@ class Injector(nn.Module):
     def forward(self, query: Tensor, source: Tensor, query_grid: Grid, source_grid: Grid) -> Tensor:
         """Return the updated query tokens (B, Q, C), given the other branch's tokens (B, N, C')."""
         attended = self.attention(self.query_norm(query), self.source_norm(source), query_grid, source_grid)
-        query = query + self.attention_gate * attended
+        query = torch.addcmul(query, self.attention_gate, attended)
         if self.ffn is not None:
-            query = query + self.ffn_gate * self.drop_path(self.ffn(self.ffn_norm(query), query_grid))
+            mapped = self.drop_path(self.ffn(self.ffn_norm(query), query_grid))
+            query = torch.addcmul(query, self.ffn_gate, mapped)
         return query
 
 

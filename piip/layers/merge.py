@@ -49,7 +49,7 @@ class BranchMerge(Merge):
         merged: Tensor | None = None
         for branch, projection, scale in zip(features, self.projections, self.scales, strict=True):
             projected = resize_map(projection(branch.as_map()), grid)
-            merged = scale * projected if merged is None else merged + scale * projected
+            merged = scale * projected if merged is None else torch.addcmul(merged, scale, projected)
         assert merged is not None
         return merged
 

@@ -7,6 +7,6 @@ Imports nothing of the package. A new provider is a line in `deform_attn.PROVIDE
 """
 
 from piip.ops.deform_attn import PROVIDERS, deformable_attention
-from piip.ops.positions import cell_centres, grid_extent
+from piip.ops.positions import cell_centres, cell_sides, grid_extent
 
-__all__ = ["PROVIDERS", "cell_centres", "deformable_attention", "grid_extent"]
+__all__ = ["PROVIDERS", "cell_centres", "cell_sides", "deformable_attention", "grid_extent"]

@@ -63,6 +63,17 @@ def grid_extent(grid: tuple[int, int], device: torch.device) -> Tensor:
 
 
 @kept
+def cell_sides(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the sides (x, y) of a grid's cells relative to the grid, float32, (2,).
+
+    Args:
+        grid: (H, W).
+        device: Device of the result.
+    """
+    return 1 / grid_extent(grid, device)
+
+
+@kept
 def bag_starts(batch: int, cells: int, heads: int, device: torch.device) -> Tensor:
     """Return the first table row of every image and head, int64, (B, 1, heads, 1, 1).
 
