@@ -35,7 +35,7 @@ class ConvFFN(nn.Module):
         hidden = self.fc1(tokens).transpose(1, 2).unflatten(2, grid)  # (B, hidden, H, W), channels last in memory
         hidden = self.act(self.conv(hidden))
         rows = hidden.flatten(2).transpose(1, 2).flatten(0, 1)  # the bias is part of a product of rows in any layout
-        return self.fc2(rows).unflatten(0, (len(tokens), -1))
+        return self.fc2(rows).unflatten(0, (tokens.shape[0], -1))
 
 
 class Injector(nn.Module):

@@ -104,66 +104,63 @@ def _portable(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> 
     batch, _, heads, dim = value.shape
     queries, points = weights.shape[1], weights.shape[3]
     maps = value.permute(0, 2, 3, 1).reshape(batch * heads, dim, *grid).to(locations.dtype)
-    points_grid = (2 * locations - 1).transpose(1, 2).reshape(batch * heads, queries, points, 2)
+    in_square = torch.rsub(locations, -1, alpha=-2)  # 2 * locations - 1, in one operation
+    points_grid = in_square.transpose(1, 2).reshape(batch * heads, queries, points, 2)
     sampled = F.grid_sample(maps, points_grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     point_weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, points)
     summed = (sampled * point_weights.to(sampled.dtype)).sum(-1)  # (B * heads, dim, Q)
     return summed.view(batch, heads * dim, queries).transpose(1, 2).to(value.dtype)
 
 
-def _neighbour_rows(grid: Grid, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows into the zero-bordered map and weights of the four neighbours of every point.
+def _neighbour_rows(grid: Grid, heads: int, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows of the table of values and weights of the four neighbours of every point.
 
-    A border of zeros on each side takes the place of masks: coordinates are clamped into it.
+    The border of zeros takes the place of masks: coordinates are clamped into it, where their neighbours are all zeros.
 
     Returns:
-        Positions in the bordered map, int64, and weights, both (B, Q, heads, points, 4).
+        Rows of `_bordered_table`, int64, and weights, both (B * Q * heads, points * 4).
     """
     height, width = grid
     size = grid_extent(grid, locations.device).to(locations.dtype)
     cell = torch.minimum((locations * size - 0.5).clamp(min=-1), size)  # -1 and size lie in the border
-    first = torch.minimum(cell.floor(), size - 1)
-    x_far, y_far = (cell - first).unbind(-1)
-    x_near, y_near = 1 - x_far, 1 - y_far
-    x_first, y_first = (first + 1).long().unbind(-1)
-    last_start = (height + 1) * (width + 2) - 2
-    # the clamp only matters for NaN coordinates: their weights are NaN, but their rows must exist
-    corner = (y_first * (width + 2) + x_first).clamp(0, last_start)
-    rows = torch.stack((corner, corner + 1, corner + width + 2, corner + width + 3), -1)
-    corner_weight = torch.stack((y_near * x_near, y_near * x_far, y_far * x_near, y_far * x_far), -1)
-    return rows, corner_weight * weights.unsqueeze(-1).to(corner_weight.dtype)
+    first = cell.floor()
+    far = cell - first
+    x_first, y_first = first.unbind(-1)
+    # whole numbers, exact in floats; the clamp only matters for NaN: weights are NaN then, but rows must exist
+    origin, largest = width + 4, height * (width + 3) + width
+    corner = torch.add(x_first, y_first, alpha=width + 3).long().clamp(-origin, largest)
+    starts = bag_starts(weights.shape[0], (height + 3, width + 3), heads, locations.device)
+    rows = torch.add(starts, corner.unsqueeze(-1), alpha=heads)  # (B, Q, heads, points, 4)
+    x_shares, y_shares = torch.stack((1 - far, far), -1).unbind(-2)  # (B, Q, heads, points, 2)
+    shares = y_shares.unsqueeze(-1) * x_shares.unsqueeze(-2) * weights[..., None, None].to(far.dtype)
+    bags = (-1, 4 * weights.shape[3])
+    return rows.view(bags), shares.view(bags)
 
 
 def _bordered_table(value: Tensor, grid: Grid) -> Tensor:
-    """Return values with a zero border as rows ordered (image, y, x, head), (B * (H + 2) * (W + 2) * heads, dim)."""
+    """Return values with a border of zeros, one before and two behind, as rows ordered (image, y, x, head).
+
+    Returns:
+        (B * (H + 3) * (W + 3) * heads, dim).
+    """
     batch, _, heads, dim = value.shape
-    bordered = F.pad(value.reshape(batch, *grid, heads * dim), (0, 0, 1, 1, 1, 1))
+    bordered = F.pad(value.reshape(batch, *grid, heads * dim), (0, 0, 1, 2, 1, 2))
     return bordered.reshape(-1, dim)
 
 
-def _table_rows(grid: Grid, rows: Tensor) -> Tensor:
-    """Turn positions in one bordered map (B, Q, heads, points, 4) into rows of the whole table (B * Q * heads, -1)."""
-    batch, _, heads, points, _ = rows.shape
-    starts = bag_starts(batch, (grid[0] + 2) * (grid[1] + 2), heads, rows.device)
-    return torch.add(starts, rows, alpha=heads).reshape(-1, points * 4)
-
-
 def _gather(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
-    batch, queries = weights.shape[:2]
-    rows, corner_weights = _neighbour_rows(grid, locations, weights)
+    batch, queries, heads, _ = weights.shape
+    rows, shares = _neighbour_rows(grid, heads, locations, weights)
     table = _bordered_table(value, grid)
-    bag_rows = _table_rows(grid, rows)
-    bag_weights = corner_weights.to(value.dtype).view_as(bag_rows)
-    summed = F.embedding_bag(bag_rows, table, mode="sum", per_sample_weights=bag_weights)
+    summed = F.embedding_bag(rows, table, mode="sum", per_sample_weights=shares.to(value.dtype))
     return summed.view(batch, queries, -1)
 
 
 def _index(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
-    batch, queries = weights.shape[:2]
-    rows, corner_weights = _neighbour_rows(grid, locations, weights)
-    bag_rows = _table_rows(grid, rows)
-    read = _bordered_table(value, grid)[bag_rows]  # (B * Q * heads, points * 4, dim)
-    summed = (read * corner_weights.to(value.dtype).view(*bag_rows.shape, 1)).sum(1)
+    batch, queries, heads, _ = weights.shape
+    rows, shares = _neighbour_rows(grid, heads, locations, weights)
+    read = _bordered_table(value, grid)[rows]  # (B * Q * heads, points * 4, dim)
+    summed = (read * shares.to(value.dtype).unsqueeze(-1)).sum(1)
     return summed.view(batch, queries, -1)
 
 

@@ -74,19 +74,23 @@ def cell_sides(grid: tuple[int, int], device: torch.device) -> Tensor:
 
 
 @kept
-def bag_starts(batch: int, cells: int, heads: int, device: torch.device) -> Tensor:
-    """Return the first table row of every image and head, int64, (B, 1, heads, 1, 1).
+def bag_starts(batch: int, grid: tuple[int, int], heads: int, device: torch.device) -> Tensor:
+    """Return the table rows of cell (1, 1) and its next three, for every image and head, int64, (B, 1, heads, 1, 4).
 
-    Rows of the table are ordered (image, cell, head).
+    Rows of the table are ordered (image, y, x, head); the four cells likewise.
 
     Args:
         batch: Number of images B.
-        cells: Cells of one map.
+        grid: (H, W) of one map, border included.
         heads: Number of heads.
         device: Device of the result.
     """
-    image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1) * (cells * heads)
-    return image + torch.arange(heads, device=device).view(1, 1, -1, 1, 1)
+    height, width = grid
+    image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1) * (height * width * heads)
+    head = torch.arange(heads, device=device).view(1, 1, -1, 1, 1)
+    right = torch.arange(1, 3, device=device)
+    cell = torch.cat((width + right, 2 * width + right))
+    return image + head + cell * heads
 
 
 @kept
