@@ -86,10 +86,26 @@ class DeformableCrossAttention(nn.Module):
         value = self.value(source).view(batch, source.shape[1], heads, self.value_dim // heads)
         weights = self.weights(query).view(batch, queries, heads, points).softmax(-1)
         offsets = self.offsets(query).view(batch, queries, heads, points, 2)
-        # offsets count cells of the source map; locations stay float32 in every precision
-        centres = cell_centres(query_grid, query.device).view(1, queries, 1, 1, 2)
-        locations = torch.addcmul(centres, offsets.float(), cell_sides(source_grid, query.device))
-        return self.output(deformable_attention(value, source_grid, locations, weights.to(value.dtype)))
+        return self.output(sample_around(value, offsets, weights, query_grid, source_grid))
+
+
+def sample_around(value: Tensor, offsets: Tensor, weights: Tensor, query_grid: Grid, source_grid: Grid) -> Tensor:
+    """Sample a map around the queries' own positions; see `deformable_attention`.
+
+    Args:
+        value: Values of the map, (B, N, heads, dim).
+        offsets: Points as (x, y), counted in cells of the map from the query's position, (B, Q, heads, points, 2).
+        weights: Weight of each point, (B, Q, heads, points).
+        query_grid: (H, W) of the queries.
+        source_grid: (H, W) of the map.
+
+    Returns:
+        (B, Q, heads * dim).
+    """
+    # locations stay float32 in every precision
+    centres = cell_centres(query_grid, value.device).view(1, -1, 1, 1, 2)
+    locations = torch.addcmul(centres, offsets.float(), cell_sides(source_grid, value.device))
+    return deformable_attention(value, source_grid, locations, weights.to(value.dtype))
 
 
 class CrossAttention(nn.Module):

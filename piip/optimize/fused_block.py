@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from piip.branches.window import attend, in_windows, windowed_block
 from piip.ops.native import gemm
-from piip.optimize.packing import InPlaceGELU, can_pack, in_place, packed_linear, packed_norm, plain_norm
+from piip.optimize.packing import (
+    InPlaceGELU,
+    PackedLinear,
+    can_pack,
+    in_place,
+    is_plain_norm,
+    joins,
+    packed_linear,
+    packed_norm,
+)
 from piip.structures import Grid
 
 
@@ -28,7 +37,7 @@ class FusedBlock(nn.Module):
     def __init__(self, block: Block, *, rows: int) -> None:
         super().__init__()
         attention: Any = block.attn
-        self.norm, self.attention = plain_norm(block.norm1), attention
+        self.norm, self.attention = packed_norm(block.norm1) or block.norm1, attention
         for name in ("qkv", "proj"):
             layer = getattr(attention, name)
             setattr(attention, name, packed_linear(layer.weight, layer.bias, rows=rows))
@@ -65,8 +74,11 @@ class PackedMLP(nn.Module):
 
     def __init__(self, norm: nn.Module, mlp: Any, *, rows: int) -> None:
         super().__init__()
-        self.norm, self.act = plain_norm(norm), in_place(mlp.act)
+        self.norm, self.act = packed_norm(norm) or norm, in_place(mlp.act)
         self.fc1, self.fc2 = (packed_linear(layer.weight, layer.bias, rows=rows) for layer in (mlp.fc1, mlp.fc2))
+        if joins(mlp.act):
+            self.act = nn.Identity()
+            self.fc1 = PackedLinear(mlp.fc1.weight, mlp.fc1.bias, rows=rows, activation="gelu")
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens (B, N, C) plus the network's result."""
@@ -78,7 +90,9 @@ class FusedMLP(nn.Module):
 
     def __init__(self, norm: nn.Module, mlp: Any, *, rows: int) -> None:
         super().__init__()
-        self.norm = plain_norm(norm).norm
+        packed = packed_norm(norm)
+        assert packed is not None, "callers ask first"
+        self.norm = packed.norm
         self.first, self.second = (gemm.tiled(layer.weight, layer.bias) for layer in (mlp.fc1, mlp.fc2))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -103,8 +117,8 @@ def can_fuse_block(block: nn.Module) -> TypeGuard[Block]:
         all(type(layer) is nn.Linear and can_pack(layer.weight) for layer in layers)
         and all(type(step) is nn.Identity for step in (block.ls1, block.ls2, mlp.norm))
         and getattr(attention, "gate", None) is None  # timm before 1.0.28 has no gates
-        and packed_norm(block.norm1) is not None
-        and packed_norm(block.norm2) is not None
+        and is_plain_norm(block.norm1)
+        and is_plain_norm(block.norm2)
     )
 
 

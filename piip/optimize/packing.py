@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from timm.layers import LayerNorm
@@ -56,7 +57,7 @@ class PackedLinear(nn.Module):
         weight: (out, in), one that `can_pack`.
         bias: (out,), or None.
         rows: Rows of the inputs to come, for which the layout is chosen; others work too.
-        activation: "none" or "relu", of results to which nothing is added.
+        activation: "none", or "relu" or "gelu" of results to which nothing is added.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, rows: int, activation: str = "none") -> None:
@@ -69,7 +70,7 @@ class PackedLinear(nn.Module):
     def forward(self, tokens: Tensor, add: Tensor | None = None) -> Tensor:
         """Map tokens (..., in) to (..., out); `add` (..., out) is added before rounding."""
         if add is None:
-            return torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, self.activation, [], "")
+            return torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, self.activation, [], "none")
         return torch.ops.mkldnn._linear_pointwise.binary(tokens, add, self.weight, self.bias, "add")
 
 
@@ -131,7 +132,7 @@ class PackedConv2d(nn.Module):
     Args:
         conv: Layer with padding of zeros, whose weight `can_pack`.
         input_shape: (B, C, H, W) of the inputs to come, for which the layout is chosen; others work too.
-        activation: "none" or "relu", of the results.
+        activation: "none", or "relu" or "gelu" of the results.
     """
 
     def __init__(self, conv: nn.Conv2d, *, input_shape: Sequence[int], activation: str = "none") -> None:
@@ -148,7 +149,7 @@ class PackedConv2d(nn.Module):
         """Map (B, C, H, W) to (B, C', H', W')."""
         maps = maps.contiguous(memory_format=torch.channels_last)
         return torch.ops.mkldnn._convolution_pointwise(
-            maps, self.weight, self.bias, *self.geometry, self.activation, [], ""
+            maps, self.weight, self.bias, *self.geometry, self.activation, [], "none"
         )
 
 
@@ -222,6 +223,11 @@ def in_place(activation: nn.Module) -> nn.Module:
     return nn.ReLU(inplace=True) if type(activation) is nn.ReLU else activation
 
 
+def joins(activation: nn.Module) -> bool:
+    """Return whether an activation is best part of the layer before it: GELU, unless a kernel of ours is faster."""
+    return type(in_place(activation)) is InPlaceGELU and not native.is_available()
+
+
 def packed(layer: nn.Module, input_shape: tuple[int, ...], *, activation: str = "none") -> nn.Module | None:
     """Return the packed form of a layer, or None where there is none.
 
@@ -245,16 +251,14 @@ def packed(layer: nn.Module, input_shape: tuple[int, ...], *, activation: str = 
     return packed_norm(layer) if weight.shape == input_shape[-1:] else None
 
 
-def packed_norm(norm: nn.Module) -> PackedLayerNorm | None:
-    """Return the packed form of a layer norm over the last axis, or None for norms of other kinds."""
+def is_plain_norm(norm: nn.Module) -> TypeGuard[nn.LayerNorm]:
+    """Return whether a module is a layer norm over the last axis, with weights that oneDNN serves."""
     # by type, since other norms of timm's descend from it: of the channels of maps, or in float32
     if type(norm) not in (nn.LayerNorm, LayerNorm) or norm.weight is None or not can_pack(norm.weight):  # type: ignore[arg-type]
-        return None
-    return PackedLayerNorm(norm) if len(norm.normalized_shape) == 1 and native.is_available() else None  # type: ignore[arg-type]
+        return False
+    return len(norm.normalized_shape) == 1  # type: ignore[arg-type]
 
 
-def plain_norm(norm: nn.Module) -> PackedLayerNorm:
-    """Return the packed form of a layer norm that has one."""
-    made = packed_norm(norm)
-    assert made is not None, "callers ask first"
-    return made
+def packed_norm(norm: nn.Module) -> PackedLayerNorm | None:
+    """Return the packed form of a layer norm, or None where there is none."""
+    return PackedLayerNorm(norm) if is_plain_norm(norm) and native.is_available() else None

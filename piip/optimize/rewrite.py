@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from piip.branches.vit import ViTBranch
-from piip.layers.attention import DeformableCrossAttention
+from piip.layers.attention import DeformableCrossAttention, sample_around
 from piip.layers.interaction import ConvFFN, Injector
 from piip.ops import native
 from piip.optimize.folding import fold_batch_norms, fold_layer_scales, scaled_linear, token_mlps
 from piip.optimize.fused_block import FusedBlock, can_fuse_block, fused_windowed_block
 from piip.optimize.fused_levels import fused_levels
-from piip.optimize.packing import can_pack, in_place, packed, packed_linear
+from piip.optimize.packing import PackedConv2d, can_pack, in_place, joins, packed, packed_linear
 from piip.structures import Grid
 
 
@@ -36,6 +36,7 @@ class FusedAttention(nn.Module):
         super().__init__()
         queries, sources = rows
         self.num_heads, self.num_points = attention.num_heads, attention.num_points
+        self.has_kernel = native.is_available()
         offsets, weights = attention.offsets, attention.weights
         dim = offsets.in_features
         by_axis = offsets.weight.view(-1, 2, dim).transpose(0, 1).flatten(0, 1)  # all x, then all y
@@ -48,8 +49,12 @@ class FusedAttention(nn.Module):
 
     def forward(self, query: Tensor, source: Tensor, query_grid: Grid, source_grid: Grid, add: Tensor) -> Tensor:
         """Attend as `DeformableCrossAttention`, times the gate, plus `add` (B, Q, C)."""
-        value = self.value(source).unflatten(2, (self.num_heads, -1))
-        sampled = native.sample_raw(value, source_grid, self.raw(query), query_grid[1], self.num_points)
+        value, raw = self.value(source).unflatten(2, (self.num_heads, -1)), self.raw(query)
+        if self.has_kernel:
+            sampled = native.sample_raw(value, source_grid, raw, query_grid[1], self.num_points)
+            return self.output(sampled, add=add)
+        *offsets, logits = raw.unflatten(2, (3, self.num_heads, self.num_points)).unbind(2)
+        sampled = sample_around(value, torch.stack(offsets, -1), logits.softmax(-1), query_grid, source_grid)
         return self.output(sampled, add=add)
 
 
@@ -57,16 +62,18 @@ class FusedFFN(nn.Module):
     """A `ConvFFN` with the gate folded into its last product.
 
     Args:
-        ffn: The network to stand for; its convolution is packed elsewhere.
+        ffn: The network to stand for.
         gate: Factor of its result, (C,).
-        rows: Tokens of a batch, for which layouts are chosen.
+        input_shape: (B, hidden, H, W) of the inputs of its convolution, for which layouts are chosen.
     """
 
-    def __init__(self, ffn: ConvFFN, gate: Tensor, *, rows: int) -> None:
+    def __init__(self, ffn: ConvFFN, gate: Tensor, *, input_shape: Sequence[int]) -> None:
         super().__init__()
+        rows = input_shape[0] * input_shape[2] * input_shape[3]
         self.fc1 = packed_linear(ffn.fc1.weight, ffn.fc1.bias, rows=rows)
-        self.conv = ffn.conv
-        self.act = in_place(ffn.act)
+        self.act = nn.Identity() if joins(ffn.act) else in_place(ffn.act)
+        activation = "gelu" if joins(ffn.act) else "none"
+        self.conv = PackedConv2d(ffn.conv, input_shape=input_shape, activation=activation)
         self.fc2 = packed_linear(*_parameters(scaled_linear(ffn.fc2, gate)), rows=rows)
 
     def forward(self, tokens: Tensor, grid: Grid, add: Tensor) -> Tensor:
@@ -82,17 +89,18 @@ class FusedInjector(nn.Module):
     Args:
         injector: The injector to stand for, with deformable attention.
         rows: Queries of a batch and source tokens of a batch, for which layouts are chosen.
+        ffn_shape: (B, hidden, H, W) of the inputs of the convolution of its ConvFFN, or None without one.
     """
 
-    def __init__(self, injector: Injector, *, rows: tuple[int, int]) -> None:
+    def __init__(self, injector: Injector, *, rows: tuple[int, int], ffn_shape: Sequence[int] | None) -> None:
         super().__init__()
         self.query_norm = injector.query_norm
         self.source_norm = injector.source_norm
         assert isinstance(injector.attention, DeformableCrossAttention)
         self.attention = FusedAttention(injector.attention, injector.attention_gate, rows=rows)
         self.ffn = None
-        if injector.ffn is not None:
-            self.ffn = FusedFFN(injector.ffn, injector.ffn_gate, rows=rows[0])
+        if injector.ffn is not None and ffn_shape is not None:
+            self.ffn = FusedFFN(injector.ffn, injector.ffn_gate, input_shape=ffn_shape)
             self.ffn_norm = injector.ffn_norm
 
     def forward(self, query: Tensor, source: Tensor, query_grid: Grid, source_grid: Grid) -> Tensor:
@@ -227,10 +235,11 @@ def _input_shapes(model: nn.Module, image: Tensor) -> dict[nn.Module, list[tuple
 def _fused_injector(layer: nn.Module, shapes: dict[nn.Module, list[tuple[int, ...]]]) -> nn.Module | None:
     if not isinstance(layer, Injector) or layer not in shapes or not can_pack(layer.attention_gate):
         return None
-    if not isinstance(layer.attention, DeformableCrossAttention) or not native.is_available():
+    if not isinstance(layer.attention, DeformableCrossAttention):
         return None
     queries, sources = (shape[0] * shape[1] for shape in shapes[layer])
-    return FusedInjector(layer, rows=(queries, sources))
+    ffn_shape = None if layer.ffn is None else shapes[layer.ffn.conv][0]
+    return FusedInjector(layer, rows=(queries, sources), ffn_shape=ffn_shape)
 
 
 def _fused_block(layer: nn.Module, shapes: dict[nn.Module, list[tuple[int, ...]]]) -> nn.Module | None:
