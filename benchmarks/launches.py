@@ -26,6 +26,7 @@ from torch import Tensor
 
 import piip
 from piip.cost import Launches, count_launches
+from piip.models import PIIPDenseModel
 from piip.ops import native
 
 MODELS = {"TSB": "piip_tsb_1120_896_448.deit3_coco_mask_rcnn", "ViT-B": "single_b_1024.deit3_coco_mask_rcnn"}
@@ -49,7 +50,7 @@ def forward_passes(size: int) -> Iterable[Counted]:
                 yield f"{title}, forward", "optimized", count_launches(lambda run=optimized: run(image))
 
 
-def detector(kind: str) -> piip.PIIPDenseModel:
+def detector(kind: str) -> PIIPDenseModel:
     """Return a small pyramid with a head of a kind, in training mode."""
     depth = {"depth": 4}
     branches = (

@@ -202,7 +202,9 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_no_compiler")
-@pytest.mark.parametrize("name", ["windows that do not", "layer scales", "one direction", "bare interaction", "convnext"])
+@pytest.mark.parametrize(
+    "name", ["windows that do not", "layer scales", "one direction", "bare interaction", "convnext"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_a_compiler_the_outputs_are_the_same(name: str, dtype: torch.dtype) -> None:
     model = build(MODELS[name]).to(dtype)

@@ -86,7 +86,9 @@ class DeformableCrossAttention(nn.Module):
         value = self.value(source).view(batch, source.shape[1], heads, self.value_dim // heads)
         weights = self.weights(query).view(batch, queries, heads, points).softmax(-1)
         offsets = self.offsets(query).view(batch, queries, heads, points, 2)
-        return self.output(sample_around(value, offsets, weights, query_grid, source_grid))
+        sampled = sample_around(value, offsets, weights, query_grid, source_grid)
+        # the bias is part of a product of rows in any layout
+        return self.output(sampled.flatten(0, 1)).unflatten(0, (batch, -1))
 
 
 def sample_around(value: Tensor, offsets: Tensor, weights: Tensor, query_grid: Grid, source_grid: Grid) -> Tensor:
