@@ -9,7 +9,7 @@ from piip.heads.dino.attention import LevelsDeformableAttention
 from piip.heads.dino.tokens import LevelTokens
 from piip.heads.dino.transformer import EncoderLayer
 from piip.ops import native
-from piip.optimize.packing import can_pack, packed_linear, plain_norm
+from piip.optimize.packing import can_pack, packed_linear, packed_norm
 
 
 class FusedLevelsAttention(nn.Module):
@@ -57,7 +57,7 @@ class FusedEncoderLayer(nn.Module):
         assert isinstance(second, nn.Linear)
         self.first = packed_linear(first.weight, first.bias, rows=rows, activation="relu")
         self.second = packed_linear(second.weight, second.bias, rows=rows)
-        self.norms = nn.ModuleList([plain_norm(norm) for norm in layer.norms])
+        self.norms = nn.ModuleList([packed_norm(norm) or norm for norm in layer.norms])
 
     def forward(self, tokens: Tensor, references: Tensor, levels: LevelTokens) -> Tensor:
         """Return the tokens (B, N, C) after one layer."""
