@@ -58,7 +58,7 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
         linear = nn.Linear(in_features, out_features)
         nn.init.xavier_uniform_(linear.weight)
         nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU(inplace=True)]  # nothing else reads what the linear layer makes
+        layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
