@@ -77,6 +77,8 @@ def training_steps(kind: str) -> Iterable[Counted]:
     for objects in OBJECTS:
         targets = [target(objects, masks=kind == "mask_rcnn") for _ in images]
 
+        model.zero_grad()  # adding to gradients would launch a kernel for every parameter
+
         def step(targets: list[Any] = targets) -> None:
             losses = model(images, targets=targets)
             torch.stack([value for name, value in losses.items() if "loss" in name]).sum().backward()
