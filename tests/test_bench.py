@@ -140,9 +140,9 @@ def test_a_killed_process_is_an_error_of_its_model() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "Name models or a --preset, one of quick, coco, coco-6b"),
+        ([], "Name models or a --preset, one of quick, coco-short, coco, coco-6b"),
         (["single_b_1024.deit3_coco_mask_rcnn", "--preset", "quick"], "Name models or a --preset"),
-        (["--preset", "fast"], "There is no preset 'fast', expected one of quick, coco"),
+        (["--preset", "fast"], "There is no preset 'fast', expected one of quick, coco-short"),
         (["piip_tsb_1120"], "Did you mean: "),
         (["no/such"], "no/such"),
         (["single_b_1024.deit3_coco_mask_rcnn", "--dtype", "f16"], "dtype is 'f16', expected one of f32, bf16"),
@@ -184,7 +184,7 @@ def test_presets_hold_what_they_say() -> None:
     published = {model.name: model for model in piip.zoo.published_models()}
     assert coco[0] == more[0] == "single_b_1024.deit3_coco_mask_rcnn"
     assert len({*coco}) == len(coco)
-    assert {*PRESETS["quick"].names()} < {*coco} < {*more}
+    assert {*PRESETS["quick"].names()} < {*PRESETS["coco-short"].names()} < {*coco} < {*more}
     assert {*more} - {*coco} == {name for name in more if "6b_" in name}
     for name in more:
         assert published[name].head == "Mask R-CNN"

@@ -15,6 +15,23 @@ QUICK = (
     "piip_tsb_1120_896_448.deit3_coco_mask_rcnn",
     "piip_ct_vs_vb_1024_672_448.convnext_deit3_coco_mask_rcnn",
 )
+# Single networks, pyramids of ViTs trained alike, and hybrids: the figure of docs/performance.md.
+SHORT = (
+    SINGLE,
+    "single_cb_1024.convnext_coco_mask_rcnn",
+    "single_l_1024.deit3_coco_mask_rcnn",
+    "piip_tsb_1120_896_448.deit3_coco_mask_rcnn",
+    "piip_tsb_1568_1120_672.deit3_coco_mask_rcnn",
+    "piip_sbl_1120_672_448.deit3_coco_mask_rcnn",
+    "piip_sbl_1344_896_448.deit3_coco_mask_rcnn",
+    "piip_sbl_1568_1120_672.deit3_coco_mask_rcnn",
+    "piip_ct_vs_vb_1024_672_448.convnext_deit3_coco_mask_rcnn",
+    "piip_ct_cs_vb_1024_672_448.convnext_deit3_coco_mask_rcnn",
+    "piip_ct_vs_cb_1024_672_448.convnext_deit3_coco_mask_rcnn",
+    "piip_ct_cs_cb_1024_672_448.convnext_coco_mask_rcnn",
+    "piip_vt_cs_vb_1024_672_448.convnext_deit3_coco_mask_rcnn",
+    "piip_vt_vs_cb_1024_672_448.convnext_deit3_coco_mask_rcnn",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,7 @@ PRESETS: Table[Preset, None] = Table.of(
     "preset",
     {
         "quick": Preset(lambda: QUICK, dtypes=("f32",), repeats=2),
+        "coco-short": Preset(lambda: SHORT, dtypes=("f32",), repeats=2),
         "coco": Preset(lambda: _published_mask_rcnn(with_six_billion=False)),
         # packing would hold the weights of six billion parameters twice
         "coco-6b": Preset(lambda: _published_mask_rcnn(with_six_billion=True), dtypes=("bf16",), form="eager"),

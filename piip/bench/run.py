@@ -161,6 +161,8 @@ def _facts(job: Job, cost: CostReport) -> Row:
         "params": cost.params,
         "seconds": None,
         "median_seconds": None,
+        "first_seconds": None,
+        "prepare_seconds": None,
         "rounds": [],
         "peak_bytes": None,
         "launches": None,
@@ -225,8 +227,8 @@ def _note(row: Row, worker: Worker, *, is_first: bool) -> None:
     seconds = worker.run()
     row["peak_bytes"] = max(worker.peak_bytes(), row["peak_bytes"] or 0)
     if is_first:
-        row.setdefault("first_seconds", seconds)
-        row.setdefault("prepare_seconds", worker.prepare_seconds)
+        if row["first_seconds"] is None:
+            row.update(first_seconds=seconds, prepare_seconds=worker.prepare_seconds)
         return
     row["rounds"].append(seconds)
     row.update(seconds=min(row["rounds"]), median_seconds=statistics.median(row["rounds"]))

@@ -34,8 +34,8 @@ def bench(
     Args:
         models: Names from `piip list`, recipes, model directories or owner/name on the Hugging Face hub. Times per
             multiply-add are relative to the first.
-        preset: A set of models instead: quick (four models), coco (every released Mask R-CNN and single network with a
-            published AP, without InternViT-6B) or coco-6b (with it; 20 GiB of memory).
+        preset: A set of models instead: quick (four models), coco-short (fourteen), coco (every released Mask R-CNN and
+            single network with a published AP, without InternViT-6B) or coco-6b (with it; 20 GiB of memory).
         dtype: Number formats, f32 and bf16. Default: f32, or the preset's.
         form: How models run: optimized by piip.optimize_for_inference, eager, compiled by torch.compile, or exported to
             ONNX Runtime or OpenVINO (f32). Default: optimized, or the preset's.
