@@ -87,7 +87,8 @@ def test_a_run_leaves_rows_and_a_figure(tmp_path: Path) -> None:
     assert [row["time_per_mac_ratio"] for row in rows[::2]] == [1, 1]
     assert rows[1]["time_per_mac_ratio"] == pytest.approx(rows[1]["seconds"] / rows[0]["seconds"])
     lines = (tmp_path / "out" / "bench.md").read_text().splitlines()
-    assert [line.split(" | ")[1] for line in lines[4:]] == ["f32", "f32", "bf16", "bf16"]
+    assert lines[1] == "Top-1 Acc: recorded in training, validation split."
+    assert [line.split(" | ")[1] for line in lines[5:]] == ["f32", "f32", "bf16", "bf16"]
     for dtype in ("f32", "bf16"):
         assert size_of(tmp_path / "out" / f"bench-{dtype}.png")[0] > 1000
 
@@ -146,6 +147,7 @@ def test_a_killed_process_is_an_error_of_its_model() -> None:
         (["piip_tsb_1120"], "Did you mean: "),
         (["no/such"], "no/such"),
         (["single_b_1024.deit3_coco_mask_rcnn", "--dtype", "f16"], "dtype is 'f16', expected one of f32, bf16"),
+        (["single_b_1024.deit3_coco_mask_rcnn", "--form", "onnx", "--dtype", "bf16"], "runs in float32 only"),
         (["single_b_1024.deit3_coco_mask_rcnn", "--repeats", "0"], "repeats is 0, expected at least 1"),
     ],
 )
@@ -167,6 +169,10 @@ def test_names_recipes_and_directories_are_found() -> None:
     assert named.accuracy
     assert "published by the authors" in named.accuracy.source
     assert named.config.head.kind == "none"
+    assert named.image_size == (672, 1120)
+    assert find_subject("single_b_1024.deit3_coco_mask_rcnn").image_size == (640, 1024)
+    assert find_subject("piip_ct_vs_vb_1024_672_448.convnext_deit3_coco_mask_rcnn").image_size == (800, 1344)
+    assert find_subject("piip_tsb_368_192_128.deit1_in1k").image_size is None
     assert find_subject(named.name, with_head=True).config.head.kind == "mask_rcnn"
     record = piip.zoo.official_record(named.name)
     assert find_subject(record).accuracy == named.accuracy
@@ -225,6 +231,7 @@ def row(name: str, seconds: float | None, **fields: Any) -> dict[str, Any]:
         "launches": 3,
         "syncs": 0,
         "time_per_mac_ratio": None,
+        "image_size": (96, 128),
     }
     return {"name": name, "seconds": seconds, **facts, **counts, **fields}
 
@@ -249,8 +256,8 @@ def test_labels_and_tables_are_short() -> None:
     assert label("single_6b_1024.internvl_coco_mask_rcnn") == "InternViT-6B 1024"
     assert label("/home/me/runs/nuclei/best") == "nuclei/best"
     assert len({label(name) for name in PRESETS["coco-6b"].names()}) == len(PRESETS["coco-6b"].names())
-    assert cells(row("a", None)) == ["2.00", "", "", "", "1.00", "3", "0", "", ""]
-    assert markdown([row("a", 0.5)]).splitlines()[2].startswith("| a | f32 | 2.00 | 0.5 | 0.5 |")
+    assert cells(row("a", None)) == ["96x128", "2.00", "", "", "", "1.00", "3", "0", "", ""]
+    assert markdown([row("a", 0.5)]).splitlines()[2].startswith("| a | f32 | 96x128 | 2.00 | 0.5 | 0.5 |")
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
@@ -278,7 +285,7 @@ def test_forms_agree_on_what_they_run() -> None:
 
 
 def test_options_reach_the_models(tmp_path: Path) -> None:
-    name = save(tmp_path / "model", {})
+    name = save(tmp_path / "model", {"val/top1": 0.5})
     common: dict[str, Any] = {"preset": None, "dtypes": None, "form": "eager", "repeats": 1, "with_head": False}
     report = bench_models(
         [name], image_size=(64, 96), batch_size=3, device="cpu", threads=1, out=tmp_path, quiet=True, **common
@@ -287,5 +294,6 @@ def test_options_reach_the_models(tmp_path: Path) -> None:
     assert measured["image_size"] == [64, 96]
     assert measured["batch_size"] == 3
     assert measured["form"] == "eager"
+    assert measured["accuracy"] is None  # of another size
     assert measured["macs"] == 3 * piip.estimate_cost(config(), image_size=(64, 96)).macs
     assert BenchOptions.__dataclass_fields__.keys() >= {"image_size", "batch_size", "threads"}

@@ -17,6 +17,7 @@ from piip.bench.run import BenchOptions, BenchReport, Say, run_bench
 from piip.bench.subjects import find_subject
 from piip.bench.table import label, markdown, table
 from piip.device import pick_device
+from piip.export.runtime import RUNTIMES
 from piip.fields import at_least, one_of
 from piip.serialization.save import DTYPES
 from piip.structures import Size
@@ -57,12 +58,16 @@ def bench_models(
     )
     for dtype in options.dtypes:
         one_of("dtype", dtype, DTYPES)
+    if options.form in RUNTIMES and set(options.dtypes) != {"f32"}:
+        raise ValueError(f"form {options.form!r} runs in float32 only, but dtype is {', '.join(options.dtypes)}.")
     at_least("repeats", options.repeats, 1)
     at_least("batch_size", batch_size, 1)
     with _progress() as say:
         report = run_bench(subjects, options, out / "bench.json", say)
     rows = [*report.rows.values()]
-    (out / "bench.md").write_text(f"{describe_machine(report.machine)}\n\n{markdown(rows)}", encoding="utf-8")
+    (out / "bench.md").write_text(
+        "\n".join([describe_machine(report.machine), *_sources(report), "", markdown(rows)]), encoding="utf-8"
+    )
     figures = _draw(report, options, out)
     if not quiet:
         _print(report, [out / "bench.md", *figures])
@@ -105,11 +110,17 @@ def _left_out(report: BenchReport) -> list[str]:
     return sentences
 
 
+def _sources(report: BenchReport) -> list[str]:
+    """Say whose the accuracies are."""
+    known = [row for row in report.rows.values() if row["accuracy_source"]]
+    return [f"{metric}: {source}." for metric, source in sorted({(r["metric"], r["accuracy_source"]) for r in known})]
+
+
 def _print(report: BenchReport, written: Sequence[Path]) -> None:
     console = Console(width=None if Console().is_terminal else 140)
     console.print(table([*report.rows.values()], describe_machine(report.machine)))
     for sentence in _left_out(report):
         console.print(sentence, highlight=False, soft_wrap=True)
-    for source in sorted({row["accuracy_source"] for row in report.rows.values() if row["accuracy_source"]}):
-        console.print(f"Accuracy: {source}.", highlight=False)
+    for sentence in _sources(report):
+        console.print(sentence, highlight=False, soft_wrap=True)
     console.print(f"Results are in {report.path}" + "".join(f", {path}" for path in written), soft_wrap=True)

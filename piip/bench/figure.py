@@ -114,8 +114,9 @@ def _draw_panel(
     for is_pyramid, name in ((False, "single network"), (True, "pyramid")):
         chosen = [index for index, row in enumerate(rows) if (row["branches"] > 1) is is_pyramid]
         x, y = [costs[index] for index in chosen], [heights[index] for index in chosen]
-        axis.scatter(x, y, color=COLORS[is_pyramid], label=name, s=28, zorder=3)
-    if front:
+        if chosen:
+            axis.scatter(x, y, color=COLORS[is_pyramid], label=name, s=28, zorder=3)
+    if len(front) > 1:
         x, y = [costs[index] for index in front], [heights[index] for index in front]
         axis.plot(x, y, color=FRONT, zorder=1, label="Pareto front")
     for index, number in numbers.items():

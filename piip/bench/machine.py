@@ -47,7 +47,8 @@ def describe_machine(facts: dict[str, Any]) -> str:
     """
     units = ", ".join(unit.replace("_", " ") for unit in facts["bf16_units"]) or "no bfloat16 units"
     where = facts["processor"] if facts["device"] == "cpu" else f"{facts['device']}, {facts['processor']}"
-    return f"{where} ({units}), {facts['threads']} threads, PyTorch {facts['torch']}, {facts['date']}"
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    return f"{where} ({units}), {threads}, PyTorch {facts['torch']}, {facts['date']}"
 
 
 def available_bytes(device: str = "cpu") -> int:

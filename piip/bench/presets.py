@@ -23,14 +23,10 @@ SHORT = (
     "piip_tsb_1120_896_448.deit3_coco_mask_rcnn",
     "piip_tsb_1568_1120_672.deit3_coco_mask_rcnn",
     "piip_sbl_1120_672_448.deit3_coco_mask_rcnn",
-    "piip_sbl_1344_896_448.deit3_coco_mask_rcnn",
     "piip_sbl_1568_1120_672.deit3_coco_mask_rcnn",
     "piip_ct_vs_vb_1024_672_448.convnext_deit3_coco_mask_rcnn",
-    "piip_ct_cs_vb_1024_672_448.convnext_deit3_coco_mask_rcnn",
     "piip_ct_vs_cb_1024_672_448.convnext_deit3_coco_mask_rcnn",
     "piip_ct_cs_cb_1024_672_448.convnext_coco_mask_rcnn",
-    "piip_vt_cs_vb_1024_672_448.convnext_deit3_coco_mask_rcnn",
-    "piip_vt_vs_cb_1024_672_448.convnext_deit3_coco_mask_rcnn",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -36,7 +37,8 @@ class BenchOptions:
         dtypes: "f32", "bf16" or both.
         form: One of `worker.FORMS`.
         repeats: Rounds that count, after the first.
-        image_size: (H, W) in pixels; None for each model's nominal square.
+        image_size: (H, W) in pixels; None for the size at which each model was evaluated, or its nominal square. At
+            another size its accuracy is left out.
         batch_size: Images per pass.
         device: "cpu", "cuda" or "cuda:INDEX".
         threads: Threads of PyTorch's operations on the CPU.
@@ -134,8 +136,10 @@ def group_jobs(jobs: Sequence[tuple[Job, int]], memory: int) -> list[list[Job]]:
 
 
 def _job(subject: Subject, dtype: str, options: BenchOptions) -> tuple[Job, CostReport]:
-    cost = estimate_cost(subject.config, image_size=options.image_size)
+    cost = estimate_cost(subject.config, image_size=options.image_size or subject.image_size)
     size = cost.image_size
+    if size != (subject.image_size or (subject.config.branches[-1].image_size,) * 2):
+        subject = dataclasses.replace(subject, accuracy=None)  # it is of another size
     return Job(subject, size, dtype, options.form, options.batch_size, options.device, options.threads), cost
 
 

@@ -11,8 +11,9 @@ from piip.config import HeadConfig, ModelConfig
 from piip.recipe import load_recipe
 from piip.serialization.description import read_description
 from piip.serialization.hub import find_model
+from piip.structures import Size
 from piip.zoo.create import model_config, official_record
-from piip.zoo.published import MAIN_RESULTS, published_models
+from piip.zoo.published import MAIN_RESULTS, PublishedModel, published_models
 
 RECIPE_ENDINGS = (".yaml", ".yml")
 # Keys of `metadata["metrics"]`, which `piip train` records, and names of the metrics; the first that is there counts.
@@ -43,12 +44,14 @@ class Subject:
         config: Description of what is measured.
         directory: Directory of its weights; None for random weights, which take the same time.
         accuracy: Its known result; None if there is none.
+        image_size: (H, W) in pixels at which it was evaluated, padding included; None for its nominal square.
     """
 
     name: str
     config: ModelConfig
     directory: str | None = None
     accuracy: Accuracy | None = None
+    image_size: Size | None = None
 
 
 def find_subject(name: str, *, with_head: bool = False) -> Subject:
@@ -74,7 +77,9 @@ def _find(name: str) -> Subject:
     if Path(name).is_dir() or "/" in name:
         return _saved(name)
     record = official_record(name)  # raises ValueError with the nearest names
-    return Subject(name, _untrained(model_config(name)), accuracy=_published(record))
+    published = next(model for model in published_models() if model.record == record)
+    config = _untrained(model_config(name))
+    return Subject(name, config, accuracy=_published(published), image_size=_evaluated_size(published))
 
 
 def _untrained(config: ModelConfig) -> ModelConfig:
@@ -89,9 +94,18 @@ def _saved(name: str) -> Subject:
     return Subject(name, config, str(directory), _recorded(description.get("metrics", {})))
 
 
-def _published(record: str) -> Accuracy | None:
-    """Return the authors' main result for a record."""
-    model = next(model for model in published_models() if model.record == record)
+def _evaluated_size(model: PublishedModel) -> Size | None:
+    """Return the size of the batches in which landscape images were evaluated; None for square crops and windows."""
+    dense = model.evaluation.get("dense", {})
+    if model.task != "detection" or "short_side" not in dense:
+        return None
+    divisor = dense["pad_divisor"]
+    height, width = (-(-dense[side] // divisor) * divisor for side in ("short_side", "long_side"))
+    return height, width
+
+
+def _published(model: PublishedModel) -> Accuracy | None:
+    """Return the authors' main result."""
     metric = MAIN_RESULTS[model.task]
     if metric not in model.results:
         return None

@@ -16,7 +16,7 @@ NAME = re.compile(
     r"(?:piip|single)_(?P<networks>\w+?)_(?P<sizes>\d{3,4}(?:_\d{3,4})*)\.(?P<start>\w+?)_(?:coco|ade20k|in1k)"
     r"(?:_mask_rcnn|_dino|_upernet)?(?:_(?P<variant>\w+))?$"
 )
-COLUMNS = ("GMACs", "s", "median", "first", "peak GB", "launches", "syncs", "accuracy", "s per MAC")
+COLUMNS = ("size", "GMACs", "s", "median", "first", "peak GB", "launches", "syncs", "accuracy", "time per MAC")
 
 
 def label(name: str) -> str:
@@ -51,7 +51,8 @@ def cells(row: dict[str, Any]) -> list[str]:
         (row["accuracy"], ".1f"),
         (row["time_per_mac_ratio"], ".2f"),
     ]
-    return ["" if value is None else format(value, kind) for value, kind in shown]
+    size = "x".join(map(str, row["image_size"]))
+    return [size, *("" if value is None else format(value, kind) for value, kind in shown)]
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
