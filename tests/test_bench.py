@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ import piip
 from piip.bench.command import bench_models
 from piip.bench.figure import draw, main_metric, pareto_front
 from piip.bench.presets import PRESETS
-from piip.bench.run import BenchOptions, group_jobs
+from piip.bench.run import group_jobs
 from piip.bench.subjects import Subject, find_subject
 from piip.bench.table import cells, label, markdown
 from piip.bench.weights import build_random
-from piip.bench.worker import Job, Worker
-from piip.cli import main
+from piip.bench.worker import FORMS, Job, Worker
+from piip.cli import COMMANDS, main
 from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
+from piip.export.runtime import RUNTIMES
 
 ASSETS = Path(piip.__file__).parent / "assets"
 CONTRACT = {
@@ -296,4 +298,15 @@ def test_options_reach_the_models(tmp_path: Path) -> None:
     assert measured["form"] == "eager"
     assert measured["accuracy"] is None  # of another size
     assert measured["macs"] == 3 * piip.estimate_cost(config(), image_size=(64, 96)).macs
-    assert BenchOptions.__dataclass_fields__.keys() >= {"image_size", "batch_size", "threads"}
+
+
+def test_commands_offer_what_there_is() -> None:
+    def choices(command: Any, name: str) -> set[str]:
+        kind = typing.get_type_hints(command)[name]
+        inner = [part for part in (kind, *typing.get_args(kind)) if typing.get_origin(part) is typing.Literal]
+        return {*typing.get_args(inner[0])}
+
+    assert choices(COMMANDS["bench"], "form") == {*FORMS}
+    assert choices(COMMANDS["predict"], "runtime") == {*RUNTIMES}
+    assert {*RUNTIMES} - {"torch"} <= {*FORMS}
+    assert all(name in (COMMANDS["bench"].__doc__ or "") for name in PRESETS)
