@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -168,6 +168,12 @@ class PIIPDenseModel(_ModelWithHead):
         super().__init__(backbone, config=config)
         self.head: DenseHead = head
         self.title, self.hub_task = head.title, head.hub_task
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PIIPDenseModel:
+        """Move or cast the model, but keep the head in float32: it counts in pixels."""
+        super()._apply(fn, recurse)
+        self.head.float()
+        return self
 
     def forward(
         self,
