@@ -150,6 +150,7 @@ def test_a_killed_process_is_an_error_of_its_model() -> None:
         (["no/such"], "no/such"),
         (["single_b_1024.deit3_coco_mask_rcnn", "--dtype", "f16"], "dtype is 'f16', expected one of f32, bf16"),
         (["single_b_1024.deit3_coco_mask_rcnn", "--form", "onnx", "--dtype", "bf16"], "runs in float32 only"),
+        (["single_b_1024.deit3_coco_mask_rcnn", "--threads", "0"], "threads is 0, expected at least 1"),
         (["single_b_1024.deit3_coco_mask_rcnn", "--repeats", "0"], "repeats is 0, expected at least 1"),
     ],
 )
@@ -290,7 +291,7 @@ def test_options_reach_the_models(tmp_path: Path) -> None:
     name = save(tmp_path / "model", {"val/top1": 0.5})
     common: dict[str, Any] = {"preset": None, "dtypes": None, "form": "eager", "repeats": 1, "with_head": False}
     report = bench_models(
-        [name], image_size=(64, 96), batch_size=3, device="cpu", threads=1, out=tmp_path, quiet=True, **common
+        [name, name], image_size=(64, 96), batch_size=3, device="cpu", threads=1, out=tmp_path, quiet=True, **common
     )
     (measured,) = report.rows.values()
     assert measured["image_size"] == [64, 96]

@@ -46,7 +46,7 @@ def bench_models(
     if bool(names) == (preset is not None):
         raise ValueError(f"Name models or a --preset, one of {', '.join(PRESETS)}; see `piip bench --help`.")
     chosen = PRESETS[preset] if preset is not None else Preset(lambda: tuple(names), dtypes=("f32",))
-    subjects = [find_subject(name, with_head=with_head) for name in chosen.names()]
+    subjects = [find_subject(name, with_head=with_head) for name in dict.fromkeys(chosen.names())]
     options = BenchOptions(
         dtypes=tuple(dtypes or chosen.dtypes),
         form=form or chosen.form,
@@ -54,7 +54,7 @@ def bench_models(
         image_size=image_size,
         batch_size=batch_size,
         device=str(pick_device(device)),
-        threads=threads or torch.get_num_threads(),
+        threads=torch.get_num_threads() if threads is None else threads,
     )
     for dtype in options.dtypes:
         one_of("dtype", dtype, DTYPES)
@@ -62,6 +62,7 @@ def bench_models(
         raise ValueError(f"form {options.form!r} runs in float32 only, but dtype is {', '.join(options.dtypes)}.")
     at_least("repeats", options.repeats, 1)
     at_least("batch_size", batch_size, 1)
+    at_least("threads", options.threads, 1)
     with _progress() as say:
         report = run_bench(subjects, options, out / "bench.json", say)
     rows = [*report.rows.values()]

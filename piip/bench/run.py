@@ -94,11 +94,13 @@ def run_bench(subjects: Sequence[Subject], options: BenchOptions, path: str | Pa
         ValueError: No model could be measured; with the reason of the first one.
     """
     report = BenchReport(Path(path), machine(options.device, threads=options.threads))
+    counted = [_count(subject, options.image_size) for subject in subjects]
     groups = []
     for dtype in options.dtypes:
         jobs = []
-        for subject in subjects:
-            job, cost = _job(subject, dtype, options)
+        for subject, cost in counted:
+            size, threads = cost.image_size, options.threads
+            job = Job(subject, size, dtype, options.form, options.batch_size, options.device, threads)
             report.rows[job.key] = _facts(job, cost)
             jobs.append((job, _memory_need(job, cost)))
         groups += group_jobs(jobs, int(USABLE * available_bytes(options.device)))
@@ -135,12 +137,12 @@ def group_jobs(jobs: Sequence[tuple[Job, int]], memory: int) -> list[list[Job]]:
     return groups + alone
 
 
-def _job(subject: Subject, dtype: str, options: BenchOptions) -> tuple[Job, CostReport]:
-    cost = estimate_cost(subject.config, image_size=options.image_size or subject.image_size)
-    size = cost.image_size
-    if size != (subject.image_size or (subject.config.branches[-1].image_size,) * 2):
-        subject = dataclasses.replace(subject, accuracy=None)  # it is of another size
-    return Job(subject, size, dtype, options.form, options.batch_size, options.device, options.threads), cost
+def _count(subject: Subject, image_size: Size | None) -> tuple[Subject, CostReport]:
+    """Return a model with its cost at the size to measure, without its accuracy if that is of another size."""
+    cost = estimate_cost(subject.config, image_size=image_size or subject.image_size)
+    if cost.image_size != (subject.image_size or (subject.config.branches[-1].image_size,) * 2):
+        subject = dataclasses.replace(subject, accuracy=None)
+    return subject, cost
 
 
 def _memory_need(job: Job, cost: CostReport) -> int:
