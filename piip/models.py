@@ -325,7 +325,7 @@ class PIIPDenseModel(_ModelWithHead):
 
     def dry_run(self, image: Tensor, scope: NamesParts) -> str:
         """Run everything that costs at inference on an image without values; see `ModelParts` and `DenseHead`."""
-        maps = self.backbone(image)
+        maps = self.forward_maps(image)
         # without gradients: in training the head runs on other regions and queries than these
         with torch.no_grad(), scope.part(self._rest_of_head):
             image_info = ImageInfo.make((image.shape[2], image.shape[3]))
