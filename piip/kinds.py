@@ -51,6 +51,11 @@ class HeadFacts:
     reads: str
     width: int | None = None
 
+    @property
+    def needs_masks(self) -> bool:
+        """Whether training reads the masks of objects."""
+        return self.task == "instance"
+
 
 @dataclass(frozen=True)
 class DataFacts:

@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from piip.cli import main
-from piip.data.coco import CocoInstances, read_coco
+from piip.data.coco import CocoInstances
+from piip.data.coco_file import read_coco
 from piip.evaluation.dense import evaluate_dense
 from piip.evaluation.metrics.coco import score_results, to_results
 from piip.evaluation.metrics.semantic import SemanticMetric

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from piip.data.image_folder import ImageFolder, read_rgb, seeded
+from piip.data.image_folder import ImageFolder, seeded
+from piip.data.image_reading import read_rgb
 from piip.data.sampler import EpochSampler
 from piip.data.transforms.classification import TransformConfig, build_transform
 
@@ -83,7 +84,7 @@ def test_other_classes_are_named(root: Path) -> None:
         (lambda folder: None, "does not exist"),
         (lambda folder: folder.mkdir(), "no class folders"),
         (lambda folder: write(folder / "a.png"), "no class folders"),
-        (lambda folder: (folder / "cat").mkdir(parents=True), "without images .* cat"),
+        (lambda folder: (folder / "cat").mkdir(parents=True), "without images: cat"),
     ],
 )
 def test_useless_folders_are_refused(tmp_path: Path, prepare: Callable[[Path], Any], message: str) -> None:
@@ -124,7 +125,7 @@ def test_skip_takes_the_next_readable_sample_and_warns_once(root: Path, caplog: 
             image, target = dataset[2]
             assert target == 1
             assert np.array_equal(np.asarray(image), np.asarray(read_rgb(root / "dog" / "y.webp")))
-    assert len(caplog.records) == 2
+    assert caplog.text.count("It is skipped from now on") == 2
     assert "c.jpeg" in caplog.text
     assert "x.bmp" in caplog.text
 

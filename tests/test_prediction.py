@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tiny_run import write_images, write_model
 
-from piip.data.image_files import find_images
+from piip.data.listing import find_images
 from piip.inference.predictions import InstancePrediction
 from piip.inference.predictor import ClassPredictor, Predictor
 
@@ -100,9 +100,9 @@ def test_broken_files_stop_or_are_skipped(
 ) -> None:
     (images / "blue" / "1.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"blue/1\.png cannot be read .*--on-error skip"):
-        list(predictor.predict_paths([images]))
+        list(predictor.predict_paths([images], on_error="stop"))
     with caplog.at_level(logging.WARNING):
-        rows = list(predictor.predict_paths([images], on_error="skip", batch_size=1))
+        rows = list(predictor.predict_paths([images], batch_size=1))
     assert len(rows) == 11
     assert "blue/1.png cannot be read" in caplog.text
 

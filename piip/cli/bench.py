@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Literal
+
+from piip.output import to_json
 
 
 def bench(
@@ -67,4 +68,4 @@ def bench(
         quiet=json,
     )
     if json:
-        print(json_module.dumps(report.to_dict()))
+        print(to_json(report.to_dict()))

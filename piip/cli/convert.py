@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json as json_module
 from typing import Literal
+
+from piip.output import to_json
 
 
 def convert(
@@ -40,4 +41,4 @@ def convert(
         done = convert_checkpoint(
             file, out, model=model, branch=branch, dtype=dtype, max_shard_bytes=limit, progress=progress
         )
-    print(json_module.dumps(done.to_dict()) if json else format_conversion(done))
+    print(to_json(done.to_dict()) if json else format_conversion(done))

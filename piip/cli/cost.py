@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json as json_module
 from typing import Literal
+
+from piip.output import to_json
 
 
 def cost(
@@ -26,4 +27,4 @@ def cost(
 
     is_recipe = model.endswith((".yaml", ".yml"))
     report = estimate_cost(load_recipe(model).model_config() if is_recipe else model, image_size=image_size, rule=rule)
-    print(json_module.dumps(report.to_dict(), indent=2) if json else format_table(report))
+    print(to_json(report.to_dict(), indent=2) if json else format_table(report))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Literal
+
+from piip.output import to_json
 
 
 def demo(
@@ -34,6 +35,6 @@ def demo(
 
     report = run_demo(task, out, images=image or (), device=device)
     if json:
-        print(json_module.dumps(report.to_dict()))
+        print(to_json(report.to_dict()))
     else:
         print_demo(report, Console())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json as json_module
 from typing import Any, Literal
+
+from piip.output import to_json
 
 
 def evaluate(
@@ -42,7 +43,7 @@ def evaluate(
         workers: Data loading processes; 0 loads in this process.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: Number format of weights and activations.
-        on_error: Stop at an unreadable image, or skip it with a warning that names it (classifiers).
+        on_error: Stop at a missing or unreadable image, or skip it with a warning that names it: it does not count.
         max_detections: Three increasing limits on detections per image; precision uses the last. Default: the model's.
         official: Evaluate detectors as the authors did: limits 100, 300 and 1000 with AP at 100 and everything else at
             1000, the head's own maximum number of detections, no test-time augmentation, pycocotools.
@@ -55,6 +56,7 @@ def evaluate(
         json: Print JSON, with fractions in [0, 1].
     """
     options: dict[str, Any] = {"split": split, "workers": workers, "device": device, "dtype": dtype, "out": out}
+    options["on_error"] = on_error
     of_dense: dict[str, Any] = {
         "official": official,
         "flip": flip,
@@ -66,14 +68,14 @@ def evaluate(
         from piip.evaluation.dense import evaluate_dense, format_dense_report
 
         dense = evaluate_dense(model_dir, data, images=images, **options, **of_dense)
-        print(json_module.dumps(dense.to_dict()) if json else format_dense_report(dense))
+        print(to_json(dense.to_dict()) if json else format_dense_report(dense))
         return
     _only_dense(of_dense)
     from piip.evaluation.classification import evaluate as run
     from piip.evaluation.classification import format_report
 
-    report = run(model_dir, data, batch_size=batch_size, on_error=on_error, **options)
-    print(json_module.dumps(report.to_dict()) if json else format_report(report))
+    report = run(model_dir, data, batch_size=batch_size, **options)
+    print(to_json(report.to_dict()) if json else format_report(report))
 
 
 def _only_dense(options: dict[str, Any]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json as json_module
 import signal
 import warnings
 from collections.abc import Iterator
 from typing import Literal
+
+from piip.output import to_json
 
 
 @contextlib.contextmanager
@@ -63,4 +64,4 @@ def export(
             dynamic_size=dynamic_size,
             check=check is not False,
         )
-    print(json_module.dumps(report.to_dict()) if json else format_export(report))
+    print(to_json(report.to_dict()) if json else format_export(report))

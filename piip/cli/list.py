@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_module
+from piip.output import to_json
 
 
 def list_models(pattern: str = "*", *, official: bool = False, json: bool = False) -> None:
@@ -26,7 +26,7 @@ def list_models(pattern: str = "*", *, official: bool = False, json: bool = Fals
     published = {key: model for model in published_models() for key in (model.name, model.record)}
     if json:
         facts = [{**(published[name].to_dict() if name in published else {}), "name": name} for name in names]
-        print(json_module.dumps(facts))
+        print(to_json(facts))
         return
     width = max(len(name) for name in names)
     results = [published[name].main_result if name in published else "" for name in names]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json as json_module
+import sys
 from typing import Literal
+
+from piip.output import to_json, writable_folder
 
 
 def predict(
@@ -19,13 +21,15 @@ def predict(
     workers: int = 0,
     device: str = "auto",
     dtype: Literal["f32", "bf16"] = "f32",
-    on_error: Literal["stop", "skip"] = "stop",
+    on_error: Literal["stop", "skip"] = "skip",
+    white_level: int | None = None,
+    page: int | None = None,
     runtime: Literal["torch", "onnx", "openvino"] = "torch",
     json: bool = False,
 ) -> None:
     """Predict classes, detections or semantic masks of image files with a trained model.
 
-    Print one line per image. With --out DIR also write DIR/predictions.json (detections of any score, in COCO format),
+    Print one line per image. With --out DIR also write DIR/predictions.json (COCO format, detections of any score),
     semantic masks as DIR/index/NAME.png, and images with the predictions drawn as DIR/drawn/NAME.png.
 
     Args:
@@ -41,15 +45,23 @@ def predict(
         workers: Data loading processes; 0 loads in this process (classifiers).
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: Number format of weights and activations.
-        on_error: Stop at an unreadable file, or skip it with a warning that names it.
+        on_error: Stop at an unreadable file, or skip it with a warning that names it; the exit code is then 1.
+        white_level: Value of white in images with 16 bits per channel, such as 4095. Default: as in training, or 65535.
+        page: Page or frame of image files with several, from 0. Default: as in training, or 0.
         runtime: Where the model runs: PyTorch, ONNX Runtime or OpenVINO (pip install "piip[export]"; on the CPU, f32).
             Each image size is exported once, which takes a minute or less, and kept in the cache folder; of detectors
             and segmentors everything but the head runs there.
         json: Print one JSON object per line.
+
+    Raises:
+        SystemExit: Files could not be read; the others were predicted.
     """
+    from piip.data.listing import find_images
     from piip.inference.predictor import Predictor
     from piip.inference.writer import write_predictions
 
+    if out is not None:
+        writable_folder(out)
     predictor = Predictor(
         model_dir,
         device=device,
@@ -57,10 +69,24 @@ def predict(
         tile=tile,
         tile_overlap=tile_overlap,
         score_threshold=score_threshold,
+        white_level=white_level,
+        page=page,
         runtime=runtime,
     )
-    rows = predictor.predict_paths(paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error)
+    files = find_images(paths)
+    rows = predictor.predict_paths(files, top=top, batch_size=batch_size, workers=workers, on_error=on_error)
     if out is not None:
-        rows = write_predictions(rows, out, classes=predictor.classes)
+        rows = write_predictions(
+            rows,
+            out,
+            classes=predictor.classes,
+            category_ids=predictor.category_ids,
+            options=predictor.options,
+        )
+    count = 0
     for row in rows:
-        print(json_module.dumps(row.to_dict()) if json else f"{row.path}  {row.summary()}")
+        count += 1
+        print(to_json(row.to_dict()) if json else f"{row.path}  {row.summary()}")
+    if count < len(files):
+        print(f"{len(files) - count} of {len(files)} images could not be read and are left out.", file=sys.stderr)
+        raise SystemExit(1)

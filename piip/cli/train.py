@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_module
 import logging
 import warnings
 from typing import Any, Literal
+
+from piip.output import to_json
 
 
 def train(
@@ -53,4 +54,4 @@ def train(
     values: dict[str, Any] = {"model_dir": str(result.model_dir), "steps": result.steps, **result.metrics}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.4f}" for name, value in sorted(result.metrics.items()))
     text = f"The model is in {result.model_dir}: {shown}"
-    rank_zero_only(print)(json_module.dumps(values) if json else text)
+    rank_zero_only(print)(to_json(values) if json else text)

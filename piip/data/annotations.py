@@ -3,111 +3,139 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 FARTHEST = 10  # image sides that a polygon may extend outside; drawing allocates memory for its whole extent
 
 
-def outline_problem(segmentation: Any, shape: tuple[int, int]) -> str:
-    """Return the problem with an annotation's "segmentation", or "".
+Bounds = tuple[float, float, float, float]  # x1, y1, x2, y2
+
+
+class Outline(NamedTuple):
+    """An annotation's outline as it is used.
+
+    Attributes:
+        value: Polygons or RLE; None if the annotation has only a box.
+        bounds: x1, y1, x2, y2 of its polygons; None for other outlines.
+        problem: What is wrong with it, or "".
+        is_degenerate: Whether all its polygons are points or lines.
+    """
+
+    value: Any = None
+    bounds: Bounds | None = None
+    problem: str = ""
+    is_degenerate: bool = False
+
+
+def check_outline(segmentation: Any, height: int | None, width: int | None) -> Outline:
+    """Check an annotation's "segmentation".
 
     Args:
         segmentation: As in the file.
-        shape: (H, W) of the image.
+        height: Height of the image, None if the file lacks it.
+        width: Width of the image, None if the file lacks it.
     """
-    if not segmentation:
-        return ""
     if isinstance(segmentation, list):
-        return next((problem for part in segmentation if (problem := _polygon_problem(part, shape))), "")
+        return _check_polygons(segmentation, height, width)
+    if not segmentation:
+        return Outline()
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        return "is neither a list of polygons nor RLE with 'size' and 'counts'"
-    if list(segmentation["size"]) != list(shape):
-        return f"has the size {segmentation['size']}, its image {list(shape)} (height, width)"
-    counts = segmentation["counts"]
-    if isinstance(counts, list) and (any(count < 0 for count in counts) or sum(counts) != math.prod(shape)):
-        return f"has counts of {sum(counts)} pixels, its image has {math.prod(shape)}"
-    return "" if isinstance(counts, (list, str)) else "has counts that are neither a list nor a string"
+        return Outline(problem="is neither a list of polygons nor RLE with 'size' and 'counts'")
+    size, counts = segmentation["size"], segmentation["counts"]
+    if not isinstance(size, list) or len(size) != 2 or not all(is_number(side) for side in size):
+        return Outline(problem=f"has the size {size!r}, expected height and width")
+    if height is not None and width is not None and size != [height, width]:
+        return Outline(problem=f"has the size {size}, its image {[height, width]} (height, width)")
+    if isinstance(counts, list):
+        if not all(is_number(count) and count >= 0 for count in counts) or sum(counts) != math.prod(size):
+            total = sum(count for count in counts if is_number(count))
+            return Outline(problem=f"has counts of {total} pixels, its image has {math.prod(size)}")
+    elif not isinstance(counts, str):
+        return Outline(problem="has counts that are neither a list nor a string")
+    return Outline(segmentation)
 
 
-def _polygon_problem(polygon: Any, shape: tuple[int, int]) -> str:
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        count = f"{len(polygon)} numbers" if isinstance(polygon, list) else repr(polygon)
-        return f"has a polygon of {count}, expected x and y of at least three points"
-    try:
-        is_finite = math.isfinite(sum(polygon))
-    except TypeError:
-        is_finite = False
-    if not is_finite:
-        return "has a polygon with values that are not finite numbers"
-    for numbers, side in ((polygon[0::2], shape[1]), (polygon[1::2], shape[0])):
-        if not -FARTHEST * side <= min(numbers) <= max(numbers) <= (FARTHEST + 1) * side:
-            return f"has a polygon from {min(numbers)} to {max(numbers)}, its image is {side} pixels long there"
-    return ""
+def _check_polygons(polygons: list[Any], height: int | None, width: int | None) -> Outline:
+    if polygons and is_number(polygons[0]):
+        polygons = [polygons]  # one polygon without the outer list
+    parts: list[list[float]] = []
+    bounds: Bounds | None = None
+    for polygon in polygons:
+        if type(polygon) is not list or len(polygon) % 2:
+            count = f"{len(polygon)} numbers" if isinstance(polygon, list) else repr(polygon)
+            return Outline(problem=f"has a polygon of {count:.40}, expected x and y of at least three points")
+        if not polygon:
+            continue
+        try:
+            is_finite = math.isfinite(sum(polygon))
+        except (TypeError, OverflowError):
+            is_finite = False
+        if not is_finite:
+            return Outline(problem="has a polygon with values that are not finite numbers")
+        columns, rows = polygon[0::2], polygon[1::2]
+        left, top, right, bottom = min(columns), min(rows), max(columns), max(rows)
+        problem = _far_away(left, right, width) or _far_away(top, bottom, height)
+        if problem:
+            return Outline(problem=problem)
+        if len(polygon) >= 6 and left < right and top < bottom:
+            parts.append(polygon)
+            if bounds is not None:
+                left, top = min(left, bounds[0]), min(top, bounds[1])
+                right, bottom = max(right, bounds[2]), max(bottom, bounds[3])
+            bounds = (left, top, right, bottom)
+    if not parts:
+        return Outline(is_degenerate=any(polygon != [] for polygon in polygons))
+    return Outline(parts, bounds)
 
 
-def decode_mask(segmentation: Any, box: Sequence[float], shape: tuple[int, int]) -> np.ndarray:
-    """Return the mask of an annotation, bool (H, W), from its polygons or RLE, or from its box if it has neither.
+def _far_away(low: float, high: float, side: int | None) -> str:
+    """Return what is wrong with a polygon's extent along a side of its image, or ""."""
+    if side is None or -FARTHEST * side <= low <= high <= (FARTHEST + 1) * side:
+        return ""
+    return f"has a polygon from {low} to {high}, its image is {side} pixels long there"
+
+
+def outline_area(outline: Any, box: Sequence[float]) -> float:
+    """Return the area of an outline in pixels, or that of a box if there is none.
 
     Args:
-        segmentation: As in the file, without a problem.
-        box: x1, y1, x2, y2 inside the image.
-        shape: (H, W) of the image.
+        outline: Polygons or RLE without a problem, or None.
+        box: x, y, width, height.
+    """
+    if outline is None:
+        return float(box[2] * box[3])
+    if isinstance(outline, list):
+        return float(sum(abs(_signed_area(polygon)) for polygon in outline))
+    from faster_coco_eval.core import mask as coder
 
-    Raises:
-        ValueError: The compressed RLE is damaged.
+    coded = coder.frPyObjects(outline, *outline["size"]) if isinstance(outline["counts"], list) else outline
+    return float(coder.area(coded))
+
+
+def _signed_area(polygon: Sequence[float]) -> float:
+    columns, rows = np.asarray(polygon[0::2], float), np.asarray(polygon[1::2], float)
+    return float(np.dot(columns, np.roll(rows, -1)) - np.dot(rows, np.roll(columns, -1))) / 2
+
+
+def coded_polygons(polygons: Sequence[Sequence[float]], shape: tuple[int, int]) -> bytes:
+    """Return the union of polygons as COCO's compressed run lengths.
+
+    Args:
+        polygons: x, y, x, y, ... of each, in pixels.
+        shape: (H, W) of the image.
     """
     from faster_coco_eval.core import mask as coder
 
-    height, width = shape
-    if not segmentation:
-        left, top, right, bottom = (round(number) for number in box)
-        mask = np.zeros(shape, bool)
-        mask[top:bottom, left:right] = True
-        return mask
-    if isinstance(segmentation, list):
-        coded = coder.merge(coder.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        coded = coder.frPyObjects(segmentation, height, width)
-    else:
-        coded = segmentation
-    decoded: np.ndarray = coder.decode(coded).astype(bool)
-    return decoded
-
-
-def check_box(box: Any, place: str) -> None:
-    """Check that a box is x, y, width and height.
-
-    Args:
-        box: As in the file.
-        place: Position in the file, for the message.
-
-    Raises:
-        ValueError: Not four finite numbers.
-    """
-    numbers = box if isinstance(box, list) else []
-    if len(numbers) != 4 or not all(is_number(number) for number in numbers):
-        raise ValueError(f"{place} has the bbox {box!r}, expected x, y, width and height in pixels.")
+    counts: bytes = coder.merge(coder.frPyObjects(polygons, *shape))["counts"]
+    return counts
 
 
 def is_number(value: Any) -> bool:
     """Return whether a JSON value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check_image(image: Mapping[str, Any], place: str) -> None:
-    """Check that an image entry has a valid size.
-
-    Args:
-        image: Its entry in the file.
-        place: Position in the file, for the message.
-
-    Raises:
-        ValueError: Height or width is not a positive integer.
-    """
-    for name in ("height", "width"):
-        value = image[name]
-        if not is_number(value) or value < 1 or value != int(value):
-            raise ValueError(f"{place} has the {name} {value!r}, expected an integer of at least 1.")
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False

@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
-import json
+import difflib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from PIL import Image
 
-from piip.data.annotations import check_box, check_image, decode_mask, outline_problem
+from piip.data.coco_file import Content, check_coco
 from piip.data.dense_images import DenseImages
-from piip.data.image_folder import NAMES_SHOWN
+from piip.data.findings import Findings, Inspection, shorten
+from piip.data.image_reading import AS_STORED, ReadOptions, stored_shape
+from piip.data.locate import locate_images
+from piip.data.object_masks import ObjectMasks
+from piip.data.orientation import upright_shape
+from piip.data.packed import PackedList, without_collector
 from piip.structures import Target
 
-logger = logging.getLogger(__name__)
-Entry = Mapping[str, Any]
+logger = logging.getLogger("piip")
+
+MIN_SIDE = 1.0  # pixels; smaller boxes are not trained on
+KEEP_EMPTY = "Use data.keep_empty true to train on them as images without objects."
 
 
 class CocoInstances(DenseImages):
     """Images with boxes, classes and masks.
 
-    Crowd annotations are left out (evaluation reads them from the file). Boxes are clipped to their image; boxes with a
-    side below one pixel after clipping are dropped with one warning.
+    Crowd annotations are not targets (evaluation uses them). Boxes are clipped to their image; those with a side below
+    one pixel after clipping are not targets. What is left out is logged once.
 
     Args:
         annotations: The JSON file.
         images: Folder of the images in the file.
-        train: Leave out images without objects.
+        train: Leave out images without objects, and use the next image instead of an unreadable one.
         seed: Seed of the run.
-        on_error: "stop" or "skip" at an unreadable image.
-        expected_classes: Required class names, in this order.
+        on_error: "stop" or "skip" at a missing or unreadable image.
+        expected_classes: Class names in the order of their indices; categories are matched to them by name.
+        keep_empty: In training, keep images without objects.
+        options: How 16-bit and multi-page files are read.
+
+    Attributes:
+        category_ids: Id in the file of every class; classes that the file lacks get unused ids.
+        findings: What was found in the file.
 
     Raises:
-        ValueError: The file is missing or not a COCO file, ids are duplicate or unknown, images are missing, or
-            classes differ.
+        ValueError: The file is missing or not a usable COCO file, images are missing, or objects have other classes.
     """
 
     def __init__(
@@ -49,23 +61,117 @@ class CocoInstances(DenseImages):
         seed: int = 0,
         on_error: str = "stop",
         expected_classes: Sequence[str] | None = None,
+        keep_empty: bool = False,
+        options: ReadOptions = AS_STORED,
     ) -> None:
         self.file = Path(annotations)
-        content = read_coco(self.file)
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        classes = [str(category["name"]) for category in categories]
-        if expected_classes is not None and classes != list(expected_classes):
+        with without_collector():
+            self._open(Path(images), train, seed, on_error, expected_classes, keep_empty, options)
+
+    def _open(
+        self,
+        folder: Path,
+        train: bool,
+        seed: int,
+        on_error: str,
+        expected_classes: Sequence[str] | None,
+        keep_empty: bool,
+        options: ReadOptions,
+    ) -> None:
+        content, self.findings = check_coco(self.file)
+        classes, self._class_of = _match_classes(content, expected_classes, self.findings)
+        self.findings.raise_problems()
+        self.category_ids = _ids_of_classes(self._class_of, len(classes))
+        entries = _present(content["images"], folder, on_error, self.findings)
+        by_image = _by_image(content["annotations"])
+        _correct_sizes(entries, by_image, self.findings)
+        chosen = entries
+        if train:
+            usable = {image["id"] for _, image in entries if self._is_usable(by_image[image["id"]], image)}
+            chosen = entries if keep_empty else [entry for entry in entries if entry[1]["id"] in usable]
+            self._note_left_out(content["annotations"], entries, usable, keep_empty)
+        super().__init__(
+            self.file,
+            [(path, image["id"]) for path, image in chosen],
+            classes,
+            seed=seed,
+            on_error=on_error,
+            train=train,
+            options=options,
+        )
+        self.findings.log()
+        self._shapes = [(image["height"], image["width"]) for _, image in chosen]
+        self._objects = PackedList(by_image[image["id"]] for _, image in chosen)
+
+    def _is_usable(self, rows: Sequence[Content], image: Content) -> bool:
+        """Return whether an image has an object to train on, and note the others."""
+        count = 0
+        for row in rows:
+            if not row["iscrowd"]:
+                if clipped_box(row["bbox"], image) is not None:
+                    count += 1
+                else:
+                    what = "annotations without box area inside their image are left out"
+                    self.findings.note(what, f"id {row['own_id']}")
+        return count > 0
+
+    def _note_left_out(
+        self,
+        annotations: Sequence[Content],
+        entries: Sequence[tuple[Path, Content]],
+        usable: Collection[int],
+        keep_empty: bool,
+    ) -> None:
+        """Note crowds and images that are not trained on.
+
+        Raises:
+            ValueError: Nothing is left to train on.
+        """
+        crowds = sum(row["iscrowd"] for row in annotations)
+        some_crowds = f"{crowds} of {len(annotations)} annotations are crowds (iscrowd 1)"
+        if not usable:
             raise ValueError(
-                f"{self.file} has the classes {', '.join(classes)}, expected {', '.join(expected_classes)}."
+                f"{self.file} has no usable images: none of {len(entries)} has an object"
+                f"{f'; {some_crowds}, which are not trained on' if crowds else ''}. "
+                f"{' '.join(self.findings.notes())}".rstrip()
             )
-        self.category_ids = [int(category["id"]) for category in categories]
-        self._class_of = {category: index for index, category in enumerate(self.category_ids)}
-        self._objects = _objects_by_image(content, self.file)
-        chosen = [image for image in content["images"] if self._objects[image["id"]] or not train]
-        samples = [(Path(images) / image["file_name"], int(image["id"])) for image in chosen]
-        _check_present(samples, self.file)
-        super().__init__(self.file, samples, classes, seed=seed, on_error=on_error)
-        self._shapes = [(int(image["height"]), int(image["width"])) for image in chosen]
+        if crowds:
+            self.findings.say(f"{some_crowds} and are left out in training.")
+        if len(usable) < len(entries) and not keep_empty:
+            names = shorten(image["file_name"] for _, image in entries if image["id"] not in usable)
+            self.findings.say(
+                f"{len(entries) - len(usable)} of {len(entries)} images have no objects and are left out: {names}. "
+                f"{KEEP_EMPTY}"
+            )
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether there is anything to find: objects that are not crowds."""
+        return any(not row["iscrowd"] for index in range(len(self._objects)) for row in self._objects[index])
+
+    def select(self, chosen: Callable[[Path], bool]) -> list[int]:
+        """Keep the images whose path is chosen; see `DenseImages.select`."""
+        kept = super().select(chosen)
+        self._shapes = [self._shapes[index] for index in kept]
+        self._objects = PackedList(self._objects[index] for index in kept)
+        return kept
+
+    def inspect(self, index: int) -> Inspection:
+        """Return whether an image can be opened and has the size of the file."""
+        seen = super().inspect(index)
+        if seen.problem:
+            return seen
+        try:
+            shape = stored_shape(self.samples[index][0])
+            if shape != self._shapes[index]:
+                self._check_size(index, shape)
+        except ValueError as error:
+            return Inspection(str(error).rstrip("."))
+        return seen
+
+    def label_facts(self) -> dict[str, Any]:
+        """Return the classes and their ids in the file."""
+        return {"classes": self.classes, "category_ids": self.category_ids}
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -81,119 +187,171 @@ class CocoInstances(DenseImages):
         """Return "boxes", "labels" and "masks" of an image.
 
         Raises:
-            ValueError: The image size differs from the file.
+            ValueError: The image size differs from the file, or an outline is damaged.
         """
-        path, image_id = self.samples[index]
+        target = self.read_outlines(index, shape)
+        return {**target, "masks": target["masks"].decode()}
+
+    def read_outlines(self, index: int, shape: tuple[int, int]) -> dict[str, Any]:
+        """Return "boxes", "labels" and "masks" of an image, which are `ObjectMasks` and not decoded yet."""
         if shape != self._shapes[index]:
-            turned = shape == self._shapes[index][::-1]
-            hint = " Its annotations ignore the EXIF orientation: save it without the tag." if turned else ""
-            raise ValueError(
-                f"The image {path} is {shape[0]}x{shape[1]} (height x width, after rotation), but {self.file} has "
-                f"{self._shapes[index][0]}x{self._shapes[index][1]}.{hint}"
+            self._check_size(index, shape)
+        image = {"height": shape[0], "width": shape[1]}
+        rows = [(row, clipped_box(row["bbox"], image)) for row in self._objects[index] if not row["iscrowd"]]
+        objects = [(row, box) for row, box in rows if box is not None]
+        boxes = torch.tensor([box for _, box in objects], dtype=torch.float32).view(-1, 4)
+        labels = torch.tensor([self._class_of[row["category_id"]] for row, _ in objects], dtype=torch.int64)
+        outlines = [(row["segmentation"], box) for row, box in objects]
+        names = [f"annotation {row['own_id']} of {self.file}" for row, _ in objects]
+        return {"boxes": boxes, "labels": labels, "masks": ObjectMasks(outlines, shape, names)}
+
+    def _check_size(self, index: int, shape: tuple[int, int]) -> None:
+        """Accept the size of an image whose sides the file has swapped.
+
+        Raises:
+            ValueError: The sizes differ in another way, or the annotations belong to the image before rotation.
+        """
+        (path, _), stated, hint = self.samples[index], self._shapes[index], ""
+        if shape == stated[::-1]:
+            image = {"height": shape[0], "width": shape[1]}
+            if not _is_quarter_turned(path) and all(_is_inside(row["bbox"], image) for row in self._objects[index]):
+                logger.warning("%s has height and width of %s swapped.", self.file, path.name)
+                return
+            hint = " Its annotations ignore the EXIF orientation: save it without the tag."
+        raise ValueError(
+            f"The image {path} is {shape[0]}x{shape[1]} (height x width, after rotation), but {self.file} has "
+            f"{stated[0]}x{stated[1]}.{hint}"
+        )
+
+    def ground_truth(self, image_ids: Collection[int] | None = None) -> Content:
+        """Return the objects and crowds of images as a COCO file's content, with category ids 1 + class index.
+
+        Annotations are numbered from 1: the programs that count take an object with the id 0 for a missing one.
+
+        Args:
+            image_ids: The images; None for all.
+        """
+        chosen = None if image_ids is None else set(image_ids)
+        images: list[Content] = []
+        annotations: list[Content] = []
+        for index, (path, image_id) in enumerate(self.samples):
+            if chosen is not None and image_id not in chosen:
+                continue
+            height, width = self._shapes[index]
+            images.append({"id": image_id, "file_name": path.name, "height": height, "width": width})
+            for row in self._objects[index]:
+                label = 1 + self._class_of[row["category_id"]]
+                annotations.append({**row, "id": len(annotations) + 1, "category_id": label})
+        categories = [{"id": index, "name": name} for index, name in enumerate(self.classes, start=1)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    @property
+    def label_ids(self) -> list[int]:
+        """Id of every class in `ground_truth`."""
+        return list(range(1, len(self.classes) + 1))
+
+
+def clipped_box(box: Sequence[float], image: Mapping[str, Any]) -> list[float] | None:
+    """Return a box as x1, y1, x2, y2 inside its image, None if a side is shorter than a pixel.
+
+    Args:
+        box: x, y, width, height.
+        image: "height" and "width".
+    """
+    left, top, width, height = box
+    right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
+    left, top = max(left, 0), max(top, 0)
+    if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
+        return None
+    return [float(left), float(top), float(right), float(bottom)]
+
+
+def _by_image(annotations: Sequence[Content]) -> defaultdict[int, list[Content]]:
+    grouped: defaultdict[int, list[Content]] = defaultdict(list)
+    for row in annotations:
+        grouped[row["image_id"]].append(row)
+    return grouped
+
+
+def _match_classes(
+    content: Content, expected: Sequence[str] | None, findings: Findings
+) -> tuple[list[str], dict[int, int]]:
+    """Return the class names, and the class index of every category id of the file."""
+    named = {category["id"]: category["name"] for category in content["categories"]}
+    classes = list(named.values()) if expected is None else list(expected)
+    index = {name: place for place, name in enumerate(classes)}
+    objects = Counter(row["category_id"] for row in content["annotations"])
+    for category, name in named.items():
+        if name in index:
+            continue
+        if objects[category]:
+            close = difflib.get_close_matches(name, classes, n=1, cutoff=0.6)
+            findings.problem(
+                f"{objects[category]} objects have the class {name!r}, expected one of {shorten(classes)}"
+                f"{f' (perhaps {close[0]!r})' if close else ''}: rename the category, or remove it with its objects"
             )
-        objects = self._objects[image_id]
-        boxes = torch.tensor([entry["clipped"] for entry in objects], dtype=torch.float32).view(-1, 4)
-        labels = torch.tensor([self._class_of[entry["category_id"]] for entry in objects], dtype=torch.int64)
-        masks = np.zeros((len(objects), *shape), bool)
-        for mask, entry in zip(masks, objects, strict=True):
-            try:
-                mask[:] = decode_mask(entry.get("segmentation"), entry["clipped"], shape)
-            except ValueError as error:
-                raise ValueError(
-                    f"{self.file}: the outline of annotation {entry['id']} is damaged: {error}."
-                ) from error
-        return {"boxes": boxes, "labels": labels, "masks": torch.from_numpy(masks)}
+        else:
+            findings.note("categories without objects are not known to the model and are left out", name)
+    for name in [name for name in classes if name not in named.values()]:
+        findings.note("classes are not in the file; nothing is measured for them", name)
+    return classes, {category: index[name] for category, name in named.items() if name in index}
 
 
-def read_coco(path: Path) -> dict[str, Any]:
-    """Read and check a COCO file.
+def _ids_of_classes(class_of: Mapping[int, int], count: int) -> list[int]:
+    ids = {index: category for category, index in class_of.items()}
+    unused = max(class_of, default=0)
+    for index in range(count):
+        if index not in ids:
+            unused += 1
+            ids[index] = unused
+    return [ids[index] for index in range(count)]
+
+
+def _present(images: Sequence[Content], folder: Path, on_error: str, findings: Findings) -> list[tuple[Path, Content]]:
+    """Return the images with their files.
 
     Raises:
-        ValueError: The file is missing or not JSON, lacks a section or field, or has duplicate or unknown ids, or
-            invalid sizes, boxes or outlines.
+        ValueError: Files are missing and `on_error` is "stop".
     """
-    if not path.is_file():
-        raise ValueError(f"There is no annotation file {str(path)!r}, expected a COCO JSON file.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}.") from error
-    sections = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name")}
-    sections["annotations"] = ("id", "image_id", "category_id", "bbox")
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected the sections {', '.join(sections)}.")
-    for section, fields in sections.items():
-        if not isinstance(content.get(section), list):
-            raise ValueError(f"{path} has no list {section!r}, expected images, annotations and categories.")
-        for place, entry in enumerate(content[section]):
-            missing = [name for name in fields if not isinstance(entry, dict) or name not in entry]
-            if missing:
-                raise ValueError(f"{path}: {section}[{place}] has no field {missing[0]!r}.")
-            if not isinstance(entry["id"], int):
-                raise ValueError(f"{path}: {section}[{place}] has the id {entry['id']!r}, expected an integer.")
-        doubled = [key for key, count in Counter(entry["id"] for entry in content[section]).items() if count > 1]
-        if doubled:
-            raise ValueError(f"{path}: the id {doubled[0]} occurs more than once in {section}.")
-    for place, image in enumerate(content["images"]):
-        check_image(image, f"{path}: images[{place}] (id {image['id']}, {image['file_name']})")
-    _check_references(content, path)
-    _check_annotations(content, path)
-    return content
-
-
-def _check_references(content: Mapping[str, Any], path: Path) -> None:
-    known = {
-        "image_id": {image["id"] for image in content["images"]},
-        "category_id": {category["id"] for category in content["categories"]},
-    }
-    for place, entry in enumerate(content["annotations"]):
-        for field, ids in known.items():
-            if entry[field] not in ids:
-                raise ValueError(
-                    f"{path}: annotations[{place}] (id {entry['id']}) has an unknown {field} {entry[field]!r}."
-                )
-
-
-def _check_annotations(content: Mapping[str, Any], path: Path) -> None:
-    images = {image["id"]: image for image in content["images"]}
-    for place, entry in enumerate(content["annotations"]):
-        image = images[entry["image_id"]]
-        where = f"{path}: annotations[{place}] (id {entry['id']}, on {image['file_name']})"
-        check_box(entry["bbox"], where)
-        problem = outline_problem(entry.get("segmentation"), (int(image["height"]), int(image["width"])))
-        if problem:
-            raise ValueError(f"{where} has a segmentation that {problem}.")
-
-
-def _objects_by_image(content: Mapping[str, Any], path: Path) -> dict[int, list[dict[str, Any]]]:
-    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-    objects: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
-    dropped = []
-    for entry in content["annotations"]:
-        if entry.get("iscrowd"):
-            continue
-        left, top, width, height = (float(number) for number in entry["bbox"])
-        limit = sizes[entry["image_id"]]
-        clipped = [max(left, 0.0), max(top, 0.0), min(left + width, limit[0]), min(top + height, limit[1])]
-        if clipped[2] - clipped[0] < 1 or clipped[3] - clipped[1] < 1:
-            dropped.append(str(entry["id"]))
-            continue
-        objects[entry["image_id"]].append({**entry, "clipped": clipped})
-    if dropped:
-        logger.warning(
-            "%s: %d annotations without box area inside their image are left out: ids %s%s.",
-            path,
-            len(dropped),
-            ", ".join(dropped[:NAMES_SHOWN]),
-            ", ..." if len(dropped) > NAMES_SHOWN else "",
-        )
-    return objects
-
-
-def _check_present(samples: Sequence[tuple[Path, int]], path: Path) -> None:
-    missing = [str(image) for image, _ in samples if not image.is_file()]
-    if missing:
-        more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
+    paths = locate_images(folder, [image["file_name"] for image in images], findings)
+    missing = [str(folder / image["file_name"]) for path, image in zip(paths, images, strict=True) if path is None]
+    if missing and on_error == "stop":
+        where = "" if folder.is_dir() else f" There is no folder {folder}."
         raise ValueError(
-            f"{len(missing)} of {len(samples)} images in {path} are missing: {', '.join(missing[:NAMES_SHOWN])}{more}."
+            f"{len(missing)} of {len(images)} images in {findings.source} are missing: {shorten(missing)}.{where} "
+            "To go on without them use --data.on_error skip (train) or --on-error skip."
         )
+    for name in missing:
+        findings.note("images are missing and are left out", name)
+    return [(path, image) for path, image in zip(paths, images, strict=True) if path is not None]
+
+
+def _correct_sizes(
+    entries: Sequence[tuple[Path, Content]], by_image: Mapping[int, list[Content]], findings: Findings
+) -> None:
+    """Fill in sizes that the file lacks, and swap those that it has the wrong way round, from the image files."""
+    for path, image in entries:
+        if image["height"] is None or image["width"] is None:
+            image["height"], image["width"] = stored_shape(path)
+            findings.note("images have no size in the file; it is read from the image", image["file_name"])
+            continue
+        swapped = {"height": image["width"], "width": image["height"]}
+        rows = by_image.get(image["id"], []) if "has_outside" in image else []
+        if any(not _is_inside(row["bbox"], image) and _is_inside(row["bbox"], swapped) for row in rows):
+            _swap_sides(path, image, findings)
+
+
+def _swap_sides(path: Path, image: Content, findings: Findings) -> None:
+    """Swap height and width of an image in the file if the image itself says so."""
+    if stored_shape(path) == (image["width"], image["height"]) and not _is_quarter_turned(path):
+        image["height"], image["width"] = image["width"], image["height"]
+        findings.note("images have height and width swapped in the file", image["file_name"])
+
+
+def _is_inside(box: Sequence[float], image: Mapping[str, Any]) -> bool:
+    return bool(box[0] + box[2] <= image["width"] + MIN_SIDE and box[1] + box[3] <= image["height"] + MIN_SIDE)
+
+
+def _is_quarter_turned(path: Path) -> bool:
+    with Image.open(path) as image:
+        return upright_shape(image) != (image.height, image.width)

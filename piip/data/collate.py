@@ -7,8 +7,8 @@ of a semantic mask. Shapes: H W image.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from piip.data.transforms.dense import DenseTransformConfig, resized_shape
-from piip.data.transforms.geometry import cropped, flipped, resize_image, resize_target
+from piip.data.transforms.geometry import cropped, flipped, resize_image, resize_target, with_pixels
 from piip.data.transforms.photometric import distorted
 from piip.structures import IGNORE_INDEX, ImageInfo, Target
 
@@ -69,20 +69,23 @@ class DenseTransform:
         strength = config.color_jitter if train else 0.0
         self.jitter = v2.ColorJitter(strength, strength, strength) if strength else None
 
-    def __call__(self, image: Image.Image, target: Target, index: int) -> Sample:
-        """Return the sample of an RGB image."""
+    def __call__(self, image: Image.Image, target: Mapping[str, Any], index: int) -> Sample:
+        """Return the sample of an RGB image; "masks" of its target may be `ObjectMasks`."""
         config = self.config
         original = (image.height, image.width)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        if config.masks is False:
+            target = {name: values for name, values in target.items() if name != "masks"}
         if config.reduce_zero_label and "labels" in target and target["labels"].dim() == 2:
             target = {"labels": reduce_zero_label(target["labels"])}
         pixels, target = self._augmented(pixels, target) if self.train else self._resized(pixels, target)
+        target = with_pixels(target)
         assert config.mean is not None and config.std is not None  # noqa: PT018 - resolved before
         pixels = F.normalize(pixels.float() / 255, list(config.mean), list(config.std))
         image_info = ImageInfo.make((pixels.shape[1], pixels.shape[2]), original=original)
-        return Sample(pixels, image_info, target, index)
+        return Sample(pixels, image_info, dict(target), index)
 
-    def _augmented(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    def _augmented(self, image: Tensor, target: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
         config = self.config
         if config.cut_short_sides and random.random() < 0.5:
             image, target = self._resized(image, target, random.choice(config.cut_short_sides))
@@ -93,6 +96,7 @@ class DenseTransform:
         image, target = self._resized(image, target, short, jitter=random.uniform(*config.scale_jitter))
         if config.crop is not None:
             image, target = cropped(image, target, (config.crop, config.crop), max_class_fraction=config.crop_max_share)
+        target = with_pixels(target)
         for chance, dimension in ((config.hflip, -1), (config.vflip, -2)):
             if random.random() < chance:
                 target = flipped(target, image.shape[dimension], dimension)
@@ -102,8 +106,8 @@ class DenseTransform:
         return distorted(image) if config.photometric else image, target
 
     def _resized(
-        self, image: Tensor, target: Target, short: int | None = None, *, jitter: float = 1.0
-    ) -> tuple[Tensor, Target]:
+        self, image: Tensor, target: Mapping[str, Any], short: int | None = None, *, jitter: float = 1.0
+    ) -> tuple[Tensor, Mapping[str, Any]]:
         """Resize to a shorter side (default: that of the configuration) times a factor."""
         config, shape = self.config, (image.shape[1], image.shape[2])
         short = short or config.short_side
@@ -132,8 +136,13 @@ class PadTogether:
         self.divisor = divisor
         self.min_side = min_side
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Return the batch; images are padded with zeros, semantic masks with 255."""
+    def __call__(self, samples: Sequence[Sample | None]) -> Batch:
+        """Return the batch; images are padded with zeros, semantic masks with 255, samples left out are None."""
+        return self._batch([sample for sample in samples if sample is not None])
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        if not samples:
+            return Batch(torch.empty(0, 3, self.min_side, self.min_side), [], [], [])
         height, width = (
             -(-max(self.min_side, *(sample.image.shape[axis] for sample in samples)) // self.divisor) * self.divisor
             for axis in (1, 2)
@@ -149,6 +158,13 @@ class PadTogether:
                     target[name] = _padded(target[name], (height, width), fill)
             targets.append(target)
         return Batch(images, image_infos, targets, [sample.position for sample in samples])
+
+
+def collate_images(samples: Sequence[tuple[Tensor, int] | None]) -> tuple[Tensor, Tensor]:
+    """Return images (B, 3, H, W) and class indices (B,) of a batch; samples left out are None."""
+    kept = [sample for sample in samples if sample is not None]
+    labels = torch.tensor([label for _, label in kept], dtype=torch.int64)
+    return (torch.stack([image for image, _ in kept]) if kept else torch.empty(0, 3, 1, 1)), labels
 
 
 def _padded(values: Tensor, size: tuple[int, int], fill: float) -> Tensor:

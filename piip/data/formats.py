@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from piip.data.coco import CocoInstances
-from piip.data.collate import DenseTransform, PadTogether
+from piip.data.collate import DenseTransform, PadTogether, collate_images
 from piip.data.config import DataConfig
 from piip.data.dense_images import DenseImages
 from piip.data.image_folder import ImageFolder
+from piip.data.image_reading import ReadOptions
 from piip.data.semantic_masks import SemanticMasks
+from piip.data.splitting import held_out
 from piip.data.transforms.classification import build_transform
 from piip.kinds import DATA_KINDS, DataFacts
 from piip.tables import Table
@@ -28,38 +31,113 @@ class DataFormat:
 
     Args:
         open: The section `data`, the run's seed and the number of classes (None if the data set defines it) -> training
-            and validation images, without transforms. Raises ValueError if a split is missing or empty, or the
-            validation split has other classes.
+            and validation images, without transforms; None if there is nothing to validate on. Raises ValueError if a
+            split is missing or empty, or the validation split has other classes.
         prepare: Section and whether it is the training split -> the transform of its images.
-        collate: Section and whether it is the training split -> the collate function, None for PyTorch's default.
+        collate: Section and whether it is the training split -> the collate function.
         input_facts: Section -> image preparation that prediction needs; saved in `config.json`.
     """
 
-    open: Callable[[DataConfig, int, int | None], tuple[Images, Images]]
+    open: Callable[[DataConfig, int, int | None], tuple[Images, Images | None]]
     prepare: Callable[[DataConfig, bool], Any]
     collate: Callable[[DataConfig, bool], Collate | None]
     input_facts: Callable[[DataConfig], dict[str, Any]]
 
 
-def _open_folder(data: DataConfig, seed: int, num_classes: int | None) -> tuple[Images, Images]:
-    root, on_error = Path(data.root), data.on_error
-    train = ImageFolder(root / data.train, seed=seed, on_error=on_error)
-    return train, ImageFolder(root / data.val, on_error=on_error, expected_classes=train.classes)
+class _Split(NamedTuple):
+    """A split to open.
+
+    Attributes:
+        labels: Its folder, JSON file, or folder of semantic masks.
+        images: Folder of its images.
+        seed: The run's seed.
+        train: Whether it is trained on.
+        classes: Class names in the order of their indices; None uses those of the split.
+        num_classes: Number of classes if nothing else defines it.
+    """
+
+    labels: Path
+    images: Path
+    seed: int
+    train: bool
+    classes: Sequence[str] | None
+    num_classes: int | None
 
 
-def _open_coco(data: DataConfig, seed: int, num_classes: int | None) -> tuple[Images, Images]:
-    root, on_error = Path(data.root), data.on_error
-    train = CocoInstances(root / data.train, root / data.train_images, train=True, seed=seed, on_error=on_error)
-    val_images = root / data.val_images
-    return train, CocoInstances(root / data.val, val_images, on_error=on_error, expected_classes=train.classes)
+def _open_splits(
+    data: DataConfig,
+    seed: int,
+    num_classes: int | None,
+    *,
+    open_split: Callable[[DataConfig, _Split], Images],
+    by_class: bool = False,
+) -> tuple[Images, Images | None]:
+    """Open both splits, or divide the training images.
 
-
-def _open_masks(data: DataConfig, seed: int, num_classes: int | None) -> tuple[Images, Images]:
+    Args:
+        data: The section `data`.
+        seed: The run's seed.
+        num_classes: Number of classes, None if the data set defines it.
+        open_split: Opens one split.
+        by_class: Whether `data.val_fraction` is taken of every class.
+    """
     root = Path(data.root)
-    options: dict[str, Any] = {"num_classes": num_classes, "on_error": data.on_error}
-    train = SemanticMasks(root / data.train, root / data.train_images, seed=seed, **options)
-    val_images = root / data.val_images
-    return train, SemanticMasks(root / data.val, val_images, expected_classes=train.classes, **options)
+    first = _Split(root / data.train, root / data.train_images, seed, True, None, num_classes)
+    train = open_split(data, first)
+    if data.val_fraction:
+        held = held_out(train.samples, data.val_fraction, seed=seed, group=data.val_group, by_class=by_class)
+        val = open_split(data, first._replace(train=False, classes=train.classes))
+        val.select(lambda path: path in held)
+        train.select(lambda path: path not in held)
+        return train, val
+    if data.val is None:
+        return train, None
+    second = _Split(root / data.val, root / data.val_images, 0, False, train.classes, num_classes)
+    return train, open_split(data, second)
+
+
+def read_options(data: DataConfig) -> ReadOptions:
+    """Return how image files are read."""
+    return ReadOptions(data.white_level, data.page)
+
+
+def _folder_split(data: DataConfig, split: _Split) -> Images:
+    return ImageFolder(
+        split.labels,
+        seed=split.seed,
+        on_error=data.on_error,
+        expected_classes=split.classes,
+        train=split.train,
+        options=read_options(data),
+    )
+
+
+def _coco_split(data: DataConfig, split: _Split) -> Images:
+    return CocoInstances(
+        split.labels,
+        split.images,
+        train=split.train,
+        seed=split.seed,
+        on_error=data.on_error,
+        expected_classes=split.classes,
+        keep_empty=data.keep_empty,
+        options=read_options(data),
+    )
+
+
+def _masks_split(data: DataConfig, split: _Split) -> Images:
+    return SemanticMasks(
+        split.labels,
+        split.images,
+        num_classes=split.num_classes,
+        train=split.train,
+        seed=split.seed,
+        on_error=data.on_error,
+        expected_classes=split.classes,
+        image_suffix=data.image_suffix,
+        mask_suffix=data.mask_suffix,
+        options=read_options(data),
+    )
 
 
 def _prepare_dense(data: DataConfig, train: bool) -> DenseTransform:
@@ -71,8 +149,15 @@ def _pad_together(data: DataConfig, train: bool) -> PadTogether:
     return PadTogether(dense.pad_divisor, min_side=dense.crop if train and dense.pad_to_crop and dense.crop else 1)
 
 
+def _reading_facts(data: DataConfig) -> dict[str, Any]:
+    facts = {"white_level": data.white_level, "page": data.page, "image_suffix": data.image_suffix}
+    facts |= {"mask_suffix": data.mask_suffix if data.mask_suffix != ".png" else ""}
+    return {name: value for name, value in facts.items() if value}
+
+
 def _dense_facts(data: DataConfig) -> dict[str, Any]:
-    return {"dense": dataclasses.asdict(data.dense), "detections": list(data.max_detections)}
+    facts = {"dense": dataclasses.asdict(data.dense), "detections": list(data.max_detections)}
+    return facts | _reading_facts(data)
 
 
 # By `data.kind`; `register` adds a format (docs/extending.md).
@@ -81,12 +166,16 @@ DATA_FORMATS: Table[DataFormat, DataFacts] = Table(
     DATA_KINDS,
     {
         "folder": DataFormat(
-            _open_folder,
+            functools.partial(_open_splits, open_split=_folder_split, by_class=True),
             prepare=lambda data, train: build_transform(data.transform, train=train),
-            collate=lambda data, train: None,
-            input_facts=lambda data: {"transform": dataclasses.asdict(data.transform)},
+            collate=lambda data, train: collate_images,
+            input_facts=lambda data: {"transform": dataclasses.asdict(data.transform), **_reading_facts(data)},
         ),
-        "coco": DataFormat(_open_coco, _prepare_dense, _pad_together, _dense_facts),
-        "semantic_masks": DataFormat(_open_masks, _prepare_dense, _pad_together, _dense_facts),
+        "coco": DataFormat(
+            functools.partial(_open_splits, open_split=_coco_split), _prepare_dense, _pad_together, _dense_facts
+        ),
+        "semantic_masks": DataFormat(
+            functools.partial(_open_splits, open_split=_masks_split), _prepare_dense, _pad_together, _dense_facts
+        ),
     },
 )

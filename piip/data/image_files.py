@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,9 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from piip.data.image_folder import ON_ERROR, SUFFIXES, read_rgb
+from piip.data.image_folder import ON_ERROR
+from piip.data.image_reading import AS_STORED, ReadOptions, read_rgb
+from piip.data.listing import find_images
 from piip.fields import one_of
 
 logger = logging.getLogger(__name__)
@@ -28,11 +29,15 @@ class ImagePaths(Dataset[Item]):
     Args:
         paths: The files.
         transform: RGB image -> float (3, H, W), the same size for all.
+        options: How 16-bit and multi-page files are read.
     """
 
-    def __init__(self, paths: Sequence[Path], transform: Callable[[Image], Tensor]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], transform: Callable[[Image], Tensor], options: ReadOptions = AS_STORED
+    ) -> None:
         self.paths = paths
         self.transform = transform
+        self.options = options
 
     def __len__(self) -> int:
         """Return the number of files."""
@@ -41,7 +46,7 @@ class ImagePaths(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         """Return index, image and an empty message, or index, None and an error message."""
         try:
-            return index, self.transform(read_rgb(self.paths[index])), ""
+            return index, self.transform(read_rgb(self.paths[index], options=self.options)), ""
         except ValueError as error:
             return index, None, str(error)
 
@@ -53,6 +58,7 @@ def read_batches(
     batch_size: int,
     workers: int = 0,
     on_error: str = "stop",
+    options: ReadOptions = AS_STORED,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the images of the files in batches, in order.
 
@@ -62,6 +68,7 @@ def read_batches(
         batch_size: Files per batch; unreadable ones make a batch smaller.
         workers: Data loading processes; 0 loads in this process.
         on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
+        options: How 16-bit and multi-page files are read.
 
     Yields:
         Indices of the files in the batch, and their images (B, 3, H, W).
@@ -70,7 +77,9 @@ def read_batches(
         ValueError: `on_error` is unknown, or a file is unreadable with "stop".
     """
     one_of("on_error", on_error, ON_ERROR)
-    loader = DataLoader(ImagePaths(paths, transform), batch_size=batch_size, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        ImagePaths(paths, transform, options), batch_size=batch_size, num_workers=workers, collate_fn=list
+    )
     for items in loader:
         for _, image, problem in items:
             if image is None:
@@ -81,7 +90,11 @@ def read_batches(
 
 
 def read_images(
-    paths: Iterable[str | Path], *, on_error: str = "stop", allow_huge: bool = False
+    paths: Iterable[str | Path],
+    *,
+    on_error: str = "stop",
+    allow_huge: bool = False,
+    options: ReadOptions = AS_STORED,
 ) -> Iterator[tuple[Path, Image]]:
     """Yield files with their images, RGB and rotated by their EXIF orientation, in order.
 
@@ -89,6 +102,7 @@ def read_images(
         paths: Files, folders or shell patterns.
         on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
         allow_huge: Also read images above Pillow's limit on pixels (179 million).
+        options: How 16-bit and multi-page files are read.
 
     Raises:
         ValueError: `on_error` is unknown, there are no images, or a file is unreadable.
@@ -97,7 +111,7 @@ def read_images(
     for path in find_images(paths):
         try:
             with _huge_images(allow_huge):
-                image = read_rgb(path, upright=True)
+                image = read_rgb(path, upright=True, options=options)
         except ValueError as error:
             is_huge = isinstance(error.__cause__, PIL.Image.DecompressionBombError)
             _complain(f"{error}{' Use --tile for images of this size.' if is_huge else ''}", on_error)
@@ -119,31 +133,3 @@ def _complain(problem: str, on_error: str) -> None:
     if on_error == "stop":
         raise ValueError(f"{problem} Replace or remove it, or use --on-error skip.")
     logger.warning("%s It is skipped.", problem)
-
-
-def find_images(patterns: Iterable[str | Path]) -> list[Path]:
-    """Return the image files that match files, folders and shell patterns.
-
-    Args:
-        patterns: Files (of any name), folders (searched recursively by suffix) or patterns such as "in/**/*.png".
-
-    Raises:
-        ValueError: A pattern matches no image.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_file():
-            matches = [path]
-        elif path.is_dir():
-            matches = _images(path.rglob("*"))
-        else:
-            matches = _images(Path(name) for name in glob.glob(str(pattern), recursive=True))
-        if not matches:
-            raise ValueError(f"{str(pattern)!r} is not an image file, or a folder or pattern with images.")
-        found |= dict.fromkeys(matches)
-    return list(found)
-
-
-def _images(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import random
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,33 +15,33 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from piip.data.orientation import turn_upright
+from piip.data.findings import Findings, Inspection, shorten
+from piip.data.image_reading import AS_STORED, ReadOptions, read_rgb, verify_image
+from piip.data.listing import list_images
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 ON_ERROR = ("stop", "skip")
-# What Pillow raises for broken files of the formats above, besides OSError.
-BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-NAMES_SHOWN = 10
 # Not "delete it": the order of a resumed epoch depends on the list of files.
 ADVICE = "Replace it, or continue with --data.on_error skip (and --resume auto if a run has started)."
 
 logger = logging.getLogger(__name__)
 
 
-class ImageFolder(Dataset[tuple[Any, int]]):
+class ImageFolder(Dataset["tuple[Any, int] | None"]):
     """Images below `root/CLASS/`, sorted by class and path.
 
     The transform runs with `random`, NumPy and torch seeded from (seed, epoch, index); their states are restored
     afterwards. An item therefore does not depend on the worker, on the items read before, or on a restart.
 
     Args:
-        root: Folder with one folder per class; images may be in subfolders of it. Names starting with a dot are
-            skipped.
+        root: Folder with one folder per class; images may be in subfolders of it. Links are followed, names starting
+            with a dot are skipped.
         transform: Function of an RGB image; None returns the image.
         seed: Seed of the run.
-        on_error: "stop" raises at an unreadable file; "skip" warns once per file and uses the next readable one,
-            with its own class.
-        expected_classes: Required class names, exactly these; they determine the order of indices.
+        on_error: "stop" raises at an unreadable file; "skip" warns once per file and leaves it out, or in training
+            uses the next readable one, with its own class.
+        expected_classes: Known class names, which determine the order of indices; some may have no folder.
+        train: Whether the images are trained on, in batches of a fixed size.
+        options: How 16-bit and multi-page files are read.
 
     Attributes:
         classes: Class names in the order of their indices.
@@ -63,6 +60,8 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         seed: int = 0,
         on_error: str = "stop",
         expected_classes: Sequence[str] | None = None,
+        train: bool = True,
+        options: ReadOptions = AS_STORED,
     ) -> None:
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error is {on_error!r}, expected one of {', '.join(ON_ERROR)}.")
@@ -70,7 +69,11 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         self.transform = transform
         self.seed = seed
         self.on_error = on_error
+        self.train = train
+        self.options = options
+        self.findings = Findings(self.root)
         self.classes, self.samples = self.find_samples(expected_classes)
+        self.findings.log()
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
         # In shared memory, so persistent workers see the next epoch and the unreadable files of other workers.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -85,8 +88,29 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         Raises:
             ValueError: The folder or its images are missing, or classes differ.
         """
-        classes = _find_classes(self.root, expected_classes)
-        return classes, _find_samples(self.root, classes)
+        classes = _find_classes(self.root, expected_classes, self.findings)
+        return classes, _find_samples(self.root, classes, self.findings, expected_classes)
+
+    def select(self, chosen: Callable[[Path], bool]) -> None:
+        """Keep the images whose path is chosen."""
+        self.samples = [(path, target) for path, target in self.samples if chosen(path)]
+        self._unreadable = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
+
+    def inspect(self, index: int) -> Inspection:
+        """Return what can be seen of a sample without decoding its image."""
+        return Inspection(verify_image(self.samples[index][0]))
+
+    def judge(self, inspections: Sequence[Inspection]) -> Findings:
+        """Return what all inspections of a split mean together."""
+        return Findings(self.root)
+
+    def mark_unreadable(self, index: int) -> None:
+        """Skip a sample without reading it again."""
+        self._unreadable[index] = True
+
+    def label_facts(self) -> dict[str, Any]:
+        """Return the facts about the classes that prediction needs."""
+        return {"classes": self.classes}
 
     @property
     def epoch(self) -> int:
@@ -107,8 +131,8 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         """Return the number of images."""
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        """Return a transformed image and its class index.
+    def __getitem__(self, index: int) -> tuple[Any, int] | None:
+        """Return a transformed image and its class index, None if the file is unreadable and left out.
 
         Raises:
             IndexError: The index is outside the data set.
@@ -116,60 +140,34 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         """
         if not 0 <= index < len(self.samples):
             raise IndexError(f"index is {index}, expected 0 to {len(self.samples) - 1}")
-        image, target = self._read(index)
-        if self.transform is None:
-            return image, target
+        found = self._read_next(index) if self.train else self._read(index)
+        if found is None or self.transform is None:
+            return found
+        image, target = found
         with seeded(self.seed, self.epoch, index):
             return self.transform(image), target
 
-    def _read(self, index: int) -> tuple[Image.Image, int]:
+    def _read_next(self, index: int) -> tuple[Image.Image, int]:
         """Return the image and class of the first readable sample, starting at an index."""
         for step in range(len(self.samples)):
-            position = (index + step) % len(self.samples)
-            if self._unreadable[position]:
-                continue
-            path, target = self.samples[position]
-            try:
-                return read_rgb(path), target
-            except ValueError as error:
-                if self.on_error == "stop":
-                    raise ValueError(f"{error} {ADVICE}") from error
-                self._unreadable[position] = True
-                logger.warning("%s It is skipped from now on.", error)
+            found = self._read((index + step) % len(self.samples))
+            if found is not None:
+                return found
         raise ValueError(f"None of the {len(self.samples)} images in {self.root} can be read: check the disk.")
 
-
-def read_rgb(path: Path, *, upright: bool = False) -> Image.Image:
-    """Read an image file of any mode as `to_rgb` does.
-
-    Args:
-        path: The file.
-        upright: Rotate it by its EXIF orientation. Classifiers use images as stored, like timm.
-
-    Raises:
-        ValueError: The file is missing, truncated, or not an image with 8 or 16 bits per channel.
-    """
-    try:
-        with Image.open(path) as image:
-            return to_rgb(turn_upright(image) if upright else image)
-    except BROKEN_IMAGE as error:
-        raise ValueError(f"The image {path} cannot be read ({type(error).__name__}: {error}).") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as 8-bit RGB; transparency is dropped.
-
-    Raises:
-        ValueError: Pixels have 32 bits, for which white is undefined.
-    """
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its mode is {image.mode}, 32 bits per pixel; save it with 8 or 16 bits per channel")
-    if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit grey to 255 instead of scaling it.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+    def _read(self, position: int) -> tuple[Image.Image, int] | None:
+        """Return an image and its class, None if the file is unreadable."""
+        if self._unreadable[position]:
+            return None
+        path, target = self.samples[position]
+        try:
+            return read_rgb(path, options=self.options), target
+        except ValueError as error:
+            if self.on_error == "stop":
+                raise ValueError(f"{error} {ADVICE}") from error
+            self._unreadable[position] = True
+            logger.warning("%s It is skipped%s.", error, " from now on" if self.train else "")
+        return None
 
 
 @contextmanager
@@ -198,7 +196,7 @@ def _has_classification(root: Path) -> bool:
     return (root.parent / "classification" / root.name).is_dir()
 
 
-def _find_classes(root: Path, expected: Sequence[str] | None) -> list[str]:
+def _find_classes(root: Path, expected: Sequence[str] | None, findings: Findings) -> list[str]:
     """Return the names of the class folders, sorted or in the order expected."""
     if not root.is_dir():
         hint = (
@@ -208,46 +206,39 @@ def _find_classes(root: Path, expected: Sequence[str] | None) -> list[str]:
             f"The image folder {root} does not exist, expected ROOT/SPLIT/CLASS/IMAGE, such as "
             f"ROOT/train/cat/1.jpg and ROOT/val/cat/2.jpg.{hint}"
         )
-    found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    visible = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    found = [entry.name for entry in visible if entry.is_dir() and entry.name != "__MACOSX"]
     if not found:
         raise ValueError(f"{root} has no class folders, expected {root}/CLASS/IMAGE: move images into them.")
-    if expected is None or found == sorted(expected):
-        return list(expected or found)
-    missing = sorted(set(expected) - set(found))
-    unexpected = sorted(set(found) - set(expected))
-    raise ValueError(
-        f"{root} has {len(found)} classes, expected {len(expected)}: missing {_shorten(missing)}, unexpected "
-        f"{_shorten(unexpected)}. Rename the folders, or pass their class names."
-    )
+    for entry in visible:
+        if not entry.is_dir():
+            findings.note("files are in no class folder and are left out", entry.name)
+    if expected is None:
+        return found
+    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if unexpected:
+        raise ValueError(
+            f"{root} has {len(found)} classes, expected {len(expected)}: missing {shorten(missing) or 'none'}, "
+            f"unexpected {shorten(unexpected)}. Rename the folders, or pass their class names."
+        )
+    for name in missing:
+        findings.note("classes have no folder; nothing is measured for them", name)
+    return list(expected)
 
 
-def _find_samples(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
+def _find_samples(
+    root: Path, classes: list[str], findings: Findings, expected: Sequence[str] | None
+) -> list[tuple[Path, int]]:
     """Return path and class index of every image, by class and then by path."""
     samples: list[tuple[Path, int]] = []
     empty = []
     for target, name in enumerate(classes):
-        paths = sorted(_image_paths(root / name))
+        paths = list_images(root / name, findings) if (root / name).is_dir() else []
         samples += [(path, target) for path in paths]
-        if not paths:
+        if not paths and (root / name).is_dir():
             empty.append(name)
-    if empty:
-        kinds = ", ".join(sorted(SUFFIXES))
-        raise ValueError(f"{root} has class folders without images ({kinds}): {_shorten(empty)}. Fill or delete them.")
+    if empty and (expected is None or not samples):
+        raise ValueError(f"{root} has class folders without images: {shorten(empty)}. Fill or delete them.")
+    for name in empty:
+        findings.note("classes have an empty folder; nothing is measured for them", name)
     return samples
-
-
-def _image_paths(folder: Path) -> Iterator[Path]:
-    """Yield image files below a folder; symbolic links are followed, because data sets often use them."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield Path(parent, name)
-
-
-def _shorten(names: list[str]) -> str:
-    """Return names separated by commas, at most ten."""
-    if not names:
-        return "none"
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 
 from piip.data.dense_images import DenseImages
-from piip.data.image_folder import BROKEN_IMAGE, NAMES_SHOWN, SUFFIXES
-from piip.data.orientation import turn_upright, upright_shape
+from piip.data.findings import Findings, Inspection, shorten
+from piip.data.image_reading import AS_STORED, BROKEN_IMAGE, ReadOptions, stored_shape
+from piip.data.listing import list_images, walk_files
+from piip.data.orientation import turn_upright
 from piip.structures import IGNORE_INDEX, Target
 
 CLASS_LIST = "classes.txt"
+LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats of masks, apart from an explicit suffix
 
 
 class SemanticMasks(DenseImages):
@@ -24,12 +27,16 @@ class SemanticMasks(DenseImages):
         annotations: Folder of 8-bit semantic masks.
         images: Folder of images; `a/b.jpg` belongs to `a/b.png`.
         num_classes: Number of classes if there is no list of names.
+        train: Use the next image instead of an unreadable one.
         seed: Seed of the run.
         on_error: "stop" or "skip" at an unreadable image.
         expected_classes: Required class names, in this order.
+        image_suffix: End of the images' names that masks do not share, such as "_leftImg8bit.png"; "" is the suffix.
+        mask_suffix: End of the masks' names instead, such as "_gtFine_labelIds.png".
+        options: How 16-bit and multi-page files are read.
 
     Raises:
-        ValueError: A folder is missing, masks are missing, or classes differ.
+        ValueError: A folder is missing, masks are missing or shared, or classes differ.
     """
 
     def __init__(
@@ -38,9 +45,13 @@ class SemanticMasks(DenseImages):
         images: str | Path,
         *,
         num_classes: int | None = None,
+        train: bool = False,
         seed: int = 0,
         on_error: str = "stop",
         expected_classes: Sequence[str] | None = None,
+        image_suffix: str = "",
+        mask_suffix: str = ".png",
+        options: ReadOptions = AS_STORED,
     ) -> None:
         self.maps, images = Path(annotations), Path(images)
         for folder in (self.maps, images):
@@ -48,33 +59,76 @@ class SemanticMasks(DenseImages):
                 raise ValueError(
                     f"There is no folder {str(folder)!r}, expected a folder of images and one of semantic masks."
                 )
-        paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
-        self._files = [(self.maps / path.relative_to(images)).with_suffix(".png") for path in paths]
-        missing = [str(path) for path in self._files if not path.is_file()]
-        if missing:
-            more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
-            raise ValueError(
-                f"{len(missing)} of {len(paths)} semantic masks are missing: {', '.join(missing[:NAMES_SHOWN])}{more}."
-            )
+        self.findings = Findings(self.maps)
+        pairs = pair_masks(images, self.maps, image_suffix, mask_suffix, on_error=on_error, findings=self.findings)
+        self._files = [mask for _, mask in pairs]
         numbers = range(num_classes) if num_classes is not None else None
         classes = find_classes(self.maps, expected_classes or numbers)
         if expected_classes is not None and classes != list(expected_classes):
             raise ValueError(
-                f"{self.maps} has the classes {', '.join(classes)}, expected {', '.join(expected_classes)}."
+                f"{self.maps} has the classes {shorten(classes)}, expected {shorten(expected_classes)} in this order."
             )
-        super().__init__(self.maps, [(path, 0) for path in paths], classes, seed=seed, on_error=on_error)
+        if len(classes) > IGNORE_INDEX:
+            raise ValueError(
+                f"{self.maps} has {len(classes)} classes, expected at most {IGNORE_INDEX}: masks have 8 bits, and "
+                f"{IGNORE_INDEX} marks pixels to ignore."
+            )
+        super().__init__(
+            self.maps,
+            [(path, 0) for path, _ in pairs],
+            classes,
+            seed=seed,
+            on_error=on_error,
+            train=train,
+            options=options,
+        )
+        self.findings.log()
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """Size (H, W) of every image; (1, 1) if unreadable, which is reported when the image is read."""
-        shapes = []
-        for path, _ in self.samples:
-            try:
-                with Image.open(path) as image:
-                    shapes.append(upright_shape(image))
-            except BROKEN_IMAGE:
-                shapes.append((1, 1))
-        return shapes
+        return [stored_shape(path) for path, _ in self.samples]
+
+    def select(self, chosen: Callable[[Path], bool]) -> list[int]:
+        """Keep the images whose path is chosen; see `DenseImages.select`."""
+        kept = super().select(chosen)
+        self._files = [self._files[index] for index in kept]
+        return kept
+
+    def inspect(self, index: int) -> Inspection:
+        """Return whether an image can be opened, and the values of its mask."""
+        seen = super().inspect(index)
+        if seen.problem:
+            return seen
+        try:
+            labels = self._read_labels(index, stored_shape(self.samples[index][0]))
+        except ValueError as error:
+            return Inspection(str(error).rstrip("."))
+        return Inspection(counts=np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1))
+
+    def judge(self, inspections: Sequence[Inspection]) -> Findings:
+        """Return whether the masks have something to learn, and which classes never occur."""
+        findings = Findings(self.maps)
+        counts = sum((seen.counts for seen in inspections if seen.counts is not None), np.zeros(IGNORE_INDEX + 1, int))
+        values = set(np.flatnonzero(counts).tolist())
+        first = int(self._reduces_zero_label)
+        labelled = counts[first : first + len(self.classes)]
+        hint = " (0 as well, because of reduce_zero_label)" if first else ""
+        if values and not labelled.any():
+            findings.problem(
+                f"all pixels are to be ignored: the masks have only {shorten(sorted(values))}, and {IGNORE_INDEX} "
+                f"marks pixels to ignore{hint}"
+            )
+        elif values == {0, IGNORE_INDEX} and not first and len(self.classes) > 1:
+            findings.problem(
+                f"the masks have only the values 0 and {IGNORE_INDEX}, and {IGNORE_INDEX} marks pixels to ignore, so "
+                f"that only {self.classes[0]!r} would be learned: save objects as 1, for example with `piip data "
+                f"convert {self.maps} OUT --format masks`"
+            )
+        elif self.train and values:
+            for index in np.flatnonzero(labelled == 0).tolist():
+                findings.note("classes without a pixel in the masks cannot be learned", self.classes[index])
+        return findings
 
     def read_target(self, index: int, shape: tuple[int, int]) -> Target:
         """Return "labels" (H, W), int64, as stored.
@@ -82,6 +136,9 @@ class SemanticMasks(DenseImages):
         Raises:
             ValueError: The mask cannot be read, has invalid class indices, or differs from its image in size.
         """
+        return {"labels": torch.from_numpy(self._read_labels(index, shape).astype(np.int64))}
+
+    def _read_labels(self, index: int, shape: tuple[int, int]) -> np.ndarray:
         path = self._files[index]
         try:
             with Image.open(path) as image:
@@ -90,13 +147,18 @@ class SemanticMasks(DenseImages):
             raise ValueError(f"The semantic mask {path} cannot be read ({type(error).__name__}: {error}).") from error
         if mode not in ("P", "L", "1"):
             raise ValueError(
-                f"The semantic mask {path} has the mode {mode}, expected 8-bit class indices (P or L), not colours."
+                f"The semantic mask {path} has the mode {mode}, expected 8-bit class indices (P or L), not colours; "
+                "convert colours with `piip data convert MASKS OUT --format masks --colors TABLE`."
             )
         if labels.shape != shape:
             raise ValueError(f"The semantic mask {path} is {labels.shape}, its image {shape} (height, width).")
         if self.transform is not None:  # it defines how classes are counted
-            self._check_values(labels, path, self.transform.config.reduce_zero_label)
-        return {"labels": torch.from_numpy(labels.astype(np.int64))}
+            self._check_values(labels, path, self._reduces_zero_label)
+        return labels
+
+    @property
+    def _reduces_zero_label(self) -> bool:
+        return self.transform is not None and self.transform.config.reduce_zero_label
 
     def _check_values(self, labels: np.ndarray, path: Path, reduce_zero_label: bool) -> None:
         last = len(self.classes) - (not reduce_zero_label)
@@ -108,6 +170,62 @@ class SemanticMasks(DenseImages):
                 f"The semantic mask {path} has the value {wrong[0]} ({count} pixels), expected 0 to {last} or "
                 f"{IGNORE_INDEX} (unknown) for {len(self.classes)} classes.{hint}"
             )
+
+
+def pair_masks(
+    images: Path, maps: Path, image_suffix: str, mask_suffix: str, *, on_error: str, findings: Findings
+) -> list[tuple[Path, Path]]:
+    """Return every image with its semantic mask.
+
+    Args:
+        images: Folder of images.
+        maps: Folder of semantic masks.
+        image_suffix: See `SemanticMasks`.
+        mask_suffix: See `SemanticMasks`.
+        on_error: "stop" or "skip" where masks are missing.
+        findings: Gets notes about images and masks that are left out.
+
+    Raises:
+        ValueError: Masks are missing, or two images share one.
+    """
+    masks = {path.relative_to(maps).as_posix(): path for path in walk_files(maps, findings)}
+    pairs: list[tuple[Path, Path]] = []
+    missing: list[str] = []
+    for path in list_images(images, findings):
+        if not path.name.endswith(image_suffix):
+            findings.note(f"images do not end in {image_suffix} (data.image_suffix) and are left out", path.name)
+            continue
+        name = path.relative_to(images).as_posix()
+        base = name[: -len(image_suffix)] if image_suffix else str(Path(name).with_suffix(""))
+        ends = LOSSLESS if mask_suffix in LOSSLESS else (mask_suffix,)
+        mask = next((masks[base + end] for end in (mask_suffix, *ends) if base + end in masks), None)
+        if mask is None:
+            missing.append(str(maps / (base + mask_suffix)))
+        else:
+            pairs.append((path, mask))
+    if missing and on_error == "stop":
+        raise ValueError(
+            f"{len(missing)} of {len(missing) + len(pairs)} semantic masks are missing: {shorten(missing)}. If their "
+            "names differ from those of the images, set data.image_suffix and data.mask_suffix."
+        )
+    for name in missing:
+        findings.note("semantic masks are missing, their images are left out", name)
+    _check_shared(pairs, maps)
+    unused = masks.keys() - {mask.relative_to(maps).as_posix() for _, mask in pairs}
+    for name in sorted(name for name in unused if name.endswith(mask_suffix)):
+        findings.note("semantic masks belong to no image and are left out", name)
+    return pairs
+
+
+def _check_shared(pairs: Sequence[tuple[Path, Path]], maps: Path) -> None:
+    """Raise an error if two images, such as a.jpg and a.png, have the same mask."""
+    owners: dict[Path, Path] = {}
+    for image, mask in pairs:
+        if mask in owners:
+            raise ValueError(
+                f"{owners[mask]} and {image} share the semantic mask {mask.relative_to(maps)}: remove or rename one."
+            )
+        owners[mask] = image
 
 
 def find_classes(maps: Path, unlisted: Sequence[object] | None) -> list[str]:

@@ -17,8 +17,8 @@ from PIL import Image
 from piip.build import build_model
 from piip.config import ModelConfig
 from piip.cost import estimate_cost
-from piip.data.image_files import find_images
-from piip.data.image_folder import read_rgb
+from piip.data.image_reading import read_rgb
+from piip.data.listing import find_images
 from piip.demo.sheet import Bar, Tile, draw_sheet
 from piip.demo.tasks import TASKS, DemoTask, Known, Result
 from piip.inference.predictor import Predictor

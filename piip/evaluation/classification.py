@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from piip.data.image_files import read_batches
-from piip.data.image_folder import ImageFolder, read_rgb
+from piip.data.image_folder import ImageFolder
+from piip.data.image_reading import ReadOptions, read_rgb
 from piip.evaluation.report.page import Page, Value, write_page
 from piip.evaluation.report.sheet import SheetRow, Worst, write_sheet
-from piip.inference.predictor import ClassPredictor
+from piip.inference.class_predictor import ClassPredictor
+from piip.output import writable_folder
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,10 @@ def evaluate(
     Raises:
         ValueError: Model or data are missing, their classes differ, or an image is unreadable.
     """
+    if out is not None:
+        writable_folder(out)
     predictor = ClassPredictor(model_dir, device=device, dtype=dtype)
-    folder = ImageFolder(Path(data) / split, expected_classes=predictor.classes)
+    folder = ImageFolder(Path(data) / split, expected_classes=predictor.classes, options=predictor.options)
     labels = torch.tensor([label for _, label in folder.samples])
     num_classes = len(predictor.classes)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
@@ -88,6 +92,7 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         on_error=on_error,
+        options=predictor.options,
     ):
         label = labels[indices]  # (B,)
         logits = predictor.logits(batch)
@@ -114,11 +119,11 @@ def _rank(worst: Worst, folder: ImageFolder, indices: list[int], probs: torch.Te
             f"{path.name}: {folder.classes[label]} {own:.0%}, taken for {folder.classes[int(predicted)]} {first:.0%}"
         )
         if int(predicted) != label:
-            worst.add(own, index, partial(_sheet_row, caption, path))
+            worst.add(own, index, partial(_sheet_row, caption, path, folder.options))
 
 
-def _sheet_row(caption: str, path: Path) -> SheetRow:
-    return SheetRow(caption, [read_rgb(path)])
+def _sheet_row(caption: str, path: Path, options: ReadOptions) -> SheetRow:
+    return SheetRow(caption, [read_rgb(path, options=options)])
 
 
 def _report(classes: list[str], confusion: torch.Tensor, hits: torch.Tensor, *, skipped: int) -> EvaluationReport:

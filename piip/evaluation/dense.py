@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
@@ -14,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from piip.data.coco import CocoInstances, read_coco
+from piip.data.coco import CocoInstances
 from piip.data.collate import Batch, reduce_zero_label
-from piip.data.image_folder import read_rgb
+from piip.data.image_reading import read_rgb
 from piip.data.semantic_masks import SemanticMasks
 from piip.evaluation.metrics.coco import (
     OFFICIAL_RULE,
@@ -34,6 +33,7 @@ from piip.evaluation.report.drawing import draw_map, draw_objects
 from piip.evaluation.report.page import write_page
 from piip.evaluation.report.sheet import SheetRow, Worst, write_sheet
 from piip.inference.dense_predictor import DensePredictor, load_dense_predictor
+from piip.output import writable_folder, write_json
 from piip.structures import IGNORE_INDEX
 
 __all__ = ["DenseReport", "evaluate_dense", "format_dense_report"]
@@ -59,6 +59,7 @@ def evaluate_dense(
     backend: str | None = None,
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
+    on_error: str = "stop",
     out: str | Path | None = None,
 ) -> DenseReport:
     """Evaluate a saved detector or segmentor on one split.
@@ -77,6 +78,7 @@ def evaluate_dense(
         backend: "faster-coco-eval" or "pycocotools"; None uses the first, or with `official` the second.
         scales: Test-time augmentation: factors on the image size; None uses the model's.
         flip: Test-time augmentation: also predict on flipped images; None uses the model's.
+        on_error: "stop" at a missing or unreadable image, or "skip" it with a warning: it does not count.
         out: Folder for the report and `results.json`, the detections in COCO format; None writes nothing.
 
     Raises:
@@ -93,7 +95,8 @@ def evaluate_dense(
     root = Path(data)
     config = predictor.tta.config
     setup = {"model": str(model_dir), "split": split, "scales": list(config.test_scales), "flip": config.flip_test}
-    run = Run(predictor, root / split, root / images, workers, setup, None if out is None else Path(out))
+    folder = None if out is None else writable_folder(out)
+    run = Run(predictor, root / split, root / images, workers, on_error, setup, folder)
     rule = OFFICIAL_RULE if official else MetricRule(tuple(max_detections or predictor.max_detections))
     return EVALUATIONS[predictor.model.task](run, rule._replace(backend=backend or rule.backend), official)
 
@@ -106,6 +109,7 @@ class Run(NamedTuple):
         split: The split's COCO file, or its folder of semantic masks.
         images: Folder of its images.
         workers: Data loading processes.
+        on_error: "stop" or "skip" at an unreadable image.
         setup: Settings of the evaluation, for the report.
         out: Folder for the report; None writes nothing.
     """
@@ -114,6 +118,7 @@ class Run(NamedTuple):
     split: Path
     images: Path
     workers: int
+    on_error: str
     setup: dict[str, Any]
     out: Path | None
 
@@ -124,37 +129,44 @@ def _batches(
     """Yield the index of every image and its test-time augmentation views."""
     images.transform = predictor.tta  # type: ignore[assignment] # a sample here is an image at several sizes
     for batches in DataLoader(images, batch_size=1, num_workers=workers, collate_fn=itemgetter(0)):
-        yield batches[0].indices[0], batches
+        if batches is not None:  # None: unreadable and skipped
+            yield batches[0].indices[0], batches
 
 
 def _evaluate_detections(run: Run, rule: MetricRule, official: bool) -> DenseReport:
     predictor, out = run.predictor, run.out
-    data = CocoInstances(run.split, run.images, expected_classes=predictor.classes)
-    content = read_coco(data.file)
-    iou_types = annotated_iou_types(content, predictor.model.task)
+    data = CocoInstances(
+        run.split, run.images, on_error=run.on_error, expected_classes=predictor.classes, options=predictor.options
+    )
+    iou_types = annotated_iou_types(data.ground_truth(), predictor.model.task)
     check_metric(iou_types, rule.max_detections, rule.backend)
     if iou_types != TASK_IOU_TYPES[predictor.model.task]:
         logger.warning("%s has boxes only: masks are not evaluated.", run.split)
     limit = predictor.model.max_detections if official else rule.max_detections[-1]
     results: list[dict[str, Any]] = []
+    seen: list[int] = []
     worst = Worst()
     for index, batches in _batches(predictor, data, run.workers):
         values = predictor.run(batches, max_detections=limit)
-        results += to_results(values, data.image_ids[index], data.category_ids)
+        seen.append(data.image_ids[index])
+        results += to_results(values, seen[-1], data.label_ids)
         if out is not None:
             _rank_detections(worst, data, index, values)
+    _check_seen(seen, data)
     if out is not None:  # before the metrics, which may fail; predictions take longer
-        out.mkdir(parents=True, exist_ok=True)
-        (out / RESULTS_NAME).write_text(json.dumps(results) + "\n", encoding="utf-8")
-    limits, backend, ids = rule.max_detections, rule.backend, data.image_ids
+        ids = dict(zip(data.label_ids, data.category_ids, strict=True))
+        own = [{**row, "category_id": ids[row["category_id"]]} for row in results]
+        write_json(own, out / RESULTS_NAME)
+    content, limits, backend = data.ground_truth(seen), rule.max_detections, rule.backend
     tables = {
-        name: count_results(content, results, name, max_detections=limits, backend=backend, image_ids=ids)
+        name: count_results(content, results, name, max_detections=limits, backend=backend, image_ids=seen)
         for name in iou_types
     }
     scores = {kind: table.scores(headline=rule.headline) for kind, table in tables.items()}
-    objects = count_objects(content, data.category_ids, ids)
+    objects = count_objects(content, data.label_ids, seen)
     report = DenseReport(
-        images=len(data),
+        images=len(seen),
+        skipped=len(data) - len(seen),
         scores=Scores({f"{kind}_{name}": value for kind, row in scores.items() for name, value in row.items()}, limits),
         per_class=class_rows(predictor.classes, objects, tables, rule.headline),
         setup=run.setup | {"backend": backend, "official": official},
@@ -166,6 +178,12 @@ def _evaluate_detections(run: Run, rule: MetricRule, official: bool) -> DenseRep
     return report
 
 
+def _check_seen(seen: Sequence[Any], data: CocoInstances | SemanticMasks) -> None:
+    """Raise an error if no image of the split could be read."""
+    if not seen:
+        raise ValueError(f"None of the {len(data)} images of {data.root} can be read: check the disk.")
+
+
 def _rank_detections(worst: Worst, data: CocoInstances, index: int, values: dict[str, Tensor]) -> None:
     kept = values["scores"] >= CONFIDENT
     found = {name: value[kept] for name, value in values.items()}
@@ -174,7 +192,8 @@ def _rank_detections(worst: Worst, data: CocoInstances, index: int, values: dict
     caption = f"{data.samples[index][0].name}: {score:.2f}, {len(truth['labels'])} objects, {int(kept.sum())} found"
 
     def draw() -> SheetRow:
-        image, true = read_rgb(data.samples[index][0], upright=True), data.read_target(index, data.shapes[index])
+        image = read_rgb(data.samples[index][0], upright=True, options=data.options)
+        true = data.read_target(index, data.shapes[index])
         if "masks" not in found:
             del true["masks"]
         return SheetRow(caption, [image, *(_with_objects(image, objects) for objects in (true, found))])
@@ -189,21 +208,34 @@ def _with_objects(image: Image.Image, objects: dict[str, Tensor]) -> Image.Image
 
 def _evaluate_masks(run: Run, rule: MetricRule, official: bool) -> DenseReport:
     predictor, out, classes = run.predictor, run.out, run.predictor.classes
-    data = SemanticMasks(run.split, run.images, num_classes=len(classes), expected_classes=classes)
+    data = SemanticMasks(
+        run.split,
+        run.images,
+        num_classes=len(classes),
+        on_error=run.on_error,
+        expected_classes=classes,
+        image_suffix=predictor.naming[0],
+        mask_suffix=predictor.naming[1],
+        options=predictor.options,
+    )
     metric = SemanticMetric(len(classes))
+    seen: list[int] = []
     worst = Worst()
     for index, batches in _batches(predictor, data, run.workers):
         predicted = predictor.run(batches)["labels"]
+        seen.append(index)
         target = data.read_target(index, batches[0].image_infos[0].original)["labels"]
         target = reduce_zero_label(target) if predictor.tta.config.reduce_zero_label else target
         metric.add(predicted, target)
         if out is not None:
-            _rank_mask(worst, data.samples[index][0], index, predicted, target, len(classes))
+            _rank_mask(worst, data, index, predicted, target)
+    _check_seen(seen, data)
     if not metric.counts.any():
         reduced = "on" if predictor.tta.config.reduce_zero_label else "off"
         raise ValueError(f"{data.root} has only ignored pixels (the model's reduce_zero_label is {reduced}).")
     report = DenseReport(
-        images=len(data),
+        images=len(seen),
+        skipped=len(data) - len(seen),
         scores=metric.scores(),
         per_class=dict(zip(classes, metric.class_scores(), strict=True)),
         setup=run.setup,
@@ -213,8 +245,8 @@ def _evaluate_masks(run: Run, rule: MetricRule, official: bool) -> DenseReport:
     return report
 
 
-def _rank_mask(worst: Worst, path: Path, index: int, predicted: Tensor, target: Tensor, num_classes: int) -> None:
-    metric = SemanticMetric(num_classes)
+def _rank_mask(worst: Worst, data: SemanticMasks, index: int, predicted: Tensor, target: Tensor) -> None:
+    (path, _), options, metric = data.samples[index], data.options, SemanticMetric(len(data.classes))
     metric.add(predicted, target)
     score = metric.scores()["miou"]
     if score != score:  # NaN: nothing but ignored pixels
@@ -222,7 +254,7 @@ def _rank_mask(worst: Worst, path: Path, index: int, predicted: Tensor, target: 
     predicted, target = predicted.to(torch.uint8), target.to(torch.uint8)
 
     def draw() -> SheetRow:
-        image = read_rgb(path, upright=True)
+        image = read_rgb(path, upright=True, options=options)
         drawn = [draw_map(image, labels.numpy(), (target == IGNORE_INDEX).numpy()) for labels in (target, predicted)]
         return SheetRow(f"{path.name}: mIoU {score:.2f}", [image, *drawn])
 

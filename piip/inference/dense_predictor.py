@@ -13,13 +13,15 @@ from torch import Tensor
 
 from piip.data.collate import Batch
 from piip.data.image_files import read_images
-from piip.data.image_folder import to_rgb
+from piip.data.image_reading import ReadOptions, to_rgb
 from piip.data.orientation import turn_upright
 from piip.data.transforms.dense import DenseTransformConfig
 from piip.device import pick_device
 from piip.export.runtime import in_runtime
 from piip.fields import read_fields
+from piip.inference.class_predictor import trained_options
 from piip.inference.compact_masks import CompactMask, Region
+from piip.inference.inputs import ImageInput, named_images
 from piip.inference.predictions import SCORE_THRESHOLD, InstancePrediction, Prediction, SemanticPrediction
 from piip.inference.sliding_window import sliding_probabilities
 from piip.inference.tiling import Detection, Tiling, merge_detections, tile_detections, tiled_labels
@@ -42,10 +44,14 @@ class DensePredictor(ABC):
         scales: Test-time augmentation: factors on the image size; None uses the model's (`data.dense.test_scales`).
         flip: Test-time augmentation: also predict on flipped images; None uses the model's (`data.dense.flip_test`).
         score_threshold: Minimum score of a detection to be counted and drawn.
+        options: How 16-bit and multi-page files are read; None reads them as in training.
 
     Attributes:
         model: The model, in evaluation mode.
         classes: Names of its classes.
+        category_ids: Ids of the classes in the training file (COCO format), otherwise counted from 1.
+        options: How 16-bit and multi-page files are read.
+        naming: Ends of the names of training images and masks, see `SemanticMasks`.
         palette: RGB colour of every class, from the description, or None.
         max_detections: Limits on detections per image; the last one is used.
         tta: Prepares an image for `run` at every scale.
@@ -64,6 +70,7 @@ class DensePredictor(ABC):
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
         score_threshold: float = SCORE_THRESHOLD,
+        options: ReadOptions | None = None,
     ) -> None:
         self.model = model
         self.tiling = tiling
@@ -71,20 +78,24 @@ class DensePredictor(ABC):
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.classes: list[str] = description["classes"]
+        self.category_ids: list[int] = description.get("category_ids", list(range(1, len(self.classes) + 1)))
+        self.options = trained_options(description) if options is None else options
+        self.naming = (description.get("image_suffix", ""), description.get("mask_suffix", ".png"))
         self.palette: list[list[int]] | None = description.get("palette")
         self.max_detections: list[int] = description.get("detections", [1, 10, 100])
         config = read_fields(DenseTransformConfig, description["dense"], f"{source}/config.json dense")
         self.tta = TTATransform(with_tta(config, scales, flip))
 
-    def predict(self, images: Sequence[Image.Image]) -> list[Prediction]:
-        """Return the predictions of images in memory, of any size and mode.
+    def predict(self, images: ImageInput | Sequence[ImageInput]) -> list[Prediction]:
+        """Return the predictions of images of any size and mode; see `Predictor.predict`.
 
         Args:
-            images: Images; they are rotated by their EXIF orientation.
+            images: An image, array or path, or several; they are rotated by their EXIF orientation.
         """
-        return [self._predict(to_rgb(turn_upright(image)), None) for image in images]
+        white, named = self.options.white_level, named_images(images, self.options, upright=True)
+        return [self._predict(to_rgb(turn_upright(image), white_level=white), path) for path, image in named]
 
-    def predict_paths(self, paths: Iterable[str | Path], *, on_error: str = "stop") -> Iterator[Prediction]:
+    def predict_paths(self, paths: Iterable[str | Path], *, on_error: str = "skip") -> Iterator[Prediction]:
         """Yield the predictions of files, in order.
 
         Args:
@@ -94,7 +105,9 @@ class DensePredictor(ABC):
         Raises:
             ValueError: There are no images, or a file is unreadable.
         """
-        for path, image in read_images(paths, on_error=on_error, allow_huge=self.tiling is not None):
+        for path, image in read_images(
+            paths, on_error=on_error, allow_huge=self.tiling is not None, options=self.options
+        ):
             yield self._predict(image, str(path))
 
     @abstractmethod
@@ -155,7 +168,9 @@ class DetectionPredictor(DensePredictor):
         labels: Tensor,
         masks: tuple[CompactMask, ...] | None,
     ) -> InstancePrediction:
-        return InstancePrediction(path, shape, self.classes, boxes, scores, labels, masks, self.score_threshold)
+        return InstancePrediction(
+            path, shape, self.classes, boxes, scores, labels, masks, self.score_threshold, self.category_ids
+        )
 
     @property
     def has_masks(self) -> bool:
@@ -233,6 +248,7 @@ def load_dense_predictor(
     flip: bool | None = None,
     score_threshold: float = SCORE_THRESHOLD,
     runtime: str = "torch",
+    options: ReadOptions | None = None,
 ) -> DensePredictor:
     """Load a saved detector or segmentor for prediction.
 
@@ -245,6 +261,7 @@ def load_dense_predictor(
         flip: See `DensePredictor`.
         score_threshold: See `DensePredictor`.
         runtime: "torch", "onnx" or "openvino"; see `piip.export.runtime.in_runtime`.
+        options: See `DensePredictor`.
 
     Raises:
         ValueError: The directory is not a saved detector or segmentor, or scales are not above 0.
@@ -263,4 +280,5 @@ def load_dense_predictor(
         scales=scales,
         flip=flip,
         score_threshold=score_threshold,
+        options=options,
     )

@@ -28,6 +28,15 @@ class Prediction(ABC):
     path: str | None
     is_drawn: ClassVar[bool] = True
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of the image, None if unknown."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `predictions.json` has about the image itself, such as its class."""
+        return {}
+
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Return the prediction as JSON values."""
@@ -37,7 +46,7 @@ class Prediction(ABC):
         """Return a short text."""
 
     def annotations(self, image_id: int) -> list[dict[str, Any]]:
-        """Return the detections in COCO format; empty for other tasks.
+        """Return the detections in COCO format, without ids; empty for other tasks.
 
         Args:
             image_id: The image's number.
@@ -79,6 +88,10 @@ class ClassPrediction(Prediction):
     score: float
     top: tuple[tuple[str, float], ...]
 
+    def facts(self) -> dict[str, Any]:
+        """Return the most probable class and its probability."""
+        return {"label": self.label, "score": self.score}
+
     def to_dict(self) -> dict[str, Any]:
         """Return path, label, score and top as JSON values."""
         return {"path": self.path, "label": self.label, "score": self.score, "top": self.top}
@@ -101,6 +114,7 @@ class InstancePrediction(Prediction):
         labels: Indices of classes, int64 (N,).
         masks: One per object, None if the model predicts only boxes.
         score_threshold: Minimum score of a detection to be counted in the summary and drawn.
+        category_ids: Id of every class in COCO files; None counts them from 1.
     """
 
     path: str | None
@@ -111,6 +125,12 @@ class InstancePrediction(Prediction):
     labels: Tensor
     masks: tuple[CompactMask, ...] | None = None
     score_threshold: float = SCORE_THRESHOLD
+    category_ids: Sequence[int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return self.shape
 
     @property
     def names(self) -> list[str]:
@@ -144,20 +164,20 @@ class InstancePrediction(Prediction):
         return score >= self.score_threshold
 
     def annotations(self, image_id: int) -> list[dict[str, Any]]:
-        """Return the detections in COCO format; category ids are class indices.
+        """Return the detections in COCO format, without ids.
 
         Args:
             image_id: The image's number.
         """
-        corners = self.boxes.tolist()
+        ids = self.category_ids or range(1, len(self.classes) + 1)
+        values = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
         rows: list[dict[str, Any]] = [
-            {"image_id": image_id, "category_id": label, "bbox": [x, y, right - x, bottom - y], "score": score}
-            for (x, y, right, bottom), score, label in zip(
-                corners, self.scores.tolist(), self.labels.tolist(), strict=True
-            )
+            {"image_id": image_id, "category_id": ids[label], "bbox": [x, y, right - x, bottom - y], "score": score}
+            | {"area": (right - x) * (bottom - y), "iscrowd": 0}
+            for (x, y, right, bottom), score, label in values
         ]
-        for row, outline in zip(rows, self._run_lengths(), strict=self.masks is not None):
-            row["segmentation"] = outline
+        for row, mask in zip(rows, self.masks or (), strict=self.masks is not None):
+            row |= {"segmentation": mask.run_lengths(self.shape), "area": float(mask.pixels.sum())}
         return rows
 
     def _run_lengths(self) -> list[dict[str, Any]]:
@@ -199,6 +219,11 @@ class SemanticPrediction(Prediction):
     classes: Sequence[str]
     labels: Tensor
     palette: Sequence[Sequence[int]] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return (self.labels.shape[0], self.labels.shape[1])
 
     def fractions(self) -> dict[str, float]:
         """Return the fraction of pixels of every class that occurs, in [0, 1]."""

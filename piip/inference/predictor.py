@@ -5,126 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import torch
-from PIL.Image import Image
-from torch import Tensor
-
-from piip.data.image_files import find_images, read_batches
-from piip.data.image_folder import to_rgb
-from piip.data.transforms.classification import TransformConfig, build_transform
-from piip.device import pick_device
-from piip.export.runtime import TORCH, in_runtime
-from piip.fields import at_least, at_most, read_fields
+from piip.data.image_reading import ReadOptions
+from piip.data.listing import find_images
+from piip.export.runtime import TORCH
+from piip.fields import at_least, at_most
+from piip.inference.class_predictor import ClassPredictor, trained_options
 from piip.inference.dense_predictor import DensePredictor, load_dense_predictor
-from piip.inference.predictions import SCORE_THRESHOLD, ClassPrediction, Prediction
+from piip.inference.inputs import ImageInput
+from piip.inference.predictions import SCORE_THRESHOLD, Prediction
 from piip.inference.tiling import Tiling
 from piip.serialization.base import PyramidModel
 from piip.serialization.description import read_description
 from piip.serialization.hub import find_model
-from piip.serialization.load import load_model
-from piip.serialization.save import DTYPES
-
-
-class ClassPredictor:
-    """A saved classifier that predicts on images and files.
-
-    Args:
-        model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
-        device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        dtype: "f32" or "bf16".
-        runtime: "torch", "onnx" or "openvino"; see `piip.export.runtime.in_runtime`.
-
-    Attributes:
-        model: The model, in evaluation mode.
-        classes: Names of its classes in the order of the logits.
-        transform: RGB image -> normalised float (3, H, W).
-
-    Raises:
-        ValueError: The directory is not a saved classifier.
-    """
-
-    def __init__(
-        self, model_dir: str | Path, *, device: str = "auto", dtype: str = "f32", runtime: str = "torch"
-    ) -> None:
-        model_dir = find_model(model_dir)
-        description = read_description(model_dir)
-        missing = [name for name in ("classes", "transform") if name not in description]
-        if missing:
-            raise ValueError(
-                f"{model_dir}/config.json has no {' and no '.join(missing)}, expected the directory of a trained "
-                "model such as RUN/model."
-            )
-        self.device = pick_device(device)
-        self.dtype = DTYPES.get(dtype, torch.float32)
-        self.model = load_model(model_dir, device=str(self.device), dtype=dtype)
-        self.classes: list[str] = description["classes"]
-        self._run = in_runtime(self.model, runtime)
-        num_classes = description["model"].get("head", {}).get("num_classes")
-        if num_classes != len(self.classes):
-            raise ValueError(
-                f"{model_dir}/config.json names {len(self.classes)} classes, but its model.head.num_classes is "
-                f"{num_classes}: it was changed after `piip train` wrote it."
-            )
-        config = read_fields(TransformConfig, description["transform"], f"{model_dir}/config.json transform")
-        self.transform = build_transform(config, train=False)
-
-    @torch.inference_mode()
-    def logits(self, images: Tensor) -> Tensor:
-        """Return float32 logits (B, K) on the CPU for transformed images (B, 3, H, W)."""
-        result: Tensor = self._run(images.to(device=self.device, dtype=self.dtype))
-        return result.float().cpu()
-
-    def predict(self, images: Sequence[Image], *, top: int = 5) -> list[ClassPrediction]:
-        """Return the predictions for images in memory, of any size and mode.
-
-        Args:
-            images: Images; an empty list returns an empty list.
-            top: Classes to return for each, at least 1.
-
-        Raises:
-            ValueError: `top` is below 1.
-        """
-        at_least("top", top, 1)
-        if not images:
-            return []
-        batch = torch.stack([self.transform(to_rgb(image)) for image in images])
-        return [self._prediction(None, logits, top) for logits in self.logits(batch)]
-
-    def predict_paths(
-        self,
-        paths: Iterable[str | Path],
-        *,
-        top: int = 5,
-        batch_size: int = 32,
-        workers: int = 0,
-        on_error: str = "stop",
-    ) -> Iterator[ClassPrediction]:
-        """Yield the predictions for files, in order.
-
-        Args:
-            paths: Files, folders or shell patterns.
-            top: Classes to return for each, at least 1.
-            batch_size: Files at a time.
-            workers: Reading processes; 0 reads in this process.
-            on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
-
-        Raises:
-            ValueError: There are no images, a file is unreadable, or `top` is below 1.
-        """
-        at_least("top", top, 1)
-        files = find_images(paths)
-        for indices, images in read_batches(
-            files, self.transform, batch_size=batch_size, workers=workers, on_error=on_error
-        ):
-            for index, logits in zip(indices, self.logits(images), strict=True):
-                yield self._prediction(str(files[index]), logits, top)
-
-    def _prediction(self, path: str | None, logits: Tensor, top: int) -> ClassPrediction:
-        scores, indices = logits.softmax(0).topk(min(top, len(self.classes)))
-        pairs = tuple(
-            (self.classes[index], score) for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
-        )
-        return ClassPrediction(path, pairs[0][0], pairs[0][1], pairs)
 
 
 class Predictor:
@@ -140,12 +32,15 @@ class Predictor:
         scales: Detectors and segmentors: test-time augmentation, factors on the image size; None uses the model's.
         flip: Detectors and segmentors: test-time augmentation, also predict on flipped images; None uses the model's.
         score_threshold: Detectors: minimum score of a detection to be counted and drawn, in [0, 1]; None uses 0.5.
+        white_level: Value of white in images with 16 bits per channel, such as 4095; None uses the model's.
+        page: Page or frame of image files with several, from 0; None uses the model's.
         runtime: "torch", "onnx" or "openvino" (extra `export`; on the CPU, "f32"): where the model runs, of detectors
             and segmentors their backbone. Every new image size is exported once.
 
     Attributes:
         model: The model, in evaluation mode.
         classes: Names of its classes, in the order of their indices.
+        category_ids: Ids of the classes in its training file (COCO format), otherwise counted from 1.
 
     Raises:
         ValueError: The directory is not a saved model, or an option is not for classifiers.
@@ -162,6 +57,8 @@ class Predictor:
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
         score_threshold: float | None = None,
+        white_level: int | None = None,
+        page: int | None = None,
         runtime: str = "torch",
     ) -> None:
         tiling = Tiling(tile, tile_overlap) if tile is not None else None
@@ -171,6 +68,10 @@ class Predictor:
         if device == "auto" and runtime != TORCH:
             device = "cpu"
         folder = find_model(model_dir)
+        trained = trained_options(read_description(folder))
+        options = ReadOptions(
+            trained.white_level if white_level is None else white_level, trained.page if page is None else page
+        )
         self._dense: DensePredictor | None = None
         self._classifier: ClassPredictor | None = None
         made: DensePredictor | ClassPredictor
@@ -184,6 +85,7 @@ class Predictor:
                 flip=flip,
                 score_threshold=SCORE_THRESHOLD if score_threshold is None else score_threshold,
                 runtime=runtime,
+                options=options,
             )
         else:
             given = {"tile": tile, "scales": scales, "flip": flip, "score_threshold": score_threshold}
@@ -192,50 +94,62 @@ class Predictor:
                     raise ValueError(
                         f"{name} is {value}, but {folder} is a classifier, which has no such option; remove {name}."
                     )
-            made = self._classifier = ClassPredictor(folder, device=device, dtype=dtype, runtime=runtime)
+            made = self._classifier = ClassPredictor(
+                folder, device=device, dtype=dtype, runtime=runtime, options=options
+            )
+        self._made = made
         self.model: PyramidModel = made.model
         self.classes = made.classes
+        self.category_ids = made.category_ids
 
-    def predict(self, images: Sequence[Image], *, top: int = 5) -> Sequence[Prediction]:
-        """Return the predictions for images in memory, of any size and mode.
+    def predict(self, images: ImageInput | Sequence[ImageInput], *, top: int = 5) -> list[Prediction]:
+        """Return the predictions for images, of any size and mode.
 
         Args:
-            images: Images; an empty list returns an empty list.
+            images: An image or several: Pillow images, arrays uint8 (H, W, 3) in RGB or (H, W) in grey, or paths of
+                files. An empty list returns an empty list.
             top: Number of classes to return per image, at least 1 (classifiers).
 
         Returns:
             A `ClassPrediction`, `InstancePrediction` or `SemanticPrediction` per image (`piip.inference.predictions`).
 
         Raises:
-            ValueError: `top` is below 1.
+            ValueError: `top` is below 1, or a file is unreadable.
+            TypeError: Something is not an image; the message says what to pass.
         """
         if self._dense is not None:
             return self._dense.predict(images)
         assert self._classifier is not None  # one of the two
-        return self._classifier.predict(images, top=top)
+        return list(self._classifier.predict(images, top=top))
+
+    @property
+    def options(self) -> ReadOptions:
+        """How 16-bit and multi-page files are read."""
+        return self._made.options
 
     def predict_paths(
         self,
-        paths: Iterable[str | Path],
+        paths: str | Path | Iterable[str | Path],
         *,
         top: int = 5,
         batch_size: int = 32,
         workers: int = 0,
-        on_error: str = "stop",
+        on_error: str = "skip",
     ) -> Iterator[Prediction]:
         """Return an iterator over the predictions for files, in order; see `predict`.
 
         Args:
-            paths: Files, folders or shell patterns.
+            paths: Files, folders or shell patterns, or one of them.
             top: Number of classes to return per image, at least 1 (classifiers).
             batch_size: Files at a time (classifiers).
             workers: Reading processes; 0 reads in this process (classifiers).
-            on_error: "stop" at an unreadable file, or "skip" it with a warning that names it.
+            on_error: "skip" an unreadable file with a warning that names it, or "stop".
 
         Raises:
             ValueError: There are no images, a file is unreadable, or `top` is below 1.
         """
+        files = find_images(paths)
         if self._dense is not None:
-            return self._dense.predict_paths(paths, on_error=on_error)
+            return self._dense.predict_paths(files, on_error=on_error)
         assert self._classifier is not None  # one of the two
-        return self._classifier.predict_paths(paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error)
+        return self._classifier.predict_paths(files, top=top, batch_size=batch_size, workers=workers, on_error=on_error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import warnings
@@ -203,7 +204,7 @@ class BestModel(pl.Callback):
         metrics = validation_metrics(trainer)
         # process 0 decides for all, because gathering sharded weights needs all processes
         value = trainer.strategy.broadcast(metrics[self.monitor])
-        if value > self.best:
+        if is_measured(value) and value > self.best:
             self.best = value
             export_from_all(trainer, pl_module.get_submodule("model"), self.export, metrics)
 
@@ -252,6 +253,11 @@ class Patience(EarlyStopping):
         if self.wait_count >= self.patience:
             trainer.should_stop = True
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count a validation, unless there was nothing to measure."""
+        if is_measured(float(trainer.callback_metrics[self.monitor])):
+            super().on_train_epoch_end(trainer, pl_module)
+
 
 class StopAtStep(pl.Callback):
     """End training after a number of optimiser steps, validating once more.
@@ -276,6 +282,11 @@ class StopAtStep(pl.Callback):
         """Stop the trainer after the last step."""
         if trainer.global_step >= self.max_steps:
             trainer.should_stop = True
+
+
+def is_measured(value: float) -> bool:
+    """Return whether a metric is a number: average precision is -1, mIoU NaN, if the split has nothing to find."""
+    return math.isfinite(value) and value >= 0
 
 
 def export_from_all(trainer: pl.Trainer, model: nn.Module, export: Export, metrics: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ from timm.data import Mixup
 
 from piip.build import build_model
 from piip.data.formats import DATA_FORMATS, Images
+from piip.kinds import HEAD_KINDS
 from piip.recipe import DataConfig, Recipe, RegularizeConfig
 from piip.serialization.base import PyramidModel
 from piip.serialization.hub import find_model
@@ -36,13 +37,17 @@ class RunLength:
     log_every: int
 
 
-def open_images(recipe: Recipe) -> tuple[Images, Images]:
-    """Return training and validation images, without transforms.
+def open_images(recipe: Recipe) -> tuple[Images, Images | None]:
+    """Return training and validation images, without transforms; None if there is no validation.
 
     Raises:
-        ValueError: A split is missing or empty, or the classes of the splits differ.
+        ValueError: A split is missing or empty, the classes of the splits differ, or `run.patience` has nothing to
+            watch.
     """
-    return DATA_FORMATS[recipe.data.kind].open(recipe.data, recipe.run.seed, recipe.known_classes)
+    images, val_images = DATA_FORMATS[recipe.data.kind].open(recipe.data, recipe.run.seed, recipe.known_classes)
+    if val_images is None and recipe.run.patience is not None:
+        raise ValueError("run.patience needs a validation split: set data.val or data.val_fraction, or remove it.")
+    return images, val_images
 
 
 def build_recipe_model(recipe: Recipe, *, num_classes: int | None = None, resumed: bool = False) -> PyramidModel:
@@ -95,7 +100,9 @@ def resolve(recipe: Recipe, model: PyramidModel) -> Recipe:
         mean=mean,
         std=std,
     )
-    dense = dataclasses.replace(recipe.data.dense, mean=mean, std=std)
+    dense = recipe.data.dense
+    masks = HEAD_KINDS[config.head.kind].needs_masks if dense.masks is None else dense.masks
+    dense = dataclasses.replace(dense, mean=mean, std=std, masks=masks)
     return dataclasses.replace(
         recipe,
         model=recipe.model_config(num_classes=config.head.num_classes),
@@ -103,16 +110,18 @@ def resolve(recipe: Recipe, model: PyramidModel) -> Recipe:
     )
 
 
-def set_transforms(images: Images, val_images: Images, config: DataConfig) -> None:
+def set_transforms(images: Images, val_images: Images | None, config: DataConfig) -> None:
     """Set the transforms of both splits.
 
     Args:
         images: Training images.
-        val_images: Validation images.
+        val_images: Validation images, if there are any.
         config: The section `data` of the resolved recipe.
     """
     prepare = DATA_FORMATS[config.kind].prepare
-    images.transform, val_images.transform = prepare(config, True), prepare(config, False)
+    images.transform = prepare(config, True)
+    if val_images is not None:
+        val_images.transform = prepare(config, False)
 
 
 def run_length(recipe: Recipe, batches: int) -> RunLength:

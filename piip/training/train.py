@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from piip.data.formats import DATA_FORMATS, Images
-from piip.data.image_check import check_images
+from piip.data.image_check import check_splits
 from piip.data.loader import ResumableLoader
 from piip.data.sampler import EpochSampler, GroupedSampler
 from piip.device import check_devices, pick_device
@@ -100,9 +101,8 @@ def train(
     check_devices(device, devices)
     replicas = devices * nodes
     parts = _prepare(recipe, checkpoint, replicas=replicas, on_gpu=pick_device(device).type == "cuda")
-    if recipe.data.on_error == "stop":
-        rank_zero_only(check_images)(parts.paths, workers=recipe.data.workers, show=progress != "none")
-    export = functools.partial(export_model, recipe=parts.recipe, classes=parts.classes)
+    rank_zero_only(check_splits)(parts.splits, workers=recipe.data.workers, show=progress != "none")
+    export = functools.partial(export_model, recipe=parts.recipe, labels=parts.splits[0].label_facts())
     averaging = _averaging(recipe)
     shown = progress_callbacks(
         progress,
@@ -121,7 +121,9 @@ def train(
         raise KeyboardInterrupt from error
     for average in averaging:
         average.copy_to(parts.task)  # Lightning does not copy them if a finished run is resumed
-    metrics = validation_metrics(trainer) or dict(trainer.validate(parts.task, parts.val_loader, verbose=False)[0])
+    metrics = validation_metrics(trainer)
+    if not metrics and parts.val_loader is not None:
+        metrics = dict(trainer.validate(parts.task, parts.val_loader, verbose=False)[0])
     export_from_all(trainer, parts.task.model, functools.partial(export, directory=folder / MODEL), metrics)
     return TrainingResult(folder / MODEL, metrics, trainer.global_step)
 
@@ -135,18 +137,16 @@ class _Parts:
         length: Length of the run.
         task: Training task with the model.
         loader: Training batches.
-        val_loader: Validation batches.
-        classes: Names of the classes in the order of the logits.
-        paths: All images of both splits.
+        val_loader: Validation batches, if there is a validation split.
+        splits: Training images, and validation images if there are any.
     """
 
     recipe: Recipe
     length: RunLength
     task: TrainingTask
     loader: ResumableLoader
-    val_loader: DataLoader[Any]
-    classes: list[str]
-    paths: list[Path]
+    val_loader: DataLoader[Any] | None
+    splits: list[Images]
 
 
 def _prepare(recipe: Recipe, checkpoint: Path | None, *, replicas: int, on_gpu: bool) -> _Parts:
@@ -165,15 +165,20 @@ def _prepare(recipe: Recipe, checkpoint: Path | None, *, replicas: int, on_gpu: 
         length,
         task=build_task(recipe, model, length, val_images),
         loader=loader,
-        val_loader=DataLoader(
-            val_images,
-            # an image's padding, and so its prediction, must not depend on other images of the batch
-            batch_size=1 if DATA_KINDS[recipe.data.kind].is_padded else recipe.data.batch_size,
-            num_workers=recipe.data.workers,
-            collate_fn=DATA_FORMATS[recipe.data.kind].collate(recipe.data, False),
-        ),
-        classes=images.classes,
-        paths=[path for path, _ in images.samples + val_images.samples],
+        val_loader=_val_loader(recipe, val_images),
+        splits=[split for split in (images, val_images) if split is not None],
+    )
+
+
+def _val_loader(recipe: Recipe, val_images: Images | None) -> DataLoader[Any] | None:
+    if val_images is None:
+        return None
+    return DataLoader(
+        val_images,
+        # an image's padding, and so its prediction, must not depend on other images of the batch
+        batch_size=1 if DATA_KINDS[recipe.data.kind].is_padded else recipe.data.batch_size,
+        num_workers=recipe.data.workers,
+        collate_fn=DATA_FORMATS[recipe.data.kind].collate(recipe.data, False),
     )
 
 
@@ -239,7 +244,7 @@ def export_model(
     *,
     directory: Path,
     recipe: Recipe,
-    classes: list[str],
+    labels: dict[str, Any],
 ) -> None:
     """Save the model with the metadata for evaluation and prediction.
 
@@ -250,12 +255,12 @@ def export_model(
         steps: Number of optimiser steps.
         directory: Output directory.
         recipe: The resolved recipe of the run.
-        classes: Names of its classes in the order of the logits.
+        labels: "classes", their names in the order of the logits, and what else the data set knows about them.
     """
     metadata = {
-        "classes": classes,
+        **labels,
         **DATA_FORMATS[recipe.data.kind].input_facts(recipe.data),
-        "metrics": metrics,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "steps": steps,
         "recipe": recipe.to_dict(),
     }

@@ -38,6 +38,7 @@ class DenseTransformConfig:
         flip_test: Test-time augmentation: also predict on the flipped image, see `piip.inference.tta`.
         test_scales: Test-time augmentation: factors on the image size.
         reduce_zero_label: Semantic masks: ignore class 0 and count the others from 0 (ADE20K).
+        masks: Whether masks of objects are read; None if the head uses them.
         mean: Mean of each channel for images in [0, 1].
         std: Standard deviation of each channel for images in [0, 1].
 
@@ -65,6 +66,7 @@ class DenseTransformConfig:
     flip_test: bool = False
     test_scales: tuple[float, ...] = (1.0,)
     reduce_zero_label: bool = False
+    masks: bool | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 

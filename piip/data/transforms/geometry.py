@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from piip.data.object_masks import ObjectMasks
 from piip.data.transforms.official_resize import resize_like_opencv
 from piip.structures import IGNORE_INDEX, Target
 
@@ -25,7 +28,7 @@ def resize_image(image: Tensor, size: tuple[int, int], rule: str) -> Tensor:
     return F.resize(image, list(size), antialias=True) if tuple(image.shape[-2:]) != size else image
 
 
-def resize_target(target: Target, shape: tuple[int, int], size: tuple[int, int]) -> Target:
+def resize_target(target: Mapping[str, Any], shape: tuple[int, int], size: tuple[int, int]) -> Mapping[str, Any]:
     """Resize a target from one image size (H, W) to another; masks and semantic masks by nearest neighbour."""
     if shape == size:
         return target
@@ -33,16 +36,23 @@ def resize_target(target: Target, shape: tuple[int, int], size: tuple[int, int])
     if "boxes" in target:
         factor = torch.tensor([size[1] / shape[1], size[0] / shape[0]] * 2)
         resized["boxes"] = target["boxes"] * factor
+    if isinstance(target.get("masks"), ObjectMasks):
+        resized["masks"] = target["masks"].resized(size)
     for name in ("masks", "labels"):
-        if name in target and target[name].dim() > 1:
+        if isinstance(resized.get(name), Tensor) and target[name].dim() > 1:
             maps = target[name] if target[name].dim() == 3 else target[name][None]
             nearest = F.resize(maps.byte(), list(size), interpolation=v2.InterpolationMode.NEAREST)
             resized[name] = nearest.to(target[name].dtype).view(*target[name].shape[:-2], *size)
     return resized
 
 
+def with_pixels(target: Mapping[str, Any]) -> Target:
+    """Return a target whose masks are decoded."""
+    return {name: values.decode() if isinstance(values, ObjectMasks) else values for name, values in target.items()}
+
+
 def cropped(
-    image: Tensor, target: Target, size: tuple[int, int], *, max_class_fraction: float = 1.0
+    image: Tensor, target: Mapping[str, Any], size: tuple[int, int], *, max_class_fraction: float = 1.0
 ) -> tuple[Tensor, Target]:
     """Return a random crop of an image and its target.
 
@@ -62,14 +72,27 @@ def cropped(
         rows, columns = slice(top, top + height), slice(left, left + width)
         if max_class_fraction == 1 or _largest_fraction(target["labels"][rows, columns]) < max_class_fraction:
             break
-    cut = {name: values[..., rows, columns] if values.dim() > 1 else values for name, values in target.items()}
     if "boxes" in target:
-        boxes = target["boxes"] - torch.tensor([left, top, left, top])
-        cut["boxes"] = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
-        sides = cut["boxes"][:, 2:] - cut["boxes"][:, :2]
-        kept = (sides >= MIN_SIDE).all(1) & cut["masks"].flatten(1).any(1)
-        cut = {name: values[kept] for name, values in cut.items()}
+        return image[:, rows, columns], _cropped_objects(target, rows, columns)
+    cut = {name: values[..., rows, columns] if values.dim() > 1 else values for name, values in target.items()}
     return image[:, rows, columns], cut
+
+
+def _cropped_objects(target: Mapping[str, Any], rows: slice, columns: slice) -> Target:
+    """Return the objects that a crop shows."""
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    boxes = target["boxes"] - torch.tensor([columns.start, rows.start, columns.start, rows.start])
+    boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
+    kept = ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(1)
+    cut: Target = {"boxes": boxes[kept], "labels": target["labels"][kept]}
+    if "masks" not in target:
+        return cut
+    masks = target["masks"]
+    cut["masks"] = (
+        masks.decode(rows, columns, kept) if isinstance(masks, ObjectMasks) else masks[kept][:, rows, columns]
+    )
+    shown = cut["masks"].flatten(1).any(1)
+    return {name: values[shown] for name, values in cut.items()}
 
 
 def _largest_fraction(labels: Tensor) -> float:

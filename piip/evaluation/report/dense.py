@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from piip.data.findings import shorten
 from piip.evaluation.metrics.precision_tables import NAMES, SIZES, PrecisionTables, recall_names
 from piip.evaluation.report.page import Page, Value
 
@@ -25,6 +26,7 @@ class DenseReport:
             "macc"; all in [0, 1].
         per_class: Results of every class, None if it does not occur. Detections: "objects", and "box_ap" and so
             on; semantic segmentation: "iou", "accuracy", "precision", "pixels".
+        skipped: Images that could not be read and do not count.
         setup: Settings of the evaluation: "model", "split", "scales", "flip" and, for detections, "backend".
         max_detections: Limits on detections per image; empty for semantic segmentation.
         headline: Limit of "box_ap" and "mask_ap"; None for semantic segmentation.
@@ -35,16 +37,28 @@ class DenseReport:
     images: int
     scores: dict[str, float]
     per_class: dict[str, dict[str, float | int | None]]
+    skipped: int = 0
     setup: dict[str, Any] = field(default_factory=dict)
     max_detections: tuple[int, ...] = ()
     headline: int | None = None
     curves: dict[str, Curves] = field(default_factory=dict)
     confusion: list[list[int]] = field(default_factory=list)
 
+    def absent_classes(self) -> list[str]:
+        """Return the classes without objects or pixels in the split."""
+        return [name for name, row in self.per_class.items() if not (row.get("objects", row.get("pixels")) or 0)]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, without curves and confusion matrix."""
         limits = {"max_detections": list(self.max_detections), "headline": self.headline} if self.max_detections else {}
-        return {"images": self.images, **self.scores, **limits, **self.setup, "per_class": self.per_class}
+        return {
+            "images": self.images,
+            "skipped": self.skipped,
+            **self.scores,
+            **limits,
+            **self.setup,
+            "per_class": self.per_class,
+        }
 
 
 def class_rows(
@@ -86,7 +100,7 @@ def curves_of(classes: list[str], table: PrecisionTables) -> Curves:
 def format_dense_report(report: DenseReport) -> str:
     """Return the report as a text table."""
     width = max(len(name) for name in [*report.scores, *report.per_class, "images"])
-    lines = [f"{'images':<{width}} {report.images:>8}"]
+    lines = [f"{'images':<{width}} {report.images:>8}" + (f" ({report.skipped} skipped)" if report.skipped else "")]
     lines += [f"{name:<{width}} {'-' if value < 0 else f'{value:.4f}':>8}" for name, value in report.scores.items()]
     if report.max_detections:
         at = "" if report.headline == report.max_detections[-1] else f", box_ap and mask_ap at {report.headline}"
@@ -97,6 +111,10 @@ def format_dense_report(report: DenseReport) -> str:
     lines += ["", " ".join([f"{'class':<{width}}", *(f"{name:>9}" for name in shown)])]
     for name, row in report.per_class.items():
         lines.append(" ".join([f"{name:<{width}}", *(f"{_cell(row[column]):>9}" for column in shown)]))
+    absent = report.absent_classes()
+    if absent:
+        counted = "; miou counts those that are predicted as 0" if report.confusion else ""
+        lines += ["", f"not in this split, left out of means: {shorten(absent)}{counted}"]
     return "\n".join(lines)
 
 
@@ -133,7 +151,9 @@ def dense_page(report: DenseReport, *, worst: Callable[[Path], None] | None = No
         )
     if worst is not None:
         images["worst.png"] = worst
-    facts: dict[str, Value] = {"images": report.images, **{name: _fact(value) for name, value in report.setup.items()}}
+    facts: dict[str, Value] = {"images": report.images, "skipped": report.skipped}
+    facts |= {"classes not in the split": shorten(report.absent_classes())} if report.absent_classes() else {}
+    facts |= {name: _fact(value) for name, value in report.setup.items()}
     if report.max_detections:
         facts["maximum detections per image"] = _fact(report.max_detections)
     return Page(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from piip.output import writable_folder, write_json
 
 Value = float | int | str | None
 PAGE_NAME, NUMBERS_NAME, CLASSES_NAME = "report.md", "report.json", "per_class.csv"
@@ -44,9 +45,8 @@ def write_page(page: Page, out: str | Path) -> Path:
     Returns:
         The path of report.md.
     """
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / NUMBERS_NAME).write_text(json.dumps(page.numbers, indent=1) + "\n", encoding="utf-8")
+    folder = writable_folder(out)
+    write_json(page.numbers, folder / NUMBERS_NAME, indent=1)
     columns = list(page.classes[0])
     with (folder / CLASSES_NAME).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -10,7 +10,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from piip.data.coco import read_coco
 from piip.data.formats import Images
 from piip.kinds import DATA_KINDS, HEAD_KINDS
 from piip.recipe import Recipe
@@ -23,14 +22,14 @@ from piip.training.tasks.classification import ClassificationTask
 from piip.training.tasks.dense import DetectionTask, SemanticTask
 
 
-def build_task(recipe: Recipe, model: PyramidModel, length: RunLength, val_images: Images) -> TrainingTask:
+def build_task(recipe: Recipe, model: PyramidModel, length: RunLength, val_images: Images | None) -> TrainingTask:
     """Return the training task for a recipe's model and data.
 
     Args:
         recipe: The resolved recipe.
         model: Its model.
         length: The length of the run.
-        val_images: The validation images.
+        val_images: The validation images, if there are any.
 
     Raises:
         ValueError: The model's head does not match the kind of data.
@@ -53,8 +52,8 @@ def _configure(model: nn.Module, *, recipe: Recipe, length: RunLength) -> tuple[
     return optimizer, schedule
 
 
-def _classification(recipe: Recipe, model: Any, val_images: Images, configure: Configure) -> TrainingTask:
-    num_classes = len(val_images.classes)
+def _classification(recipe: Recipe, model: Any, val_images: Images | None, configure: Configure) -> TrainingTask:
+    num_classes = model.num_classes
     return ClassificationTask(
         model,
         num_classes=num_classes,
@@ -65,17 +64,10 @@ def _classification(recipe: Recipe, model: Any, val_images: Images, configure: C
 
 
 def _detection(recipe: Recipe, model: Any, val_images: Any, configure: Configure) -> TrainingTask:
-    return DetectionTask(
-        model,
-        configure=configure,
-        content=read_coco(val_images.file),
-        image_ids=val_images.image_ids,
-        category_ids=val_images.category_ids,
-        max_detections=recipe.data.max_detections,
-    )
+    return DetectionTask(model, configure=configure, val_images=val_images, max_detections=recipe.data.max_detections)
 
 
-def _semantic(recipe: Recipe, model: Any, val_images: Images, configure: Configure) -> TrainingTask:
+def _semantic(recipe: Recipe, model: Any, val_images: Images | None, configure: Configure) -> TrainingTask:
     return SemanticTask(model, configure=configure)
 
 

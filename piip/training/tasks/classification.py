@@ -60,6 +60,8 @@ class ClassificationTask(TrainingTask):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add one batch to the accuracies and the mean loss."""
         image, label = batch
+        if not len(label):  # all its images are unreadable and skipped
+            return
         logits = self.model(image).float()  # (B, K)
         self.top1.update(logits, label)
         self.top5.update(logits, label)

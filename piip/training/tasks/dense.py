@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from piip.data.coco import CocoInstances
 from piip.data.collate import Batch
-from piip.evaluation.metrics.coco import annotated_iou_types, score_results, to_results
+from piip.evaluation.metrics.coco import TASK_IOU_TYPES, annotated_iou_types, score_results, to_results
 from piip.evaluation.metrics.semantic import SemanticMetric
 from piip.models import PIIPDenseModel
 from piip.training.tasks.base import Configure, TrainingTask
+
+logger = logging.getLogger("piip")
 
 
 class DenseTask(TrainingTask):
@@ -46,9 +50,7 @@ class DetectionTask(DenseTask):
     Args:
         model: The model.
         configure: Builds optimiser and step-wise schedule for the model.
-        content: The validation file's content.
-        image_ids: Id of every validation image in the file.
-        category_ids: Id of every class in the file.
+        val_images: The validation images, None if there are none.
         max_detections: Limits on detections per image, see `score_results`.
     """
 
@@ -57,17 +59,20 @@ class DetectionTask(DenseTask):
         model: PIIPDenseModel,
         *,
         configure: Configure,
-        content: Mapping[str, Any],
-        image_ids: Sequence[int],
-        category_ids: Sequence[int],
+        val_images: CocoInstances | None,
         max_detections: Sequence[int],
     ) -> None:
         super().__init__(model, configure=configure)
-        self.content = content
-        self.image_ids = list(image_ids)
-        self.category_ids = list(category_ids)
+        self.val_images = val_images
         self.max_detections = tuple(max_detections)
-        self.iou_types = annotated_iou_types(content, model.task)
+        self.iou_types: tuple[str, ...] = TASK_IOU_TYPES[model.task]
+        if val_images is not None:
+            self.iou_types = annotated_iou_types(val_images.ground_truth(), model.task)
+            if not val_images.has_objects:
+                logger.warning(
+                    "%s has no objects (apart from crowds): there is nothing to validate, and no best model.",
+                    val_images.file,
+                )
         self._results: list[dict[str, Any]] = []
         self._seen: list[int] = []
 
@@ -78,20 +83,21 @@ class DetectionTask(DenseTask):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the detections of one batch; log average precision after the last one."""
-        predictions = self.model.predict(batch.image, batch.image_infos, max_detections=self.max_detections[-1])
-        for prediction, index in zip(predictions, batch.indices, strict=True):
-            self._seen.append(self.image_ids[index])
-            self._results += to_results(prediction, self.image_ids[index], self.category_ids)
+        assert self.val_images is not None  # Lightning does not call this without validation images
+        if batch.indices:
+            limit = self.max_detections[-1]
+            for values, index in zip(
+                self.model.predict(batch.image, batch.image_infos, max_detections=limit), batch.indices, strict=True
+            ):
+                image_id = self.val_images.image_ids[index]
+                self._seen.append(image_id)
+                self._results += to_results(values, image_id, self.val_images.label_ids)
         if self.is_last_validation_batch(batch_idx):
-            self._log_scores()
+            self._log_scores(self.val_images.ground_truth(self._seen))
 
-    def _log_scores(self) -> None:
+    def _log_scores(self, content: Mapping[str, Any]) -> None:
         scores = score_results(
-            self.content,
-            self._results,
-            iou_types=self.iou_types,
-            max_detections=self.max_detections,
-            image_ids=self._seen,
+            content, self._results, iou_types=self.iou_types, max_detections=self.max_detections, image_ids=self._seen
         )
         self._results, self._seen = [], []
         for kind in self.iou_types:
@@ -120,10 +126,11 @@ class SemanticTask(DenseTask):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the pixels of one batch at the resized image size; log mIoU after the last one."""
-        predictions = self.model.predict(batch.image, batch.image_infos, rescale=False)
-        for prediction, target, image_info in zip(predictions, batch.targets, batch.image_infos, strict=True):
-            height, width = image_info.size
-            self._overlap.add(prediction["labels"], target["labels"][:height, :width])
+        if batch.indices:
+            predictions = self.model.predict(batch.image, batch.image_infos, rescale=False)
+            for prediction, target, image_info in zip(predictions, batch.targets, batch.image_infos, strict=True):
+                height, width = image_info.size
+                self._overlap.add(prediction["labels"], target["labels"][:height, :width])
         if self.is_last_validation_batch(batch_idx):
             for name, value in self._overlap.scores().items():
                 self.log(f"val/{name}", value, on_epoch=True, batch_size=1, prog_bar=f"val/{name}" == self.watched)
