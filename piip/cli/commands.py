@@ -13,7 +13,7 @@ from piip import __version__
 from piip.cli.bench import bench
 from piip.cli.convert import convert
 from piip.cli.cost import cost
-from piip.cli.data import data_landcover, data_nuclei
+from piip.cli.data import data_check, data_landcover, data_nuclei
 from piip.cli.demo import demo
 from piip.cli.evaluate import evaluate
 from piip.cli.export import export
@@ -39,7 +39,7 @@ COMMANDS: Table[Command | CommandGroup, None] = Table.of(
         "list": list_models,
         "cost": cost,
         "bench": bench,
-        "data": {"landcover": data_landcover, "nuclei": data_nuclei},
+        "data": {"check": data_check, "landcover": data_landcover, "nuclei": data_nuclei},
         "train": train,
         "evaluate": evaluate,
         "predict": predict,

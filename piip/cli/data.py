@@ -5,6 +5,48 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from piip.output import to_json, writable_folder
+
+
+def data_check(
+    paths: list[str],
+    *,
+    images: str | None = None,
+    num_classes: int | None = None,
+    workers: int = 2,
+    out: str | None = "out/data_check",
+    json: bool = False,
+) -> None:
+    """Check labelled data as training would, without training: what must be mended, what would be left out.
+
+    Shows the number of images, objects or pixels of every class, image sizes, suspicious things such as classes with
+    few objects or equal images in two splits, and writes a sheet of a few annotated images. Ends with exit code 2 if
+    something must be mended.
+
+    Args:
+        paths: Recipes (both splits), COCO files, image folders with a folder per class, or folders of semantic masks.
+        images: Folder of the images of COCO files and semantic masks. Default: looked for near a COCO file.
+        num_classes: Number of classes of semantic masks without classes.txt.
+        workers: Files read at the same time.
+        out: Folder for the sheet, sheet.png.
+        json: Print JSON.
+
+    Raises:
+        SystemExit: Something must be mended.
+    """
+    from piip.evaluation.data_check import check_data, format_check
+
+    check = check_data(
+        paths,
+        images=images,
+        num_classes=num_classes,
+        workers=workers,
+        out=None if out is None else writable_folder(out),
+    )
+    print(to_json(check.to_dict()) if json else format_check(check))
+    if not check.is_usable:
+        raise SystemExit(2)
+
 
 def data_landcover(
     *,

@@ -78,18 +78,18 @@ class CocoInstances(DenseImages):
         keep_empty: bool,
         options: ReadOptions,
     ) -> None:
-        content, self.findings = check_coco(self.file)
-        classes, self._class_of = _match_classes(content, expected_classes, self.findings)
-        self.findings.raise_problems()
+        content, findings = check_coco(self.file)
+        classes, self._class_of = _match_classes(content, expected_classes, findings)
+        findings.raise_problems()
         self.category_ids = _ids_of_classes(self._class_of, len(classes))
-        entries = _present(content["images"], folder, on_error, self.findings)
+        entries = _present(content["images"], folder, on_error, findings)
         by_image = _by_image(content["annotations"])
-        _correct_sizes(entries, by_image, self.findings)
+        _correct_sizes(entries, by_image, findings)
         chosen = entries
         if train:
-            usable = {image["id"] for _, image in entries if self._is_usable(by_image[image["id"]], image)}
+            usable = {image["id"] for _, image in entries if _is_usable(by_image[image["id"]], image, findings)}
             chosen = entries if keep_empty else [entry for entry in entries if entry[1]["id"] in usable]
-            self._note_left_out(content["annotations"], entries, usable, keep_empty)
+            _note_left_out(content["annotations"], entries, usable, keep_empty, findings)
         super().__init__(
             self.file,
             [(path, image["id"]) for path, image in chosen],
@@ -99,50 +99,10 @@ class CocoInstances(DenseImages):
             train=train,
             options=options,
         )
-        self.findings.log()
+        self.findings = findings
+        findings.log()
         self._shapes = [(image["height"], image["width"]) for _, image in chosen]
         self._objects = PackedList(by_image[image["id"]] for _, image in chosen)
-
-    def _is_usable(self, rows: Sequence[Content], image: Content) -> bool:
-        """Return whether an image has an object to train on, and note the others."""
-        count = 0
-        for row in rows:
-            if not row["iscrowd"]:
-                if clipped_box(row["bbox"], image) is not None:
-                    count += 1
-                else:
-                    what = "annotations without box area inside their image are left out"
-                    self.findings.note(what, f"id {row['own_id']}")
-        return count > 0
-
-    def _note_left_out(
-        self,
-        annotations: Sequence[Content],
-        entries: Sequence[tuple[Path, Content]],
-        usable: Collection[int],
-        keep_empty: bool,
-    ) -> None:
-        """Note crowds and images that are not trained on.
-
-        Raises:
-            ValueError: Nothing is left to train on.
-        """
-        crowds = sum(row["iscrowd"] for row in annotations)
-        some_crowds = f"{crowds} of {len(annotations)} annotations are crowds (iscrowd 1)"
-        if not usable:
-            raise ValueError(
-                f"{self.file} has no usable images: none of {len(entries)} has an object"
-                f"{f'; {some_crowds}, which are not trained on' if crowds else ''}. "
-                f"{' '.join(self.findings.notes())}".rstrip()
-            )
-        if crowds:
-            self.findings.say(f"{some_crowds} and are left out in training.")
-        if len(usable) < len(entries) and not keep_empty:
-            names = shorten(image["file_name"] for _, image in entries if image["id"] not in usable)
-            self.findings.say(
-                f"{len(entries) - len(usable)} of {len(entries)} images have no objects and are left out: {names}. "
-                f"{KEEP_EMPTY}"
-            )
 
     @property
     def has_objects(self) -> bool:
@@ -168,6 +128,12 @@ class CocoInstances(DenseImages):
         except ValueError as error:
             return Inspection(str(error).rstrip("."))
         return seen
+
+    def class_counts(self) -> dict[str, int]:
+        """Return the number of objects of each class, without crowds."""
+        rows = (row for index in range(len(self._objects)) for row in self._objects[index] if not row["iscrowd"])
+        labels = Counter(self._class_of[row["category_id"]] for row in rows)
+        return {name: labels[index] for index, name in enumerate(self.classes)}
 
     def label_facts(self) -> dict[str, Any]:
         """Return the classes and their ids in the file."""
@@ -264,6 +230,49 @@ def clipped_box(box: Sequence[float], image: Mapping[str, Any]) -> list[float] |
     if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
         return None
     return [float(left), float(top), float(right), float(bottom)]
+
+
+def _is_usable(rows: Sequence[Content], image: Content, findings: Findings) -> bool:
+    """Return whether an image has an object to train on, and note the others."""
+    count = 0
+    for row in rows:
+        if not row["iscrowd"]:
+            if clipped_box(row["bbox"], image) is not None:
+                count += 1
+            else:
+                what = "annotations without box area inside their image are left out"
+                findings.note(what, f"id {row['own_id']}")
+    return count > 0
+
+
+def _note_left_out(
+    annotations: Sequence[Content],
+    entries: Sequence[tuple[Path, Content]],
+    usable: Collection[int],
+    keep_empty: bool,
+    findings: Findings,
+) -> None:
+    """Note crowds and images that are not trained on.
+
+    Raises:
+        ValueError: Nothing is left to train on.
+    """
+    crowds = sum(row["iscrowd"] for row in annotations)
+    some_crowds = f"{crowds} of {len(annotations)} annotations are crowds (iscrowd 1)"
+    if not usable:
+        raise ValueError(
+            f"{findings.source} has no usable images: none of {len(entries)} has an object"
+            f"{f'; {some_crowds}, which are not trained on' if crowds else ''}. "
+            f"{' '.join(findings.notes())}".rstrip()
+        )
+    if crowds:
+        findings.say(f"{some_crowds} and are left out in training.")
+    if len(usable) < len(entries) and not keep_empty:
+        names = shorten(image["file_name"] for _, image in entries if image["id"] not in usable)
+        findings.say(
+            f"{len(entries) - len(usable)} of {len(entries)} images have no objects and are left out: {names}. "
+            f"{KEEP_EMPTY}"
+        )
 
 
 def _by_image(annotations: Sequence[Content]) -> defaultdict[int, list[Content]]:

@@ -7,7 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -64,6 +64,7 @@ class DenseImages(Dataset["Sample | None"], ABC):
         self.on_error = on_error
         self.train = train
         self.options = options
+        self.findings = Findings(root)
         self.transform: DenseTransform | None = None
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._unreadable = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
@@ -94,6 +95,12 @@ class DenseImages(Dataset["Sample | None"], ABC):
     def mark_unreadable(self, index: int) -> None:
         """Skip a sample without reading it again."""
         self._unreadable[index] = True
+
+    counted: ClassVar[str] = "objects"  # by `class_counts`
+
+    def class_counts(self) -> dict[str, int]:
+        """Return the number of objects or pixels of each class."""
+        return {}
 
     def label_facts(self) -> dict[str, Any]:
         """Return the facts about the classes that prediction needs."""

@@ -136,6 +136,7 @@ def _masks_split(data: DataConfig, split: _Split) -> Images:
         expected_classes=split.classes,
         image_suffix=data.image_suffix,
         mask_suffix=data.mask_suffix,
+        reduce_zero_label=data.dense.reduce_zero_label,
         options=read_options(data),
     )
 

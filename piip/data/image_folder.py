@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -107,6 +108,13 @@ class ImageFolder(Dataset["tuple[Any, int] | None"]):
     def mark_unreadable(self, index: int) -> None:
         """Skip a sample without reading it again."""
         self._unreadable[index] = True
+
+    counted: ClassVar[str] = "images"  # by `class_counts`
+
+    def class_counts(self) -> dict[str, int]:
+        """Return the number of images of each class."""
+        labels = Counter(label for _, label in self.samples)
+        return {name: labels[index] for index, name in enumerate(self.classes)}
 
     def label_facts(self) -> dict[str, Any]:
         """Return the facts about the classes that prediction needs."""

@@ -17,9 +17,9 @@ from piip.fields import at_least
 
 # What Pillow raises for broken files, besides OSError.
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-BITS_16 = 65535
+HIGHEST = 65535
 HARDLY_USED = 1 / 4  # fraction of the range of 16 bits below which data probably have fewer bits
-ONE_IMAGE = ("MPO", "ICO", "ICNS")  # formats whose further frames are previews of the same image
+ONE_IMAGE = ("MPO", "ICO", "ICNS")  # formats whose further pages are previews of the same image
 
 logger = logging.getLogger("piip")
 _said: set[str] = set()
@@ -41,8 +41,8 @@ class ReadOptions:
     page: int = 0
 
     def __post_init__(self) -> None:
-        if self.white_level is not None and not 1 <= self.white_level <= BITS_16:
-            raise ValueError(f"white_level is {self.white_level}, expected 1 to {BITS_16}, such as 4095 for 12 bits.")
+        if self.white_level is not None and not 1 <= self.white_level <= HIGHEST:
+            raise ValueError(f"white_level is {self.white_level}, expected 1 to {HIGHEST}, such as 4095 for 12 bits.")
         at_least("page", self.page, 0)
 
 
@@ -122,7 +122,7 @@ def _turn_to_page(image: Image.Image, path: Path, page: int) -> None:
     if page:
         image.seek(page)
     elif count > 1:
-        _say("pages", f"{path} has {count} pages or frames; the first is used, of other such files as well (page 0).")
+        _say("pages", f"{path} has {count} pages; the first is used, also of other such files (page 0).")
 
 
 def _note_oddities(image: Image.Image, path: Path, options: ReadOptions) -> None:
@@ -131,7 +131,7 @@ def _note_oddities(image: Image.Image, path: Path, options: ReadOptions) -> None
         _say("cmyk", f"{path} has four channels, which are read as printing inks (CMYK); other bands need conversion.")
     if image.mode.startswith("I;16") and options.white_level is None and "range" not in _said:
         brightest = int(np.asarray(image).max(initial=0))
-        if 0 < brightest <= HARDLY_USED * BITS_16:
+        if 0 < brightest <= HARDLY_USED * HIGHEST:
             bits = max(8, brightest.bit_length())
             _say(
                 "range",

@@ -81,10 +81,10 @@ class ObjectMasks:
             except ValueError as error:
                 raise ValueError(f"the outline of {self.names[index]} is damaged: {error}.") from error
             height, width = part.pixels.shape
-            inside = (of_rows >= part.top) & (of_rows < part.top + height)
-            across = (of_columns >= part.left) & (of_columns < part.left + width)
-            pixels = part.pixels[of_rows[inside] - part.top][:, of_columns[across] - part.left]
-            mask[np.ix_(inside, across)] = pixels
+            top, bottom = np.searchsorted(of_rows, (part.top, part.top + height))
+            left, right = np.searchsorted(of_columns, (part.left, part.left + width))
+            places = np.ix_(of_rows[top:bottom] - part.top, of_columns[left:right] - part.left)
+            mask[top:bottom, left:right] = part.pixels[places]
         return torch.from_numpy(masks)
 
 

@@ -33,6 +33,7 @@ class SemanticMasks(DenseImages):
         expected_classes: Required class names, in this order.
         image_suffix: End of the images' names that masks do not share, such as "_leftImg8bit.png"; "" is the suffix.
         mask_suffix: End of the masks' names instead, such as "_gtFine_labelIds.png".
+        reduce_zero_label: Whether class 0 is ignored and others count from 0; None asks the transform.
         options: How 16-bit and multi-page files are read.
 
     Raises:
@@ -51,6 +52,7 @@ class SemanticMasks(DenseImages):
         expected_classes: Sequence[str] | None = None,
         image_suffix: str = "",
         mask_suffix: str = ".png",
+        reduce_zero_label: bool | None = None,
         options: ReadOptions = AS_STORED,
     ) -> None:
         self.maps, images = Path(annotations), Path(images)
@@ -59,8 +61,10 @@ class SemanticMasks(DenseImages):
                 raise ValueError(
                     f"There is no folder {str(folder)!r}, expected a folder of images and one of semantic masks."
                 )
-        self.findings = Findings(self.maps)
-        pairs = pair_masks(images, self.maps, image_suffix, mask_suffix, on_error=on_error, findings=self.findings)
+        self._reduce_zero_label = reduce_zero_label
+        findings = Findings(self.maps)
+        self._pixels = np.zeros(IGNORE_INDEX + 1, int)
+        pairs = pair_masks(images, self.maps, image_suffix, mask_suffix, on_error=on_error, findings=findings)
         self._files = [mask for _, mask in pairs]
         numbers = range(num_classes) if num_classes is not None else None
         classes = find_classes(self.maps, expected_classes or numbers)
@@ -82,7 +86,8 @@ class SemanticMasks(DenseImages):
             train=train,
             options=options,
         )
-        self.findings.log()
+        self.findings = findings
+        findings.log()
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -110,6 +115,7 @@ class SemanticMasks(DenseImages):
         """Return whether the masks have something to learn, and which classes never occur."""
         findings = Findings(self.maps)
         counts = sum((seen.counts for seen in inspections if seen.counts is not None), np.zeros(IGNORE_INDEX + 1, int))
+        self._pixels = counts
         values = set(np.flatnonzero(counts).tolist())
         first = int(self._reduces_zero_label)
         labelled = counts[first : first + len(self.classes)]
@@ -129,6 +135,13 @@ class SemanticMasks(DenseImages):
             for index in np.flatnonzero(labelled == 0).tolist():
                 findings.note("classes without a pixel in the masks cannot be learned", self.classes[index])
         return findings
+
+    counted = "pixels"
+
+    def class_counts(self) -> dict[str, int]:
+        """Return the number of pixels of each class in the masks that were inspected."""
+        first = int(self._reduces_zero_label)
+        return {name: int(self._pixels[first + index]) for index, name in enumerate(self.classes)}
 
     def read_target(self, index: int, shape: tuple[int, int]) -> Target:
         """Return "labels" (H, W), int64, as stored.
@@ -152,12 +165,14 @@ class SemanticMasks(DenseImages):
             )
         if labels.shape != shape:
             raise ValueError(f"The semantic mask {path} is {labels.shape}, its image {shape} (height, width).")
-        if self.transform is not None:  # it defines how classes are counted
+        if self.transform is not None or self._reduce_zero_label is not None:  # else unknown how classes are counted
             self._check_values(labels, path, self._reduces_zero_label)
         return labels
 
     @property
     def _reduces_zero_label(self) -> bool:
+        if self._reduce_zero_label is not None:
+            return self._reduce_zero_label
         return self.transform is not None and self.transform.config.reduce_zero_label
 
     def _check_values(self, labels: np.ndarray, path: Path, reduce_zero_label: bool) -> None:
