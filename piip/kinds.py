@@ -64,10 +64,12 @@ class DataFacts:
     Args:
         tasks: Tasks of the heads that can be trained on it; see `HeadFacts`.
         is_padded: Whether images keep their shape and are padded to one size per batch.
+        unused: Fields of recipes that have no effect on such data, such as "data.dense"; they must have their defaults.
     """
 
     tasks: tuple[str, ...]
     is_padded: bool = True
+    unused: tuple[str, ...] = ()
 
 
 # Facts by kind; the tables of `piip.build` contain the builders and add to these.
@@ -94,7 +96,35 @@ HEAD_KINDS = {
 }
 ATTENTION_KINDS: dict[str, None] = {"deformable": None, "dense": None}
 DATA_KINDS = {
-    "folder": DataFacts(("classification",), is_padded=False),
-    "coco": DataFacts(("instance", "detection")),
-    "semantic_masks": DataFacts(("semantic",)),
+    "folder": DataFacts(
+        ("classification",),
+        is_padded=False,
+        unused=(
+            "data.dense",
+            "data.max_detections",
+            "data.train_images",
+            "data.val_images",
+            "data.group_by_aspect",
+            "data.keep_empty",
+            "data.image_suffix",
+            "data.mask_suffix",
+        ),
+    ),
+    "coco": DataFacts(
+        ("instance", "detection"),
+        unused=(
+            "data.transform",
+            "data.image_suffix",
+            "data.mask_suffix",
+            "data.dense.crop_max_share",
+            "data.dense.reduce_zero_label",
+            "data.dense.slide_crop",
+            "data.dense.slide_stride",
+            "regularize",
+        ),
+    ),
+    "semantic_masks": DataFacts(
+        ("semantic",),
+        unused=("data.transform", "data.max_detections", "data.keep_empty", "data.dense.masks", "regularize"),
+    ),
 }

@@ -16,7 +16,7 @@ from piip.data.sampler import GroupedSampler
 from piip.data.transforms.dense import DenseTransformConfig
 from piip.data.transforms.geometry import cropped
 from piip.data.transforms.photometric import distorted
-from piip.recipe import DataConfig
+from piip.recipe import DataConfig, NamedModel, Recipe
 
 NORMAL = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -149,8 +149,9 @@ def test_wrong_numbers_are_named(fields: dict[str, Any], message: str) -> None:
 
 
 def test_instances_have_no_share() -> None:
-    with pytest.raises(ValueError, match="is only for semantic_masks"):
-        DataConfig(kind="coco", dense=DenseTransformConfig(crop_max_share=0.75))
+    data = DataConfig(kind="coco", dense=DenseTransformConfig(crop_max_share=0.75))
+    with pytest.raises(ValueError, match=r"data.dense.crop_max_share has no effect on data of kind 'coco'"):
+        Recipe(NamedModel("piip_tsb_1120_896_448.deit3_coco_mask_rcnn"), data)
 
 
 def test_cuts_are_drawn_up_to_the_side_of_the_picture() -> None:

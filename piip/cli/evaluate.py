@@ -13,7 +13,7 @@ def evaluate(
     data: str,
     split: str = "val",
     images: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 2,
     device: str = "auto",
     dtype: Literal["f32", "bf16"] = "f32",
@@ -39,7 +39,7 @@ def evaluate(
         data: Folder that the other paths are relative to.
         split: The split: its folder, its COCO file, or its folder of semantic masks.
         images: Folder of the split's images; not for classifiers.
-        batch_size: Images per batch (classifiers).
+        batch_size: Images per batch (classifiers). Default: 64.
         workers: Data loading processes; 0 loads in this process.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: Number format of weights and activations.
@@ -65,6 +65,8 @@ def evaluate(
         "backend": backend,
     }
     if images is not None:
+        if batch_size is not None:
+            _refuse("--batch-size", "classifiers; detectors and segmentors take one image at a time")
         from piip.evaluation.dense import evaluate_dense, format_dense_report
 
         dense = evaluate_dense(model_dir, data, images=images, **options, **of_dense)
@@ -74,8 +76,13 @@ def evaluate(
     from piip.evaluation.classification import evaluate as run
     from piip.evaluation.classification import format_report
 
-    report = run(model_dir, data, batch_size=batch_size, **options)
+    report = run(model_dir, data, batch_size=batch_size or 64, **options)
     print(to_json(report.to_dict()) if json else format_report(report))
+
+
+def _refuse(option: str, whose: str) -> None:
+    """Raise ValueError for an option that would have no effect."""
+    raise ValueError(f"{option} is for {whose}.")
 
 
 def _only_dense(options: dict[str, Any]) -> None:

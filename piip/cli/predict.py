@@ -12,13 +12,13 @@ def predict(
     model_dir: str,
     paths: list[str],
     *,
-    top: int = 5,
+    top: int | None = None,
     score_threshold: float | None = None,
     out: str | None = None,
     tile: int | None = None,
     tile_overlap: float = 0.25,
-    batch_size: int = 32,
-    workers: int = 0,
+    batch_size: int | None = None,
+    workers: int | None = None,
     device: str = "auto",
     dtype: Literal["f32", "bf16"] = "f32",
     on_error: Literal["stop", "skip"] = "skip",
@@ -35,14 +35,14 @@ def predict(
     Args:
         model_dir: The saved model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
         paths: Image files, folders, or patterns such as "in/**/*.png".
-        top: Number of classes to show per image, at least 1 (classifiers).
+        top: Number of classes to show per image, at least 1 (classifiers). Default: 5.
         score_threshold: Minimum score of a detection to be counted and drawn, in [0, 1] (detectors). Default: 0.5.
         out: Folder for results and drawn images.
         tile: Side in pixels of the overlapping tiles that larger images are cut into (detectors and segmentors); each
             tile is prepared like a separate image, so choose about the size of the training images.
         tile_overlap: Overlap of neighbouring tiles as a fraction of their side; choose it wider than an object.
-        batch_size: Images per batch (classifiers).
-        workers: Data loading processes; 0 loads in this process (classifiers).
+        batch_size: Images per batch (classifiers). Default: 32.
+        workers: Data loading processes (classifiers). Default: 0, which loads in this process.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: Number format of weights and activations.
         on_error: Stop at an unreadable file, or skip it with a warning that names it; the exit code is then 1.

@@ -72,12 +72,3 @@ class DataConfig:
             raise ValueError(f"data.val_fraction is {self.val_fraction}, expected a fraction in [0, 1).")
         if self.val_group is not None and not self.val_fraction:
             raise ValueError("data.val_group has no effect without data.val_fraction: set that, or remove it.")
-        facts = DATA_KINDS[self.kind]
-        if self.dense.crop_max_share < 1 and facts.is_padded and "semantic" not in facts.tasks:
-            raise ValueError("data.dense.crop_max_share is only for semantic_masks.")
-        if self.keep_empty and "detection" not in facts.tasks:
-            raise ValueError("data.keep_empty is only for coco.")
-        if (self.image_suffix or self.mask_suffix != ".png") and "semantic" not in facts.tasks:
-            raise ValueError("data.image_suffix and data.mask_suffix are only for semantic_masks.")
-        if self.group_by_aspect and not facts.is_padded:
-            raise ValueError("data.group_by_aspect is only for coco and semantic_masks.")

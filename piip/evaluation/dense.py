@@ -92,6 +92,10 @@ def evaluate_dense(
             )
         scales, flip = (1.0,), False
     predictor = load_dense_predictor(model_dir, device=device, dtype=dtype, scales=scales, flip=flip)
+    if not predictor.model.max_detections and (official or max_detections is not None or backend is not None):
+        raise ValueError(
+            "official, max_detections and backend are for detectors; the model is a segmentor: remove them."
+        )
     root = Path(data)
     config = predictor.tta.config
     setup = {"model": str(model_dir), "split": split, "scales": list(config.test_scales), "flip": config.flip_test}

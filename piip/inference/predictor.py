@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from piip.data.image_reading import ReadOptions
@@ -17,6 +17,8 @@ from piip.inference.tiling import Tiling
 from piip.serialization.base import PyramidModel
 from piip.serialization.description import read_description
 from piip.serialization.hub import find_model
+
+TOP, BATCH_SIZE = 5, 32  # of classifiers, by default
 
 
 class Predictor:
@@ -89,11 +91,7 @@ class Predictor:
             )
         else:
             given = {"tile": tile, "scales": scales, "flip": flip, "score_threshold": score_threshold}
-            for name, value in given.items():
-                if value is not None:
-                    raise ValueError(
-                        f"{name} is {value}, but {folder} is a classifier, which has no such option; remove {name}."
-                    )
+            _refuse(given, "detectors and segmentors", "classifier")
             made = self._classifier = ClassPredictor(
                 folder, device=device, dtype=dtype, runtime=runtime, options=options
             )
@@ -102,25 +100,26 @@ class Predictor:
         self.classes = made.classes
         self.category_ids = made.category_ids
 
-    def predict(self, images: ImageInput | Sequence[ImageInput], *, top: int = 5) -> list[Prediction]:
+    def predict(self, images: ImageInput | Sequence[ImageInput], *, top: int | None = None) -> list[Prediction]:
         """Return the predictions for images, of any size and mode.
 
         Args:
             images: An image or several: Pillow images, arrays uint8 (H, W, 3) in RGB or (H, W) in grey, or paths of
                 files. An empty list returns an empty list.
-            top: Number of classes to return per image, at least 1 (classifiers).
+            top: Number of classes to return per image, at least 1 (classifiers); None is 5.
 
         Returns:
             A `ClassPrediction`, `InstancePrediction` or `SemanticPrediction` per image (`piip.inference.predictions`).
 
         Raises:
-            ValueError: `top` is below 1, or a file is unreadable.
+            ValueError: `top` is below 1 or not for this model, or a file is unreadable.
             TypeError: Something is not an image; the message says what to pass.
         """
         if self._dense is not None:
+            _refuse({"top": top}, "classifiers", self.model.title)
             return self._dense.predict(images)
         assert self._classifier is not None  # one of the two
-        return list(self._classifier.predict(images, top=top))
+        return list(self._classifier.predict(images, top=TOP if top is None else top))
 
     @property
     def options(self) -> ReadOptions:
@@ -131,25 +130,39 @@ class Predictor:
         self,
         paths: str | Path | Iterable[str | Path],
         *,
-        top: int = 5,
-        batch_size: int = 32,
-        workers: int = 0,
+        top: int | None = None,
+        batch_size: int | None = None,
+        workers: int | None = None,
         on_error: str = "skip",
     ) -> Iterator[Prediction]:
         """Return an iterator over the predictions for files, in order; see `predict`.
 
         Args:
             paths: Files, folders or shell patterns, or one of them.
-            top: Number of classes to return per image, at least 1 (classifiers).
-            batch_size: Files at a time (classifiers).
-            workers: Reading processes; 0 reads in this process (classifiers).
+            top: Number of classes to return per image, at least 1 (classifiers); None is 5.
+            batch_size: Files at a time (classifiers); None is 32.
+            workers: Reading processes (classifiers); None or 0 reads in this process.
             on_error: "skip" an unreadable file with a warning that names it, or "stop".
 
         Raises:
-            ValueError: There are no images, a file is unreadable, or `top` is below 1.
+            ValueError: There are no images, a file is unreadable, or an option is invalid or not for this model.
         """
         files = find_images(paths)
         if self._dense is not None:
+            _refuse({"top": top, "batch_size": batch_size, "workers": workers}, "classifiers", self.model.title)
             return self._dense.predict_paths(files, on_error=on_error)
         assert self._classifier is not None  # one of the two
-        return self._classifier.predict_paths(files, top=top, batch_size=batch_size, workers=workers, on_error=on_error)
+        return self._classifier.predict_paths(
+            files,
+            top=TOP if top is None else top,
+            batch_size=BATCH_SIZE if batch_size is None else batch_size,
+            workers=workers or 0,
+            on_error=on_error,
+        )
+
+
+def _refuse(options: Mapping[str, object], whose: str, title: str) -> None:
+    """Raise ValueError for options that have no effect on a model, so that none is ignored in silence."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name} is {value}, but only {whose} have it; the model is a {title.lower()}: remove it.")

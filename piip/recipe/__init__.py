@@ -19,6 +19,7 @@ import yaml
 from piip.config import ModelConfig
 from piip.data.config import DataConfig
 from piip.fields import plain, read_fields, set_dotted
+from piip.kinds import DATA_KINDS
 from piip.recipe.models import NamedModel, OpenModel, full_config, is_described, known_classes, read_model, written_out
 from piip.recipe.renamed import with_current_names
 from piip.recipe.sections import OptimConfig, RegularizeConfig, RunConfig, ScheduleConfig
@@ -58,6 +59,7 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        self._check_unused()
         if self.regularize.mixes and self.data.batch_size % 2:
             raise ValueError(
                 f"data.batch_size is {self.data.batch_size}, expected an even number: mixup and cutmix pair images."
@@ -71,6 +73,20 @@ class Recipe:
                 raise ValueError(
                     f"schedule.{name} is {rate}, expected at most the lowest peak rate {peak:g} (optim.lr, times "
                     "optim.rate_outside_branches): lower it, or raise optim.lr."
+                )
+
+    def _check_unused(self) -> None:
+        """Refuse fields that have no effect on the kind of data."""
+        for name in DATA_KINDS[self.data.kind].unused:
+            section, _, rest = name.partition(".")
+            value, default = getattr(self, section), type(getattr(self, section))()
+            for part in rest.split(".") if rest else []:
+                value, default = getattr(value, part), getattr(default, part)
+            changed = changed_fields(name, value, default)
+            if changed:
+                raise ValueError(
+                    f"{changed[0]} has no effect on data of kind {self.data.kind!r}: remove it, or use another kind of "
+                    "data."
                 )
 
     @property
@@ -104,6 +120,28 @@ class Recipe:
             raise ValueError("The recipe has no 'model'. Write 'model: {name: NAME}' with a name from `piip list`.")
         sections = {key: value for key, value in with_current_names(values).items() if key != "model"}
         return read_fields(Recipe, sections, "recipe", ready={"model": read_model(values["model"])})
+
+
+# Fields that resolving a recipe fills in for every kind of data.
+FILLED_IN = ("input_size", "mean", "std", "masks")
+
+
+def changed_fields(name: str, value: Any, default: Any) -> list[str]:
+    """Return the dotted names of a section's or field's values that are not the defaults.
+
+    Args:
+        name: Dotted name of the section or field.
+        value: Its value.
+        default: Its default.
+    """
+    if not dataclasses.is_dataclass(value):
+        return [name] if value != default and name.split(".")[-1] not in FILLED_IN else []
+    fields = [field.name for field in dataclasses.fields(value)]
+    return [
+        changed
+        for field in fields
+        for changed in changed_fields(f"{name}.{field}", getattr(value, field), getattr(default, field))
+    ]
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
