@@ -138,7 +138,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         (["cost", RECIPE, "--image-size", "128"], "--image-size: expected 2 arguments"),
         (["cost", "x", "--optim.lr", "1"], "no option --optim.lr"),
         (["list", "nothing*"], "No model name matches 'nothing*'"),
-        (["data"], "{landcover,nuclei}"),
+        (["data"], "{landcover,nuclei,convert}"),
         (["train", "nothing.yaml"], "There is no recipe 'nothing.yaml'"),
         (["train", RECIPE, "--optim.lr"], "--optim.lr has no value"),
         (["train", RECIPE, "--schedule.epochs", "@x"], "recipe.schedule.epochs is '@x', which is not YAML"),

@@ -14,6 +14,7 @@ from piip.cli.bench import bench
 from piip.cli.convert import convert
 from piip.cli.cost import cost
 from piip.cli.data import data_check, data_landcover, data_nuclei
+from piip.cli.data_convert import data_convert
 from piip.cli.demo import demo
 from piip.cli.evaluate import evaluate
 from piip.cli.export import export
@@ -39,7 +40,12 @@ COMMANDS: Table[Command | CommandGroup, None] = Table.of(
         "list": list_models,
         "cost": cost,
         "bench": bench,
-        "data": {"check": data_check, "landcover": data_landcover, "nuclei": data_nuclei},
+        "data": {
+            "check": data_check,
+            "convert": data_convert,
+            "landcover": data_landcover,
+            "nuclei": data_nuclei,
+        },
         "train": train,
         "evaluate": evaluate,
         "predict": predict,
