@@ -13,6 +13,8 @@ from piip.checkpoints import build_official_head, load_official, official_shapes
 from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 from piip.heads import boxes as box_rules
 from piip.heads.boxes import BoxCoder, class_offset_nms, pairwise_iou
+from piip.heads.mask_rcnn import assign
+from piip.heads.mask_rcnn.anchors import grid_anchors
 from piip.heads.mask_rcnn.assign import RegionSample, assign_by_overlap, draw_samples
 from piip.heads.mask_rcnn.masks import mask_targets, paste_masks
 from piip.structures import ImageInfo
@@ -145,6 +147,45 @@ def test_every_true_box_gets_its_best_candidates_and_later_ones_win() -> None:
     both = assign_by_overlap(candidates[:1], truth.flip(0), positive=0.7, negative=0.3, min_iou=0.3)
     assert both.tolist() == [1]  # the order decides, not the overlap
     assert assign_by_overlap(candidates, truth[:0], positive=0.7, negative=0.3, min_iou=0.3).tolist() == [-1] * 4
+
+
+def plainly_assigned(candidates, truth, allowed, positive, negative, min_iou) -> torch.Tensor:
+    """Return the assignment object by object, from the IoU of all pairs."""
+    low = torch.maximum(truth[:, None, :2], candidates[:, :2])
+    shared = (torch.minimum(truth[:, None, 2:], candidates[:, 2:]) - low).clamp(min=0).prod(2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (truth, candidates)]
+    overlaps = shared / (areas[0][:, None] + areas[1] - shared).clamp(min=1e-6)
+    overlaps[:, ~allowed] = -1
+    best, owner = overlaps.max(0)
+    assigned = torch.full_like(owner, -2)
+    assigned[best < negative] = -1
+    assigned[best >= positive] = owner[best >= positive]
+    for index, row in enumerate(overlaps):
+        if row.max() >= min_iou:
+            assigned[row == row.max()] = index
+    assigned[~allowed] = -2
+    return assigned
+
+
+@pytest.mark.parametrize("limit", [1, 3_000, 10**9])
+@pytest.mark.parametrize("thresholds", [(0.7, 0.3, 0.3), (0.5, 0.5, 0.5), (0.6, 0.2, 0.01)])
+def test_assignment_in_chunks_is_that_of_all_pairs(limit: int, thresholds: tuple, monkeypatch) -> None:
+    monkeypatch.setattr(assign, "MAX_PAIRS", limit)
+    monkeypatch.setattr(assign, "CHUNK", 100)
+    grids = [grid_anchors(stride, (16 * 8 // stride, 20 * 8 // stride), torch.device("cpu")) for stride in (8, 16)]
+    candidates = torch.cat(grids)
+    generator = torch.Generator().manual_seed(0)
+    corners = (torch.rand(40, 2, generator=generator) * 120).round()  # whole numbers: many equal overlaps
+    truth = torch.cat((corners, corners + 8 * torch.randint(0, 12, (40, 2), generator=generator)), 1)  # some empty
+    truth = torch.cat((truth, truth[:3], candidates[5:9], truth.new_tensor([[500, 500, 510, 510]])))
+    allowed = torch.rand(len(candidates), generator=generator) > 0.1
+    positive, negative, min_iou = thresholds
+    for permitted in (allowed, torch.ones_like(allowed), torch.zeros_like(allowed)):
+        found = assign_by_overlap(
+            candidates, truth, positive=positive, negative=negative, min_iou=min_iou, allowed=permitted
+        )
+        assert torch.equal(found, plainly_assigned(candidates, truth, permitted, *thresholds))
+    assert len(found.unique()) == 1
 
 
 def test_samples_hold_at_most_their_share_of_positives() -> None:
