@@ -193,7 +193,7 @@ def test_unlikely_objects_are_left_out_and_nothing_gives_nothing() -> None:
 
 @pytest.mark.parametrize("shape", [(96, 96), (50, 40), (97, 96), (230, 310), (1, 1000)])
 def test_tiles_cover_the_picture(shape: tuple[int, int]) -> None:
-    for overlap in (0.0, 0.25, 0.99):
+    for overlap in (0.0, 0.25, 0.9):
         covered = np.zeros(shape, int)
         for tile in Tiling(96, overlap).tiles(shape):
             assert tile.right - tile.left == min(96, shape[1])
@@ -203,14 +203,34 @@ def test_tiles_cover_the_picture(shape: tuple[int, int]) -> None:
 
 
 def test_wrong_tilings_are_explained() -> None:
-    with pytest.raises(ValueError, match="tile is 0, expected at least 1"):
-        Tiling(0)
-    for overlap in (-0.1, 1.0, float("nan")):
+    for side in (-1, 0, 31):
+        with pytest.raises(ValueError, match=f"tile is {side}, expected at least 32 pixels: choose"):
+            Tiling(side)
+    for overlap in (-0.1, 0.91, 1.0, float("nan")):
         with pytest.raises(ValueError, match=r"tile_overlap is .*, expected a fraction"):
             Tiling(96, overlap)
+    with pytest.raises(ValueError, match=r"tile_overlap 0.85 of a tile of 32 puts a tile every 5 pixels, expected 8"):
+        Tiling(32, 0.85)
+    assert Tiling(100, 0.9).step == 10
 
 
-@pytest.mark.parametrize(("side", "overlap"), [(20, 0.25), (33, 0.5), (64, 0.1), (16, 0.8), (70, 0.25)])
+def test_a_mosaic_shows_what_its_pictures_show() -> None:
+    """Tiles of the size of a picture, so that the limits of proposals and detections of an image do not differ."""
+    root = Path(piip.__file__).parent / "assets" / "nuclei"
+    picture = Image.open(root / "images" / "nuclei_d827a7d8.png").convert("RGB")
+    mosaic = Image.new("RGB", (2 * picture.width, 2 * picture.height))
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        mosaic.paste(picture, (column * picture.width, row * picture.height))
+    (alone,) = piip.Predictor(root / "model", device="cpu").predict([picture])
+    (tiled,) = piip.Predictor(root / "model", device="cpu", tile=picture.width).predict([mosaic])
+    assert isinstance(alone, InstancePrediction)
+    assert isinstance(tiled, InstancePrediction)
+    for score, tolerance in ((0.05, 0.1), (0.5, 0.05)):  # nuclei at seams are joined or new
+        expected = 4 * int((alone.scores >= score).sum())
+        assert int((tiled.scores >= score).sum()) == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize(("side", "overlap"), [(40, 0.25), (33, 0.5), (64, 0.1), (32, 0.7), (70, 0.25)])
 def test_classes_are_those_of_averaged_probabilities(side: int, overlap: float) -> None:
     shape, classes = (50, 70), 4
     generator = torch.Generator().manual_seed(0)

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from piip.fields import at_least
 from piip.inference.compact_masks import CompactMask, Region
 from piip.inference.sliding_window import window_corners
 
 SAME = 0.5  # minimum overlap of two detections of the same object
 BORDER = 0.02  # fraction of a tile's side: a box this close to an inner border may be cut off
 LEAST_BORDER = 4  # pixels; boxes are not more precise
+LEAST_SIDE = 32  # pixels; a smaller tile is a few patches of a network
+LEAST_STEP = 8  # pixels from a tile to the next
+MOST_OVERLAP = 0.9  # of the side; beyond it, every pixel is in more than a hundred tiles
 LEAST_SCORE = 0.05  # detections below it would only merge others incorrectly
 
 
@@ -29,8 +31,8 @@ class Tiling:
     """Tiling of an image.
 
     Args:
-        side: Height and width of a tile in pixels of the image.
-        overlap: Overlap of neighbouring tiles as a fraction of the side, in [0, 1).
+        side: Height and width of a tile in pixels of the image, at least 32.
+        overlap: Overlap of neighbouring tiles as a fraction of the side, in [0, 0.9]; steps are of 8 pixels or more.
 
     Raises:
         ValueError: A value is out of range.
@@ -40,13 +42,29 @@ class Tiling:
     overlap: float = 0.25
 
     def __post_init__(self) -> None:
-        at_least("tile", self.side, 1)
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"tile_overlap is {self.overlap}, expected a fraction of the side in [0, 1).")
+        if self.side < LEAST_SIDE:
+            raise ValueError(
+                f"tile is {self.side}, expected at least {LEAST_SIDE} pixels: choose about the size of training images."
+            )
+        if not 0 <= self.overlap <= MOST_OVERLAP:
+            raise ValueError(
+                f"tile_overlap is {self.overlap}, expected a fraction of the side in [0, {MOST_OVERLAP}]: choose it a "
+                "little wider than an object."
+            )
+        if self.step < LEAST_STEP:
+            raise ValueError(
+                f"tile_overlap {self.overlap} of a tile of {self.side} puts a tile every {self.step} pixels, expected "
+                f"{LEAST_STEP} or more: choose a smaller overlap or a larger tile."
+            )
+
+    @property
+    def step(self) -> int:
+        """Pixels from a tile to the next."""
+        return round(self.side * (1 - self.overlap))
 
     def corners(self, length: int) -> list[int]:
         """Return the positions of tiles along a side of the image; the last one ends at the border."""
-        return window_corners(length, self.side, max(1, round(self.side * (1 - self.overlap))))
+        return window_corners(length, self.side, self.step)
 
     def tiles(self, shape: tuple[int, int]) -> list[Region]:
         """Return the tiles of an image (H, W), row by row."""
