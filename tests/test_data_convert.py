@@ -99,6 +99,30 @@ def test_yolo_without_data_yaml_beside_images(tmp_path: Path, needs: Any, capsys
     assert (out / "images/all/a.png").is_symlink()
 
 
+def test_yolo_with_folders_of_splits(tmp_path: Path, needs: Any, capsys: Any) -> None:
+    needs("supervision")
+    root, out = tmp_path / "src", tmp_path / "out"
+    add_text(
+        root / "data.yaml", "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: [cat]\nkpt_shape: [1, 2]\n"
+    )
+    for split in ("train", "valid"):
+        add_image(root / f"{split}/images/a.jpg")
+        add_text(root / f"{split}/labels/a.txt", "0 0.5 0.5 0.2 0.4 0.1 0.1\n")
+    report = run(capsys, root, out)
+    assert report["splits"] == {split: {"images": 1, "objects": 1} for split in ("train", "val")}
+    assert report["left_out"]["lists of keypoints"]["count"] == 2
+    assert boxes(out, "val") == [("cat", [16, 9, 24, 21])]
+    add_text(root / "data.yaml", "names: {cat: 0}\n")
+    assert "expected a list, or names by class number" in failure(capsys, root, tmp_path / "other")
+
+
+@pytest.mark.parametrize(("name", "words"), [("voc", "a.xml is not an XML"), ("labelme", "a.json is not a JSON")])
+def test_damaged_files_are_named(tmp_path: Path, needs: Any, capsys: Any, name: str, words: str) -> None:
+    needs("supervision")
+    add_text(tmp_path / "src" / words.split()[0], "<annotation>")
+    assert words in failure(capsys, tmp_path / "src", tmp_path / "out", "--format", name)
+
+
 @pytest.mark.parametrize("line", ["0 0.5 0.5", "3 0.5 0.5 0.1 0.1", "0 x 0.5 0.1 0.1"])
 def test_wrong_yolo_lines_are_named(tmp_path: Path, needs: Any, capsys: Any, line: str) -> None:
     needs("supervision")

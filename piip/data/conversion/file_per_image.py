@@ -39,9 +39,8 @@ def read_voc(root: Path) -> Source:
         ValueError: supervision is missing, a file is damaged, or its size is not the image's.
     """
     voc = need("supervision.dataset.formats.pascal_voc", "The format voc")
-    parse = need("defusedxml.ElementTree", "The format voc").parse
     files, left_out, by_name = sorted(root.rglob("*.xml")), LeftOut(), _by_stem(root)
-    roots = {file: parse(file).getroot() for file in files}
+    roots = {file: _read_xml(file) for file in files}
     roots = {file: content for file, content in roots.items() if content.tag == "annotation"}
     names = {each.text or "" for content in roots.values() for each in content.findall("object/name")}
     classes = sorted(names)
@@ -93,7 +92,7 @@ def read_labelme(root: Path) -> Source:
     """
     labelme = need("supervision.dataset.formats.labelme", "The format labelme")
     left_out, by_name = LeftOut(), _by_stem(root)
-    contents = {file: json.loads(file.read_text(encoding="utf-8")) for file in sorted(root.rglob("*.json"))}
+    contents = {file: _read_json(file) for file in sorted(root.rglob("*.json"))}
     contents = {
         file: content for file, content in contents.items() if isinstance(content, dict) and "shapes" in content
     }
@@ -134,7 +133,7 @@ def _labelme_objects(
         label = str(members[0].get("label"))
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")
+                warnings.simplefilter("ignore")  # other shapes were counted
                 read = labelme.labelme_shapes_to_detections(members, {label: 0}, shape[::-1], with_masks=False)
         except (ValueError, KeyError) as error:
             raise ValueError(f"{file}: {error}") from error
@@ -149,6 +148,21 @@ def _polygon(shape: Mapping[str, Any]) -> list[float]:
         xs, ys = ([float(point[axis]) for point in points] for axis in (0, 1))
         points = [(min(xs), min(ys)), (max(xs), min(ys)), (max(xs), max(ys)), (min(xs), max(ys))]
     return [float(value) for point in points for value in point]
+
+
+def _read_xml(file: Path) -> Any:
+    parse = need("defusedxml.ElementTree", "An XML file").parse
+    try:
+        return parse(file).getroot()
+    except (SyntaxError, ValueError) as error:  # also what defusedxml forbids
+        raise ValueError(f"{file} is not an XML file: {error}.") from error
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not a JSON file: {error}.") from error
 
 
 def _by_stem(root: Path) -> dict[str, list[Path]]:

@@ -68,8 +68,21 @@ def read_yolo(root: Path) -> Source:
 
 def _yolo_config(root: Path) -> Mapping[str, Any]:
     found = [path for pattern in ("*.yaml", "*.yml") for path in sorted(root.glob(pattern))]
-    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in found]
-    return next((content for content in contents if isinstance(content, dict) and "names" in content), {})
+    for path in found:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a YAML file: {error}.") from error
+        if isinstance(content, dict) and "names" in content:
+            _check_names(content["names"], path)
+            return content
+    return {}
+
+
+def _check_names(names: Any, path: Path) -> None:
+    is_numbered = isinstance(names, dict) and all(str(number).isdecimal() for number in names)
+    if not names or not (is_numbered or isinstance(names, list)):
+        raise ValueError(f"{path} has the names {names!r}, expected a list, or names by class number.")
 
 
 def _yolo_labels(image: Path, root: Path) -> Path:
