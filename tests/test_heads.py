@@ -17,6 +17,7 @@ from piip.heads.mask_rcnn import assign
 from piip.heads.mask_rcnn.anchors import grid_anchors
 from piip.heads.mask_rcnn.assign import RegionSample, assign_by_overlap, draw_samples
 from piip.heads.mask_rcnn.masks import mask_targets, paste_masks
+from piip.heads.upernet import UperNetHead
 from piip.structures import ImageInfo
 
 DETECTORS = ("mrcnn_s1", "mrcnn_s2")
@@ -255,6 +256,22 @@ def test_a_whole_segmentor_maps_pixels_of_the_original_image() -> None:
     losses = segmentor(image(96, 160), [image_info, image_info], [{"labels": labels}] * 2)
     sum(value for key, value in losses.items() if "loss" in key).backward()
     assert all(value.grad is not None for value in segmentor.parameters())
+
+
+def test_a_segmentor_trains_with_a_single_image() -> None:
+    """The 1x1 pooled map has one value per channel: its norm uses the statistics of evaluation, and keeps them."""
+    torch.manual_seed(0)
+    head = UperNetHead([8] * 4, 3, channels=8, auxiliary_channels=8, dropout=0.0).train()
+    maps = [torch.randn(1, 8, side, side) for side in (8, 4, 2, 1)]  # the coarsest map is a single value as well
+    labels = [{"labels": torch.zeros(32, 32, dtype=torch.long)}]
+    before = [norm.running_mean.clone() for norm in (head.pools[0][1], head.laterals[0][1])]
+    losses = head.losses(maps, labels, [ImageInfo.make((32, 32))]).losses
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
+    assert torch.equal(head.pools[0][1].running_mean, before[0])
+    assert not torch.equal(head.laterals[0][1].running_mean, before[1])
+    block, single = head.pools[0], torch.randn(1, 8, 1, 1)
+    torch.testing.assert_close(block(single), block.eval()(single))
 
 
 def test_heads_need_the_maps_of_a_neck() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,6 +39,25 @@ class ConvBlock(nn.Sequential):
         self.add_module("conv", nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False))
         self.add_module("norm", nn.BatchNorm2d(out_channels))
         self.add_module("act", nn.ReLU())
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W).
+
+        One value per channel, as in the 1x1 pooled map of a single image, has no variance, so PyTorch cannot train with
+        it. Such a map is normalised by the running statistics, as at evaluation, and does not change them.
+        """
+        norm: Any = self[1]
+        if not self.training or maps.numel() > maps.shape[1] or shares_statistics(norm):
+            return super().forward(maps)
+        normalised = F.batch_norm(
+            self[0](maps), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
+        return self[2](normalised)
+
+
+def shares_statistics(norm: nn.Module) -> bool:
+    """Return whether a norm uses the values of all processes, which must then all call it."""
+    return isinstance(norm, nn.SyncBatchNorm) and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
