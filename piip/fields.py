@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -26,12 +27,9 @@ class CommandText(str):
         Raises:
             ValueError: The text is not YAML.
         """
-        import yaml
+        from piip.texts import parse_yaml
 
-        try:
-            return yaml.safe_load(self)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is {str(self)!r}, which is not YAML: {' '.join(str(error).split())}.") from error
+        return parse_yaml(str(self), f"{path}: {str(self)!r}")
 
 
 def nearest_names(name: str, known: list[str] | tuple[str, ...]) -> str:
@@ -155,10 +153,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
                 _convert(k, item, f"{path}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))
             )
     elif kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:  # YAML 1.1 reads 1e-3 (no dot) as a string
-            return float(value)
-        except ValueError:
-            pass
+        number = _number(value)
+        if number is not None:
+            return number
     elif kind is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # "precision: 32"
     elif not inner and isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
@@ -174,9 +171,18 @@ def _plain_value(value: Any, path: str) -> Any:
         return {str(key): _plain_value(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return tuple(_plain_value(item, f"{path}[{i}]") for i, item in enumerate(value))
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise ValueError(f"{path} is {value!r}, expected a plain value: number, text, list or mapping.")
+    raise ValueError(f"{path} is {value!r}, expected a plain value: finite number, text, list or mapping.")
+
+
+def _number(value: float | str) -> float | None:
+    """Return a finite number, also from text: YAML 1.1 reads 1e-3 (no dot) as text. None for anything else."""
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _convert_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:

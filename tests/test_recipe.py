@@ -153,7 +153,7 @@ def test_options_keep_text_as_it_stands(file: Path) -> None:
     assert isinstance(model, ModelConfig)
     assert model.branches[0].timm_args["depth"] == 4
     assert yaml.safe_load(yaml.safe_dump(read("run.out", "1").to_dict()))["run"]["out"] == "1"
-    with pytest.raises(ValueError, match=r"recipe\.optim\.lr is '@x', which is not YAML"):
+    with pytest.raises(ValueError, match=r"recipe\.optim\.lr: '@x' is not YAML"):
         read("optim.lr", "@x")
 
 

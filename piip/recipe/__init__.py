@@ -23,6 +23,7 @@ from piip.kinds import DATA_KINDS
 from piip.recipe.models import NamedModel, OpenModel, full_config, is_described, known_classes, read_model, written_out
 from piip.recipe.renamed import with_current_names
 from piip.recipe.sections import OptimConfig, RegularizeConfig, RunConfig, ScheduleConfig
+from piip.texts import parse_yaml
 
 __all__ = [
     "DataConfig",
@@ -157,10 +158,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no recipe {str(path)!r}. Recipes are YAML files such as those in recipes/.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    values = parse_yaml(path.read_bytes(), str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, expected sections such as 'model:' and 'optim:'.")
     for name, value in sorted((overrides or {}).items(), key=lambda item: is_described(item[0])):

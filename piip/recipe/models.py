@@ -43,10 +43,16 @@ class NamedModel:
 
         values = _merged(model_config(self.name).to_dict(), {"head": {"num_classes": None}})
         values = _merged(values, self.overrides)
+        for name, kind in (("head", Mapping), ("branches", (list, tuple))):
+            if not isinstance(values[name], kind):
+                raise ValueError(f"recipe.model.{name} is {values[name]!r}, expected fields of ModelConfig.{name}.")
         if self.num_classes is not None:
             values["head"]["num_classes"] = self.num_classes
         if self.pretrained_branches:
-            values["branches"] = [{**branch, "pretrained": True} for branch in values["branches"]]
+            values["branches"] = [
+                {**branch, "pretrained": True} if isinstance(branch, Mapping) else branch
+                for branch in values["branches"]
+            ]
         return values
 
 

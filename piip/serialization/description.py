@@ -10,8 +10,22 @@ from typing import Any
 
 from piip.config import ModelConfig
 from piip.serialization.weights import WEIGHTS_NAME, weight_files
+from piip.texts import parse_json
 
 CONFIG_NAME = "config.json"
+SHOWN = 60  # characters of a wrong value in a message
+KIND_NAMES = {list: "list", dict: "section with fields"}
+# Metadata that evaluation, prediction and cards read.
+METADATA_KINDS = {
+    "classes": list,
+    "detections": list,
+    "converted": list,
+    "transform": dict,
+    "dense": dict,
+    "metrics": dict,
+    "recipe": dict,
+    "published": dict,
+}
 
 
 def write_description(
@@ -52,10 +66,46 @@ def read_description(directory: str | Path) -> dict[str, Any]:
             f"{directory} has no {' and no '.join(missing)}, expected a model directory such as RUN/model "
             f"written by `piip train` or `piip convert`.{hint}"
         )
-    try:
-        description = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{directory / CONFIG_NAME} is not JSON: {error}.") from error
+    description = parse_json((directory / CONFIG_NAME).read_bytes(), str(directory / CONFIG_NAME))
     if not isinstance(description, dict) or "model" not in description:
         raise ValueError(f"{directory / CONFIG_NAME} has no 'model' field, expected a file written by piip.")
+    _check_metadata(description, source=str(directory / CONFIG_NAME))
     return description
+
+
+def read_config(description: Mapping[str, Any], *, source: str) -> ModelConfig:
+    """Return the description of the model.
+
+    Args:
+        description: Contents of config.json.
+        source: Path of the file, for messages.
+
+    Raises:
+        ValueError: A field is missing, unknown or of the wrong kind.
+    """
+    try:
+        config = ModelConfig.from_dict(description["model"])
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    classes, count = description.get("classes"), config.head.num_classes
+    if classes is not None and config.head.task not in ("features", "tokens") and len(classes) != count:
+        raise ValueError(
+            f"{source} lists {len(classes)} classes, but its model has head.num_classes {count}: the file belongs to "
+            "another model or was edited."
+        )
+    return config
+
+
+def _check_metadata(description: Mapping[str, Any], *, source: str) -> None:
+    for name, kind in METADATA_KINDS.items():
+        value = description.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{source} has {name!r} {_shortened(value)}, expected a {KIND_NAMES[kind]}.")
+    wrong = [name for name in description.get("classes") or () if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(f"{source} has {_shortened(wrong[0])} in 'classes', expected names.")
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."

@@ -15,7 +15,7 @@ from piip.build import build_model
 from piip.config import ModelConfig
 from piip.device import without_values
 from piip.serialization.base import PyramidModel
-from piip.serialization.description import read_description
+from piip.serialization.description import CONFIG_NAME, read_config, read_description
 from piip.serialization.hub import find_model
 from piip.serialization.mismatch import explain_mismatch
 from piip.serialization.save import DTYPES, stored_dtype
@@ -95,7 +95,7 @@ def build_saved_model(directory: str | Path, *, dtype: str = "f32") -> PyramidMo
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
     description = read_description(directory)
-    config = ModelConfig.from_dict(description["model"])
+    config = read_config(description, source=str(Path(directory) / CONFIG_NAME))
     branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
     model = build_empty(dataclasses.replace(config, branches=branches))
     model.metadata = {name: value for name, value in description.items() if name not in ("library", "model", "input")}

@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from piip.texts import parse_json
+
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
@@ -207,9 +209,9 @@ def read_index(path: Path) -> dict[str, str]:
         ValueError: The file is not an index, or lists files in other directories.
     """
     try:
-        files_by_name = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files_by_name = parse_json(path.read_bytes(), str(path))["weight_map"]
         names = {str(key): str(name) for key, name in files_by_name.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not an index of a checkpoint: expected JSON with a 'weight_map'.") from error
     outside = [name for name in names.values() if Path(name).name != name]
     if outside:

@@ -80,6 +80,21 @@ class AveragedWeights(WeightAveraging):
         self._copy_average_to_current(pl_module)
 
 
+class Begun(pl.Callback):
+    """Record that the state of a checkpoint was restored, so that later errors are not blamed on the checkpoint."""
+
+    def __init__(self) -> None:
+        self.reached = False
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Record it before the first validation batch."""
+        self.reached = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Record it where no validation comes first."""
+        self.reached = True
+
+
 class SameData(pl.Callback):
     """Raise an error if training images or the number of processes differ from the checkpoint's.
 

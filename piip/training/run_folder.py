@@ -12,19 +12,34 @@ from __future__ import annotations
 
 import csv
 import re
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from piip.recipe import Recipe, load_recipe
+from piip.serialization.mismatch import explain_mismatch
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 MODEL = "model"
 CHECKPOINT_PATTERN = "step*.ckpt"
 RECIPE_NAME = "recipe.yaml"
+SAVED_BY = "StepCheckpoint"  # the callback that writes checkpoints is in every one of them
+# Parts of a checkpoint that resuming reads.
+CONTENTS = {
+    "state_dict": dict,
+    "callbacks": dict,
+    "loops": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "global_step": int,
+    "epoch": int,
+}
 
 # These fields change neither the position of a step in the run nor its result beyond rounding.
 FREE_ON_RESUME = (
@@ -70,7 +85,7 @@ def find_checkpoint(folder: Path, resume: str | Path | None) -> Path | None:
         checkpoint = present[-1] if present else None
     else:
         checkpoint = Path(resume)
-        if not checkpoint.is_file():
+        if not checkpoint.is_file():  # or it is a folder
             raise ValueError(
                 f"There is no checkpoint {str(resume)!r}, expected 'auto' or a file RUN/checkpoints/step*.ckpt."
             )
@@ -81,6 +96,7 @@ def find_checkpoint(folder: Path, resume: str | Path | None) -> Path | None:
             )
     if checkpoint is not None:
         _check_whole(checkpoint)
+        read_checkpoint(checkpoint)
     return checkpoint
 
 
@@ -89,13 +105,63 @@ def _check_whole(checkpoint: Path) -> None:
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             problem = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        problem = str(error)
+    except Exception as error:  # damaged archives fail wherever the damage leads
+        problem = " ".join(str(error).split()) or type(error).__name__
+    if problem is not None and checkpoint_step(checkpoint) is None:
+        raise ValueError(_foreign(checkpoint, problem))
     if problem is not None:
         raise ValueError(
             f"The checkpoint {checkpoint} is damaged ({problem}). Delete it and use --resume auto to resume from "
             "the previous one."
         )
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """Return the contents of a checkpoint; tensors stay in the file until they are used, and no code in it is run.
+
+    Args:
+        checkpoint: The file.
+
+    Raises:
+        ValueError: The file was not written by a training run.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about formats that are refused below
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever is in the file, it is not ours
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        found = re.search(r"GLOBAL [\w.]+", str(error))
+        raise ValueError(_foreign(checkpoint, f"it asks for {found.group()[7:]}" if found else reason[0])) from error
+    values = content if isinstance(content, dict) else {}
+    wrong = [name for name, kind in CONTENTS.items() if not isinstance(values.get(name), kind)]
+    if wrong or SAVED_BY not in values["callbacks"]:
+        raise ValueError(_foreign(checkpoint, f"it has no {' and no '.join(wrong) or SAVED_BY}"))
+    return values
+
+
+def check_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Raise an error if the weights of a checkpoint are those of another model.
+
+    Args:
+        model: The model to be trained.
+        checkpoint: The checkpoint to resume from.
+
+    Raises:
+        ValueError: Names or shapes differ.
+    """
+    given = {name: tuple(value.shape) for name, value in read_checkpoint(checkpoint)["state_dict"].items()}
+    wanted = {f"model.{name}": tuple(value.shape) for name, value in model.state_dict().items()}
+    problem = explain_mismatch(wanted, given, source=str(checkpoint))
+    if problem:
+        raise ValueError(problem)
+
+
+def _foreign(checkpoint: Path, reason: str) -> str:
+    return (
+        f"{checkpoint} is no checkpoint of `piip train` ({reason.rstrip('.')}), nothing in it was run. Expected 'auto' "
+        "or a file RUN/checkpoints/step*.ckpt; weights alone are loaded with --run.start or `piip convert`."
+    )
 
 
 def check_same_recipe(recipe: Recipe, checkpoint: Path, *, resolve: Callable[[Recipe], Recipe]) -> None:

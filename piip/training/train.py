@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from piip.serialization.base import PyramidModel
 from piip.serialization.save import save_model
 from piip.training.callbacks import (
     AveragedWeights,
+    Begun,
     BestModel,
     KeptWeights,
     Patience,
@@ -41,7 +43,15 @@ from piip.training.callbacks import (
 )
 from piip.training.loggers import build_loggers
 from piip.training.progress import progress_callbacks
-from piip.training.run_folder import BEST, CHECKPOINTS, MODEL, check_same_recipe, checkpoint_step, find_checkpoint
+from piip.training.run_folder import (
+    BEST,
+    CHECKPOINTS,
+    MODEL,
+    check_same_recipe,
+    check_weights,
+    checkpoint_step,
+    find_checkpoint,
+)
 from piip.training.setup import (
     RunLength,
     build_recipe_model,
@@ -110,13 +120,15 @@ def train(
         every=parts.length.log_every,
         total_steps=parts.length.total_steps,
     )
-    callbacks = [SameData(parts.loader), *_callbacks(parts, export, averaging, checkpoint), *shown]
+    begun = Begun()
+    callbacks = [begun, SameData(parts.loader), *_callbacks(parts, export, averaging, checkpoint), *shown]
     trainer = build_trainer(
         recipe, parts.length, callbacks, device=device, devices=devices, nodes=nodes, checkpoint=checkpoint
     )
     parts.loader.order.share(trainer.global_rank, trainer.world_size)
     try:
-        trainer.fit(parts.task, parts.loader, parts.val_loader, ckpt_path=checkpoint, weights_only=True)
+        with _explained_restore(checkpoint, begun):
+            trainer.fit(parts.task, parts.loader, parts.val_loader, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:  # Lightning raises it for Ctrl-C and SIGTERM
         raise KeyboardInterrupt from error
     for average in averaging:
@@ -126,6 +138,18 @@ def train(
         metrics = dict(trainer.validate(parts.task, parts.val_loader, verbose=False)[0])
     export_from_all(trainer, parts.task.model, functools.partial(export, directory=folder / MODEL), metrics)
     return TrainingResult(folder / MODEL, metrics, trainer.global_step)
+
+
+@contextlib.contextmanager
+def _explained_restore(checkpoint: Path | None, begun: Begun) -> Iterator[None]:
+    """Say in one line that the state in a checkpoint cannot be restored; later errors are not the checkpoint's."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if checkpoint is None or begun.reached:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{checkpoint} cannot be resumed: edited, or of another version ({reason}).") from error
 
 
 @dataclass(frozen=True)
@@ -157,6 +181,7 @@ def _prepare(recipe: Recipe, checkpoint: Path | None, *, replicas: int, on_gpu: 
     recipe = resolve(recipe, model)
     if checkpoint is not None:
         check_same_recipe(recipe, checkpoint, resolve=functools.partial(resolve, model=model))
+        check_weights(model, checkpoint)
     set_transforms(images, val_images, recipe.data)
     loader = _train_loader(recipe, images, replicas, pin_memory=on_gpu)
     length = run_length(recipe, len(loader))
