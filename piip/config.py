@@ -45,6 +45,8 @@ class BranchConfig:
             average-pooling networks normalise only the pooled features, which a pyramid does not use).
         position_resize: "timm" (antialiased bicubic) or "official" (bicubic without antialias, float32).
         position_grid: Side of the stored position table in tokens; None derives it from image_size.
+        frozen: Keep the network's weights in training: no gradients, no optimiser state, always in evaluation mode (no
+            dropout, stochastic depth or updates of statistics).
         timm_args: Additional arguments of the timm model, e.g. {"depth": 6, "embed_dim": 96}.
     """
 
@@ -61,6 +63,7 @@ class BranchConfig:
     final_norm: bool = True
     position_resize: str = "timm"
     position_grid: int | None = None
+    frozen: bool = False
     timm_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -299,6 +302,12 @@ class ModelConfig:
         one_of("ModelConfig.normalize", self.normalize, NORMALIZE_KINDS)
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"ModelConfig.std is {self.std}, expected positive standard deviations.")
+        for index, branch in enumerate(self.branches):
+            if branch.timm_args.get("in_chans", 3) != 3:
+                raise ValueError(
+                    f"ModelConfig.branches[{index}].timm_args has in_chans {branch.timm_args['in_chans']!r}, expected 3: "
+                    "images are RGB in every branch; remove in_chans."
+                )
         self._check_parts()
 
     def _check_parts(self) -> None:

@@ -28,6 +28,7 @@ class Branch(nn.Module, ABC):
         fixed_size: The only accepted image size (H, W), or None.
         mean: Channel means the network was trained with, RGB in [0, 1].
         std: Channel deviations the network was trained with.
+        is_frozen: Whether training leaves the network as it is; see `freeze`.
         is_decayed_officially: Whether the authors' optimiser lowered learning rates by depth for such networks.
     """
 
@@ -40,11 +41,30 @@ class Branch(nn.Module, ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     grad_checkpointing: bool = False
+    is_frozen: bool = False
     is_decayed_officially: bool = True
 
     def __init__(self) -> None:
         super().__init__()
         self._given: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def freeze(self) -> None:
+        """Keep the weights and statistics in training.
+
+        Parameters need no gradients, so nothing is recorded before the first interaction, and the network stays in
+        evaluation mode.
+        """
+        self.is_frozen = True
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Branch:
+        """Set training mode, except for a frozen branch.
+
+        Args:
+            mode: Training or evaluation.
+        """
+        return super().train(mode and not self.is_frozen)
 
     def renormalize_from(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Expect images normalised with another mean and std, and turn them into this branch's own.

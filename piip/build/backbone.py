@@ -44,6 +44,9 @@ def build_backbone(config: ModelConfig) -> PIIPBackbone:
     branches = [
         wrap_network(network, branch, groups) for network, branch in zip(networks, config.branches, strict=True)
     ]
+    for branch, description in zip(branches, config.branches, strict=True):
+        if description.frozen:
+            branch.freeze()
     if config.resize == "exact":
         _check_sizes(config, branches)
     if not config.allow_direct:

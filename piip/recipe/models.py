@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ class NamedModel:
         name: One of `piip.list_models()`.
         num_classes: Number of classes K of a new head; None uses that of the training data.
         pretrained_branches: Load the pretrained weights of each branch through timm.
-        overrides: Fields of `ModelConfig` to change; in YAML they are at the level of `name`.
+        overrides: Fields of `ModelConfig` to change; in YAML they are at the level of `name`. `branches` may give fields
+            of single branches by number: {0: {frozen: true}}.
     """
 
     name: str
@@ -42,7 +43,7 @@ class NamedModel:
         from piip.zoo.create import model_config
 
         values = _merged(model_config(self.name).to_dict(), {"head": {"num_classes": None}})
-        values = _merged(values, self.overrides)
+        values = _merged(values, {**self.overrides, **_changed_branches(values["branches"], self.overrides)})
         for name, kind in (("head", Mapping), ("branches", (list, tuple))):
             if not isinstance(values[name], kind):
                 raise ValueError(f"recipe.model.{name} is {values[name]!r}, expected fields of ModelConfig.{name}.")
@@ -112,6 +113,22 @@ def written_out(model: Any) -> Any:
     """Return the description of a named model; other models are returned unchanged."""
     is_named = isinstance(model, str) or (isinstance(model, Mapping) and "name" in model)
     return plain(_read_named(model).description()) if is_named else model
+
+
+def _changed_branches(branches: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the branches of a named model with those fields changed that a recipe gives by the branch's number."""
+    changes = overrides.get("branches")
+    if not isinstance(changes, Mapping):
+        return {}
+    numbered = {str(index): dict(branch) for index, branch in enumerate(branches)}
+    for number, fields in changes.items():
+        if str(number) not in numbered or not isinstance(fields, Mapping):
+            raise ValueError(
+                f"recipe.model.branches has {number!r}: {fields!r}, expected the number of a branch, 0 to "
+                f"{len(branches) - 1}, with its fields."
+            )
+        numbered[str(number)] |= fields
+    return {"branches": list(numbered.values())}
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

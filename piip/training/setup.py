@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from timm.data import Mixup
+from torch import nn
 
 from piip.build import build_model
 from piip.data.formats import DATA_FORMATS, Images
@@ -83,6 +84,22 @@ def check_classes(model: PyramidModel, classes: list[str]) -> None:
             f"{len(classes)} ({', '.join(classes[:3])}, ...). Remove the number from the recipe or "
             f"set it to null: --model.num_classes null (named models), --model.head.num_classes null."
         )
+
+
+def describe_frozen(recipe: Recipe, model: nn.Module) -> str:
+    """Return one sentence on the parameters that are trained, nothing if no branch is frozen.
+
+    Args:
+        recipe: The recipe.
+        model: Its model.
+    """
+    frozen = [str(i) for i, branch in enumerate(recipe.model_config().branches) if branch.frozen]
+    if not frozen:
+        return ""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    trained, total = sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+    names = f"branch {frozen[0]} is" if len(frozen) == 1 else f"branches {', '.join(frozen)} are"
+    return f"Training {trained:,} of {total:,} parameters: {names} frozen."
 
 
 def resolve(recipe: Recipe, model: PyramidModel) -> Recipe:

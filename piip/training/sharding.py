@@ -84,7 +84,7 @@ def _spread(model: nn.Module, mesh: DeviceMesh) -> None:
 def _average_scalars(model: nn.Module, mesh: DeviceMesh) -> None:
     """Average the gradients of replicated parameters, which must remain the same objects from now on."""
     for parameter in model.parameters():
-        if parameter.ndim == 0:
+        if parameter.ndim == 0 and parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(functools.partial(_average_gradient, group=mesh.get_group()))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,7 @@ from piip.training.setup import (
     RunLength,
     build_recipe_model,
     check_classes,
+    describe_frozen,
     open_images,
     resolve,
     run_length,
@@ -112,6 +115,9 @@ def train(
     replicas = devices * nodes
     parts = _prepare(recipe, checkpoint, replicas=replicas, on_gpu=pick_device(device).type == "cuda")
     rank_zero_only(check_splits)(parts.splits, workers=recipe.data.workers, show=progress != "none")
+    sentence = describe_frozen(parts.recipe, parts.task.model)
+    if sentence:
+        rank_zero_only(print)(sentence, file=sys.stderr, flush=True)
     export = functools.partial(export_model, recipe=parts.recipe, labels=parts.splits[0].label_facts())
     averaging = _averaging(recipe)
     shown = progress_callbacks(
@@ -142,9 +148,11 @@ def train(
 
 @contextlib.contextmanager
 def _explained_restore(checkpoint: Path | None, begun: Begun) -> Iterator[None]:
-    """Say in one line that the state in a checkpoint cannot be restored; later errors are not the checkpoint's."""
+    """Run Lightning; say in one line that the state in a checkpoint cannot be restored; later errors are not the checkpoint's."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # of frozen branches
+            yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         if checkpoint is None or begun.reached:
             raise
