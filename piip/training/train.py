@@ -148,7 +148,7 @@ def train(
 
 @contextlib.contextmanager
 def _explained_restore(checkpoint: Path | None, begun: Begun) -> Iterator[None]:
-    """Run Lightning; say in one line that the state in a checkpoint cannot be restored; later errors are not the checkpoint's."""
+    """Run Lightning; an error while the state of a checkpoint is restored becomes one line that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # of frozen branches
