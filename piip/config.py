@@ -30,6 +30,8 @@ class BranchConfig:
         image_size: Nominal side in pixels of this branch's square image. Only the ratios between branches matter at
             run time, except for networks with a fixed input size.
         pretrained: Load the network's own weights through timm.
+        weights: Initial weights for training: a checkpoint of this network by timm or its publisher (file or directory),
+            or owner/name on the Hugging Face hub. `piip train` loads them; a saved model keeps the name as a record.
         drop_path_rate: Stochastic depth of the network's blocks, in [0, 1).
         drop_path_rule: "linear" increases from 0 to the rate over the depth (timm), "constant" is equal for all blocks.
         window_size: Side of attention windows in tokens: one value for all blocks, or one per block; 0 is global
@@ -53,6 +55,7 @@ class BranchConfig:
     network: str
     image_size: int
     pretrained: bool = False
+    weights: str | None = None
     drop_path_rate: float = 0.0
     drop_path_rule: str = "linear"
     window_size: int | tuple[int, ...] = 0
@@ -70,6 +73,11 @@ class BranchConfig:
         check_fields(self)
         if not self.network:
             raise ValueError("BranchConfig.network is empty, expected a timm name such as 'vit_tiny_patch16_224'.")
+        if self.weights is not None and (self.pretrained or not self.weights):
+            raise ValueError(
+                f"BranchConfig.weights is {self.weights!r} and pretrained is {self.pretrained}, expected a file or "
+                "owner/name with pretrained false: a branch starts from one of them."
+            )
         at_least("BranchConfig.image_size", self.image_size, 1)
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"BranchConfig.drop_path_rate is {self.drop_path_rate}, expected a value in [0, 1).")
@@ -303,10 +311,11 @@ class ModelConfig:
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"ModelConfig.std is {self.std}, expected positive standard deviations.")
         for index, branch in enumerate(self.branches):
-            if branch.timm_args.get("in_chans", 3) != 3:
+            channels = branch.timm_args.get("in_chans", 3)
+            if channels != 3:
                 raise ValueError(
-                    f"ModelConfig.branches[{index}].timm_args has in_chans {branch.timm_args['in_chans']!r}, expected 3: "
-                    "images are RGB in every branch; remove in_chans."
+                    f"ModelConfig.branches[{index}].timm_args has in_chans {channels!r}, expected 3: images are RGB in every "
+                    "branch; remove in_chans."
                 )
         self._check_parts()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import timm
 from timm.layers import DropPath
-from torch import nn
+from torch import Tensor, nn
 
 from piip.branches import (
     beit,
@@ -58,11 +59,12 @@ def is_network(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
-def create_network(config: BranchConfig) -> nn.Module:
+def create_network(config: BranchConfig, state: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Build the timm network of a branch, with its pretrained weights if asked.
 
     Args:
         config: The branch.
+        state: Weights of the whole network under timm's names, instead of the pretrained ones.
 
     Returns:
         A `VisionTransformer`, `Eva` or `Beit` to run on any image size, a `ConvNeXt` where it is cut between its
@@ -90,10 +92,22 @@ def create_network(config: BranchConfig) -> nn.Module:
         plain_args["drop_path_rate"] = config.drop_path_rate
     plain = probe(name, {**plain_args, "num_classes": 0})
     args = find_family(plain, config).timm_args(plain, config, plain_args)
-    network = _create_pretrained(name, args) if config.pretrained else timm.create_model(name, **args)
+    if state is not None:
+        _check_names(plain, state)
+        network = _create_pretrained(name, {**args, "pretrained_cfg_overlay": {"state_dict": dict(state)}})
+    else:
+        network = _create_pretrained(name, args) if config.pretrained else timm.create_model(name, **args)
     if config.drop_path_rate and config.drop_path_rule == "constant":
         _set_constant_drop_path(network, config)
     return network
+
+
+def _check_names(plain: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise an error where weights are not those of a network; timm loads what it finds of a network with stages."""
+    names = [*plain.state_dict()]
+    missing = [name for name in names if name not in state and not name.endswith(("num_batches_tracked", "_index"))]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(names)} tensors are missing, such as {', '.join(missing[:2])}")
 
 
 def _create_pretrained(name: str, args: dict[str, Any]) -> nn.Module:

@@ -19,8 +19,8 @@ class NamedModel:
         name: One of `piip.list_models()`.
         num_classes: Number of classes K of a new head; None uses that of the training data.
         pretrained_branches: Load the pretrained weights of each branch through timm.
-        overrides: Fields of `ModelConfig` to change; in YAML they are at the level of `name`. `branches` may give fields
-            of single branches by number: {0: {frozen: true}}.
+        overrides: Fields of `ModelConfig` to change; in YAML they are at the level of `name`. `branches` may give
+            fields of single branches by number: {0: {frozen: true}}.
     """
 
     name: str

@@ -81,6 +81,31 @@ def find_model(
     return Path(directory)
 
 
+def find_weights_of(path_or_hub_id: str | Path) -> Path:
+    """Return the file or directory of published weights, downloading it from the hub if necessary.
+
+    Args:
+        path_or_hub_id: A file, a directory, or "owner/name"; safetensors are preferred to pickles.
+
+    Raises:
+        ValueError: There is no such file, or the hub is unreachable.
+    """
+    path = Path(path_or_hub_id)
+    if path.exists():
+        return path
+    if not HUB_ID.fullmatch(str(path_or_hub_id)):
+        raise ValueError(f"There is no file {path}, and it is not a repository id owner/name of the hub.")
+    directory = path
+    for patterns in (["model*.safetensors", "model.safetensors.index.json"], ["pytorch_model*.bin*"]):
+        try:
+            directory = Path(snapshot_download(str(path), allow_patterns=patterns, library_name="piip"))
+        except FAILURES as error:
+            raise ValueError(_explain(error, str(path), revision=None, local_files_only=False)) from error
+        if any(file for pattern in patterns for file in directory.glob(pattern)):
+            break
+    return directory
+
+
 def save_pretrained(
     model: PyramidModel,
     directory: str | Path,

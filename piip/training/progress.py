@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.utilities import rank_zero_only
 
 PROGRESS_KINDS = ("auto", "bar", "lines", "none")
 
@@ -144,6 +145,12 @@ def is_due(trainer: pl.Trainer, batch_idx: int, every: int) -> bool:
     is_last = batch_idx + 1 == trainer.num_training_batches
     is_step = is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
     return is_step and trainer.global_step % every == 0
+
+
+@rank_zero_only
+def note(line: str) -> None:
+    """Print one line about the run, on one process."""
+    _print(line)
 
 
 def _print(line: str) -> None:

@@ -10,6 +10,7 @@ from timm.data import Mixup
 from torch import nn
 
 from piip.build import build_model
+from piip.checkpoints.initial import load_branch_weights
 from piip.data.formats import DATA_FORMATS, Images
 from piip.kinds import HEAD_KINDS
 from piip.recipe import DataConfig, Recipe, RegularizeConfig
@@ -17,6 +18,7 @@ from piip.serialization.base import PyramidModel
 from piip.serialization.hub import find_model
 from piip.serialization.load import start_from
 from piip.serialization.model_card import require_config
+from piip.training.progress import note
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,19 @@ def build_recipe_model(recipe: Recipe, *, num_classes: int | None = None, resume
     Raises:
         ValueError: The description is invalid, or pretrained weights are unavailable or do not fit.
     """
-    model = build_model(recipe.model_config(num_classes=num_classes))
+    config = recipe.model_config(num_classes=num_classes)
+    named = [branch.weights for branch in config.branches if branch.weights is not None]
+    if named and recipe.run.start is not None and not resumed:
+        raise ValueError(
+            f"run.start is {recipe.run.start!r} and a branch has the weights {named[0]!r}: choose one. To start from "
+            "the model, set model.branches.K.weights to null."
+        )
+    model = build_model(config)
     if recipe.run.start is not None and not resumed:
         start_from(model, find_model(recipe.run.start))
+    if named and not resumed:
+        for sentence in load_branch_weights(model):
+            note(sentence)
     if recipe.run.grad_checkpointing:
         model.set_grad_checkpointing(True)
     return model

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ from piip.training.callbacks import (
     validation_metrics,
 )
 from piip.training.loggers import build_loggers
-from piip.training.progress import progress_callbacks
+from piip.training.progress import note, progress_callbacks
 from piip.training.run_folder import (
     BEST,
     CHECKPOINTS,
@@ -117,7 +116,7 @@ def train(
     rank_zero_only(check_splits)(parts.splits, workers=recipe.data.workers, show=progress != "none")
     sentence = describe_frozen(parts.recipe, parts.task.model)
     if sentence:
-        rank_zero_only(print)(sentence, file=sys.stderr, flush=True)
+        note(sentence)
     export = functools.partial(export_model, recipe=parts.recipe, labels=parts.splits[0].label_facts())
     averaging = _averaging(recipe)
     shown = progress_callbacks(
