@@ -30,8 +30,9 @@ class BranchConfig:
         image_size: Nominal side in pixels of this branch's square image. Only the ratios between branches matter at
             run time, except for networks with a fixed input size.
         pretrained: Load the network's own weights through timm.
-        weights: Initial weights for training: a checkpoint of this network by timm or its publisher (file or directory),
-            or owner/name on the Hugging Face hub. `piip train` loads them; a saved model keeps the name as a record.
+        weights: Initial weights for training: a checkpoint of this network by timm or its publisher (file or
+            directory), or owner/name on the Hugging Face hub. `piip train` loads them; a saved model keeps the name as
+            a record.
         drop_path_rate: Stochastic depth of the network's blocks, in [0, 1).
         drop_path_rule: "linear" increases from 0 to the rate over the depth (timm), "constant" is equal for all blocks.
         window_size: Side of attention windows in tokens: one value for all blocks, or one per block; 0 is global
@@ -314,8 +315,8 @@ class ModelConfig:
             channels = branch.timm_args.get("in_chans", 3)
             if channels != 3:
                 raise ValueError(
-                    f"ModelConfig.branches[{index}].timm_args has in_chans {channels!r}, expected 3: images are RGB in every "
-                    "branch; remove in_chans."
+                    f"ModelConfig.branches[{index}].timm_args has in_chans {channels!r}, expected 3: images "
+                    "are RGB in every branch; remove in_chans."
                 )
         self._check_parts()
 

@@ -76,6 +76,39 @@ def test_wrong_files_are_refused(images: Path, tmp_path: Path) -> None:
         build_recipe_model(tiny_recipe(images, tmp_path, model=with_weights(path), run={"start": "b"}))
 
 
+@pytest.mark.parametrize(
+    ("network", "fields"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("beitv2_base_patch16_224", {"timm_args": {**VIT, "init_values": 0.1}}),
+        ("vit_tiny_patch16_224", {"prefix_tokens": False, "position_resize": "official"}),
+    ],
+)
+def test_a_run_starts_from_a_model_of_another_size(
+    network: str, fields: dict[str, Any], images: Path, tmp_path: Path, capsys: Any
+) -> None:
+    def recipe(side: int, **changes: Any) -> Any:
+        first = {"network": network, "image_size": side, "timm_args": VIT, **fields}
+        model = {"branches": [first, branch(64, 16)], "head": {"kind": "pooled", "num_classes": changes.pop("k", 3)}}
+        return tiny_recipe(images, tmp_path / "run", model=model, **changes)
+
+    first = build_recipe_model(recipe(24))
+    first.save_pretrained(tmp_path / "start")
+    model = build_recipe_model(recipe(32, run={"start": str(tmp_path / "start")}))
+    told = capsys.readouterr().err.strip()
+    assert told.startswith(f"Started from {tmp_path / 'start'}: ")
+    assert "tensors resized (backbone.branches.0.vit." in told
+    assert "newly" not in told
+    assert "\n" not in told
+    same = [value.shape == first.state_dict()[name].shape for name, value in model.state_dict().items()]
+    assert not all(same)
+    for name, value in model.state_dict().items():
+        if value.shape == first.state_dict()[name].shape:
+            assert torch.equal(value, first.state_dict()[name])
+    build_recipe_model(recipe(32, run={"start": str(tmp_path / "start")}, k=5))
+    assert "newly initialised (head." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("cut", ["stages", "blocks"])
 def test_networks_with_stages_read_timm_files(images: Path, tmp_path: Path, cut: str) -> None:
     sizes = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}

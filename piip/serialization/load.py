@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,8 @@ from piip.zoo.published import published_facts
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-logger = logging.getLogger(__name__)
+SHOWN = 3  # names of tensors in a message
+Resize = Callable[[str, StoredTensor, tuple[int, ...]], StoredTensor | None]
 
 BACKBONE = "backbone."  # before the names of a whole model's backbone
 
@@ -115,15 +115,16 @@ def build_empty(config: ModelConfig) -> PyramidModel:
     return build_model(config) if _has_computed_buffers(model) else model
 
 
-def start_from(model: nn.Module, directory: str | Path) -> list[str]:
+def start_from(model: nn.Module, directory: str | Path, *, resize: Resize) -> str:
     """Load the weights of a saved model: the whole backbone, and the matching parts of the head.
 
     Args:
         model: The model, changed in place.
         directory: Written by `save_model` or `piip convert`.
+        resize: Name, stored tensor and wanted shape -> the tensor resized, or None: for tables of other image sizes.
 
     Returns:
-        Names of the model's tensors that are not loaded.
+        One line: what was resized, and what is newly initialised; empty if all tensors were loaded as they are.
 
     Raises:
         ValueError: The directory is not a saved model, or its backbone differs.
@@ -134,6 +135,12 @@ def start_from(model: nn.Module, directory: str | Path) -> list[str]:
         stored = {BACKBONE + name: tensor for name, tensor in stored.items()}
     state = model.state_dict()
     wanted = {name: tuple(value.shape) for name, value in state.items() if name.startswith(BACKBONE)}
+    resized = {
+        name: tensor
+        for name, shape in wanted.items()
+        if name in stored and stored[name].facts.shape != shape and (tensor := resize(name, stored[name], shape))
+    }
+    stored |= resized
     given = {name: tensor.facts.shape for name, tensor in stored.items() if name.startswith(BACKBONE)}
     problem = explain_mismatch(wanted, given, source=str(directory))
     if problem:
@@ -141,9 +148,14 @@ def start_from(model: nn.Module, directory: str | Path) -> list[str]:
     new = [name for name, value in state.items() if name not in stored or stored[name].facts.shape != value.shape]
     for name in state.keys() - set(new):
         state[name].copy_(stored[name].read())
-    if new:
-        logger.info("%d tensors of the head are newly initialised: %s lacks them in this shape.", len(new), directory)
-    return new
+    parts = [_told(title, names) for title, names in (("resized", [*resized]), ("newly initialised", new)) if names]
+    return f"Started from {directory}: {'; '.join(parts)}." if parts else ""
+
+
+def _told(title: str, names: list[str]) -> str:
+    """Return the number of tensors and some of their names."""
+    more = ", ..." if len(names) > SHOWN else ""
+    return f"{len(names)} tensors {title} ({', '.join(names[:SHOWN])}{more})"
 
 
 def _has_computed_buffers(model: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 
 from piip.build import build_model
 from piip.checkpoints.initial import load_branch_weights
+from piip.checkpoints.networks.resizing import fitted_own
 from piip.data.formats import DATA_FORMATS, Images
 from piip.kinds import HEAD_KINDS
 from piip.recipe import DataConfig, Recipe, RegularizeConfig
@@ -73,7 +74,9 @@ def build_recipe_model(recipe: Recipe, *, num_classes: int | None = None, resume
         )
     model = build_model(config)
     if recipe.run.start is not None and not resumed:
-        start_from(model, find_model(recipe.run.start))
+        told = start_from(model, find_model(recipe.run.start), resize=fitted_own)
+        if told:
+            note(told)
     if named and not resumed:
         for sentence in load_branch_weights(model):
             note(sentence)

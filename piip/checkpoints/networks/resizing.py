@@ -49,6 +49,35 @@ def fitted(name: str, tensor: StoredTensor, wanted: tuple[int, ...]) -> StoredTe
     return None if change is None else tensor.reshaped(wanted, _in_float(change))
 
 
+def fitted_own(name: str, tensor: StoredTensor, wanted: tuple[int, ...]) -> StoredTensor | None:
+    """Resize a tensor of a saved model to the shape that another model of this library has.
+
+    Args:
+        name: Our name.
+        tensor: The stored tensor.
+        wanted: The other model's shape.
+
+    Returns:
+        The tensor, resized when it is read; None if no rule applies.
+    """
+    shape = tensor.facts.shape
+    if not name.endswith("relative_position_bias_table") or len(shape) != 2 or shape[1:] != wanted[1:]:
+        return fitted(name, tensor, wanted)
+    for extra in (0, CLASS_ROWS):  # rows of a class token, which both tables have or both lack
+        sides = [math.isqrt(max(0, rows - extra)) for rows in (shape[0], wanted[0])]
+        if all(
+            side % 2 and side * side + extra == rows for side, rows in zip(sides, (shape[0], wanted[0]), strict=True)
+        ):
+            stored, window = ((side + 1) // 2 for side in sides)
+            change = _table_change(stored, window, extra)
+            return tensor.reshaped(wanted, _in_float(change))
+    return None
+
+
+def _table_change(stored: int, window: int, extra: int) -> Change:
+    return lambda value: resize_bias_table(value, (stored, stored), (window, window), extra)
+
+
 def _in_float(change: Change) -> Change:
     return lambda value: change(value.float()).to(value.dtype)
 
