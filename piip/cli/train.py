@@ -14,6 +14,7 @@ def train(
     *,
     out: str | None = None,
     resume: str | None = None,
+    resume_inexact: bool = False,
     device: str = "auto",
     devices: int = 1,
     nodes: int = 1,
@@ -32,6 +33,8 @@ def train(
         out: Folder of the run, instead of the recipe's run.out.
         resume: A checkpoint, or "auto" for the newest one in the run's folder; losses continue as in an uninterrupted
             run.
+        resume_inexact: With --resume: continue by optimiser step, with the weights and the optimiser's state, although
+            data, batch size, number of processes or recipe differ.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         devices: Processes per machine for data-parallel training; with torchrun, as many as it starts.
         nodes: Number of machines; start the same command on each with torchrun.
@@ -50,7 +53,15 @@ def train(
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # about in-place operations on its outputs
-    result = run(loaded, resume=resume, device=device, devices=devices, nodes=nodes, progress=progress)
+    result = run(
+        loaded,
+        resume=resume,
+        resume_inexact=resume_inexact,
+        device=device,
+        devices=devices,
+        nodes=nodes,
+        progress=progress,
+    )
     values: dict[str, Any] = {"model_dir": str(result.model_dir), "steps": result.steps, **result.metrics}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.4f}" for name, value in sorted(result.metrics.items()))
     text = f"The model is in {result.model_dir}: {shown}"

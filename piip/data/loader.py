@@ -111,15 +111,23 @@ class ResumableLoader(DataLoader[Any]):
             "fingerprint": self.images.fingerprint(),
         }
 
-    def check_facts(self, before: dict[str, Any]) -> None:
+    def check_facts(self, before: dict[str, Any], now: dict[str, Any] | None = None) -> None:
         """Compare with the facts of a checkpoint.
+
+        Args:
+            before: Facts of the checkpoint; facts that it lacks are not compared.
+            now: Facts of this run; None uses `facts()`.
 
         Raises:
             ValueError: The images or the number of processes differ.
         """
-        changed = [f"{name} {before[name]} -> {now}" for name, now in self.facts().items() if before[name] != now]
+        facts = self.facts() if now is None else now
+        changed = [
+            f"{name} {before[name]} -> {value}" for name, value in facts.items() if before.get(name, value) != value
+        ]
         if changed:
             raise ValueError(
                 f"The training data differ from those of the checkpoint: {', '.join(changed)} ({self.images.root}). An "
-                "exact resume needs the same files and number of processes; otherwise choose another --out."
+                "exact resume needs the same files and number of processes; otherwise continue by step with "
+                "--resume-inexact, or choose another --out."
             )

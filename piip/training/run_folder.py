@@ -164,31 +164,39 @@ def _foreign(checkpoint: Path, reason: str) -> str:
     )
 
 
-def check_same_recipe(recipe: Recipe, checkpoint: Path, *, resolve: Callable[[Recipe], Recipe]) -> None:
+def check_same_recipe(
+    recipe: Recipe, checkpoint: Path, *, resolve: Callable[[Recipe], Recipe], is_exact: bool = True
+) -> str:
     """Raise an error if the recipe differs from that of the checkpoint.
 
     Args:
         recipe: The resolved recipe.
         checkpoint: The checkpoint to resume from.
         resolve: Resolves open fields of the checkpoint's recipe.
+        is_exact: Raise the error; otherwise return it.
+
+    Returns:
+        What differs; empty if nothing does.
 
     Raises:
         ValueError: A field that affects training differs.
     """
     beside = checkpoint.parent / RECIPE_NAME
     if not beside.is_file():
-        return
+        return ""
     old, new = _flat(resolve(load_recipe(beside)).to_dict()), _flat(recipe.to_dict())
     changed = [
         f"{name} {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name not in FREE_ON_RESUME
     ]
-    if changed:
+    difference = f"{beside} differs from this recipe: {'; '.join(changed)}." if changed else ""
+    if changed and is_exact:
         raise ValueError(
-            f"{beside} differs from this recipe: {'; '.join(changed)}. An exact resume needs the same recipe "
-            "(it may change " + ", ".join(FREE_ON_RESUME) + "); otherwise choose another --out."
+            f"{difference} An exact resume needs the same recipe (it may change {', '.join(FREE_ON_RESUME)}); "
+            "otherwise continue by step with --resume-inexact, or choose another --out."
         )
+    return difference
 
 
 def read_history(folder: str | Path) -> list[dict[str, float]]:

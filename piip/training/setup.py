@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from timm.data import Mixup
 from torch import nn
@@ -13,13 +15,15 @@ from piip.build import build_model
 from piip.checkpoints.initial import load_branch_weights
 from piip.checkpoints.networks.resizing import fitted_own
 from piip.data.formats import DATA_FORMATS, Images
-from piip.kinds import HEAD_KINDS
+from piip.kinds import DATA_KINDS, HEAD_KINDS
 from piip.recipe import DataConfig, Recipe, RegularizeConfig
 from piip.serialization.base import PyramidModel
 from piip.serialization.hub import find_model
 from piip.serialization.load import start_from
 from piip.serialization.model_card import require_config
 from piip.training.progress import note
+
+DIGESTED_BYTES = 4096  # at the end of every mask
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,26 @@ def check_classes(model: PyramidModel, classes: list[str]) -> None:
             f"{len(classes)} ({', '.join(classes[:3])}, ...). Remove the number from the recipe or "
             f"set it to null: --model.num_classes null (named models), --model.head.num_classes null."
         )
+
+
+def digest_annotations(recipe: Recipe) -> str:
+    """Return a short hash of the training annotations, read in part only; empty if images have none of their own.
+
+    Args:
+        recipe: The recipe.
+    """
+    if not DATA_KINDS[recipe.data.kind].is_padded:
+        return ""
+    path = Path(recipe.data.root) / recipe.data.train
+    digest = hashlib.sha256()
+    if path.is_file():
+        digest.update(path.read_bytes())
+    for file in sorted(path.rglob("*")) if path.is_dir() else ():
+        if file.is_file():
+            with file.open("rb") as opened:  # PNG files end with a checksum of their contents
+                opened.seek(max(0, file.stat().st_size - DIGESTED_BYTES))
+                digest.update(f"{file.name} {file.stat().st_size}".encode(errors="surrogateescape") + opened.read())
+    return digest.hexdigest()[:16]
 
 
 def describe_frozen(recipe: Recipe, model: nn.Module) -> str:

@@ -32,6 +32,7 @@ from piip.training.callbacks import (
     AveragedWeights,
     Begun,
     BestModel,
+    ContinuedBySteps,
     KeptWeights,
     Patience,
     SameData,
@@ -58,6 +59,7 @@ from piip.training.setup import (
     build_recipe_model,
     check_classes,
     describe_frozen,
+    digest_annotations,
     open_images,
     resolve,
     run_length,
@@ -88,6 +90,7 @@ def train(
     recipe: Recipe,
     *,
     resume: str | Path | None = None,
+    resume_inexact: bool = False,
     device: str = "auto",
     devices: int = 1,
     nodes: int = 1,
@@ -98,6 +101,7 @@ def train(
     Args:
         recipe: The run; its folder is `recipe.run.out`.
         resume: A checkpoint, or "auto" for the newest one in the folder (if there is none, the run starts new).
+        resume_inexact: Resume by optimiser step although data, batch size, processes or recipe differ.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         devices: Processes on this machine; more than one trains data-parallel, with `batch_size` images each.
         nodes: Number of machines, each with `devices` processes, started by `torchrun`.
@@ -109,10 +113,13 @@ def train(
         KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     folder = Path(recipe.run.out)
+    if resume_inexact and resume is None:
+        raise ValueError("--resume-inexact says how to resume, expected --resume auto or --resume FILE with it.")
     checkpoint = find_checkpoint(folder, resume)
     check_devices(device, devices)
     replicas = devices * nodes
-    parts = _prepare(recipe, checkpoint, replicas=replicas, on_gpu=pick_device(device).type == "cuda")
+    on_gpu = pick_device(device).type == "cuda"
+    parts = _prepare(recipe, checkpoint, replicas=replicas, on_gpu=on_gpu, is_exact=not resume_inexact)
     rank_zero_only(check_splits)(parts.splits, workers=recipe.data.workers, show=progress != "none")
     sentence = describe_frozen(parts.recipe, parts.task.model)
     if sentence:
@@ -126,7 +133,9 @@ def train(
         total_steps=parts.length.total_steps,
     )
     begun = Begun()
-    callbacks = [begun, SameData(parts.loader), *_callbacks(parts, export, averaging, checkpoint), *shown]
+    by_steps = [ContinuedBySteps(parts.length.steps_per_epoch)] if resume_inexact else []
+    same = SameData(parts.loader, annotations=digest_annotations(parts.recipe), is_exact=not resume_inexact)
+    callbacks = [begun, *by_steps, same, *_callbacks(parts, export, averaging, checkpoint), *shown]
     trainer = build_trainer(
         recipe, parts.length, callbacks, device=device, devices=devices, nodes=nodes, checkpoint=checkpoint
     )
@@ -180,14 +189,17 @@ class _Parts:
     splits: list[Images]
 
 
-def _prepare(recipe: Recipe, checkpoint: Path | None, *, replicas: int, on_gpu: bool) -> _Parts:
+def _prepare(recipe: Recipe, checkpoint: Path | None, *, replicas: int, on_gpu: bool, is_exact: bool = True) -> _Parts:
     images, val_images = open_images(recipe)
     torch.manual_seed(recipe.run.seed)
     model = build_recipe_model(recipe, num_classes=len(images.classes), resumed=checkpoint is not None)
     check_classes(model, images.classes)
     recipe = resolve(recipe, model)
     if checkpoint is not None:
-        check_same_recipe(recipe, checkpoint, resolve=functools.partial(resolve, model=model))
+        resolve_old = functools.partial(resolve, model=model)
+        difference = check_same_recipe(recipe, checkpoint, resolve=resolve_old, is_exact=is_exact)
+        if difference:
+            note(difference)
         check_weights(model, checkpoint)
     set_transforms(images, val_images, recipe.data)
     loader = _train_loader(recipe, images, replicas, pin_memory=on_gpu)
