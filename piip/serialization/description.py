@@ -42,8 +42,11 @@ def write_description(
     facts = {name: list(input_facts[name]) for name in ("mean", "std", "input_size")}
     description = {"library": "piip", "model": config.to_dict(), "input": facts, **(metadata or {})}
     temporary = directory / (CONFIG_NAME + ".part")
-    temporary.write_text(json.dumps(description, indent=2, default=list) + "\n", encoding="utf-8")
-    os.replace(temporary, directory / CONFIG_NAME)
+    try:
+        temporary.write_text(json.dumps(description, indent=2, default=list) + "\n", encoding="utf-8")
+        os.replace(temporary, directory / CONFIG_NAME)
+    finally:  # after success it is not there
+        temporary.unlink(missing_ok=True)
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:

@@ -38,20 +38,26 @@ def save_model(
         state: The full weights, if the model is sharded; None uses the model's.
 
     Raises:
-        ValueError: The dtype is unknown, or the directory is a file.
+        ValueError: The dtype is unknown, the directory is a file, or it cannot be written.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file, expected a directory for the model: choose another name.")
-    directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if state is None else state
     facts = {name: TensorFacts(tuple(value.shape), stored_dtype(value.dtype, dtype)) for name, value in state.items()}
     tensors = ((name, value.detach().to(facts[name].dtype)) for name, value in state.items())
-    write_weights(directory, facts, tensors, max_shard_bytes=max_shard_bytes)
     assert model.config is not None  # `require_config` says so to users
-    write_description(directory, model.config, model.pretrained_cfg, metadata)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_weights(directory, facts, tensors, max_shard_bytes=max_shard_bytes)
+        write_description(directory, model.config, model.pretrained_cfg, metadata)
+    except OSError as error:
+        raise ValueError(
+            f"The model could not be written to {directory} ({error.strerror or error}); earlier files there are intact. "
+            "Free disk space or choose another directory."
+        ) from error
 
 
 def stored_dtype(given: torch.dtype, dtype: str) -> torch.dtype:

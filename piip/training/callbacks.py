@@ -242,7 +242,17 @@ class StepCheckpoint(Checkpoint):
         self._written = [other for other in self._written if other != name] + [name]
         # Lightning's own temporary file may be on another disk, from which renames are not atomic
         temporary = self.folder / (name + ".part")
-        trainer.save_checkpoint(temporary, weights_only=False)
+        try:
+            trainer.save_checkpoint(temporary, weights_only=False)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            if not isinstance(error, OSError) and "writ" not in str(error):  # PyTorch's own for a full disk
+                raise
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise ValueError(
+                f"The checkpoint {self.folder / name} could not be written ({reason}); earlier ones are intact. Free "
+                "disk space and use --resume auto."
+            ) from error
         if trainer.is_global_zero:
             os.replace(temporary, self.folder / name)
             for old in self._written[:-KEPT_CHECKPOINTS]:

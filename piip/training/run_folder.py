@@ -10,15 +10,18 @@ Contents:
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
+import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from piip.recipe import Recipe, load_recipe
@@ -29,6 +32,7 @@ BEST = "best"
 MODEL = "model"
 CHECKPOINT_PATTERN = "step*.ckpt"
 RECIPE_NAME = "recipe.yaml"
+LOCK_NAME = ".lock"
 SAVED_BY = "StepCheckpoint"  # the callback that writes checkpoints is in every one of them
 # Parts of a checkpoint that resuming reads.
 CONTENTS = {
@@ -53,6 +57,40 @@ FREE_ON_RESUME = (
     "run.precision",
     "run.grad_checkpointing",
 )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create the folder of a run and keep other runs out of it; the lock ends with the process, also if it is killed.
+
+    Args:
+        folder: Folder of the run.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: The folder cannot be written, or another process trains in it.
+    """
+    lock = FileLock(folder / LOCK_NAME, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # a lock that exists can be taken in a folder that takes no files
+            lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"Another process trains in {folder} at the moment: wait for it, or choose another --out."
+        ) from error
+    except NotImplementedError:  # file systems without locks
+        pass
+    except OSError as error:
+        raise ValueError(
+            f"The run folder {folder} cannot be written ({error.strerror}): choose another --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def checkpoint_name(step: int) -> str:

@@ -53,6 +53,7 @@ from piip.training.run_folder import (
     check_weights,
     checkpoint_step,
     find_checkpoint,
+    locked,
 )
 from piip.training.setup import (
     RunLength,
@@ -115,11 +116,36 @@ def train(
     folder = Path(recipe.run.out)
     if resume_inexact and resume is None:
         raise ValueError("--resume-inexact says how to resume, expected --resume auto or --resume FILE with it.")
-    checkpoint = find_checkpoint(folder, resume)
     check_devices(device, devices)
+    # the other processes of a run share the folder with the first
+    with locked(folder) if rank_zero_only.rank == 0 else contextlib.nullcontext():
+        checkpoint = find_checkpoint(folder, resume)
+        on_gpu = pick_device(device).type == "cuda"
+        parts = _prepare(recipe, checkpoint, replicas=devices * nodes, on_gpu=on_gpu, is_exact=not resume_inexact)
+        return _run(
+            parts,
+            checkpoint,
+            device=device,
+            devices=devices,
+            nodes=nodes,
+            progress=progress,
+            is_exact=not resume_inexact,
+        )
+
+
+def _run(
+    parts: _Parts,
+    checkpoint: Path | None,
+    *,
+    device: str,
+    devices: int,
+    nodes: int,
+    progress: str,
+    is_exact: bool,
+) -> TrainingResult:
+    """Train with checked parts; see `train`."""
+    recipe, folder = parts.recipe, Path(parts.recipe.run.out)
     replicas = devices * nodes
-    on_gpu = pick_device(device).type == "cuda"
-    parts = _prepare(recipe, checkpoint, replicas=replicas, on_gpu=on_gpu, is_exact=not resume_inexact)
     rank_zero_only(check_splits)(parts.splits, workers=recipe.data.workers, show=progress != "none")
     sentence = describe_frozen(parts.recipe, parts.task.model)
     if sentence:
@@ -133,8 +159,8 @@ def train(
         total_steps=parts.length.total_steps,
     )
     begun = Begun()
-    by_steps = [ContinuedBySteps(parts.length.steps_per_epoch)] if resume_inexact else []
-    same = SameData(parts.loader, annotations=digest_annotations(parts.recipe), is_exact=not resume_inexact)
+    by_steps = [ContinuedBySteps(parts.length.steps_per_epoch)] if not is_exact else []
+    same = SameData(parts.loader, annotations=digest_annotations(parts.recipe), is_exact=is_exact)
     callbacks = [begun, *by_steps, same, *_callbacks(parts, export, averaging, checkpoint), *shown]
     trainer = build_trainer(
         recipe, parts.length, callbacks, device=device, devices=devices, nodes=nodes, checkpoint=checkpoint
