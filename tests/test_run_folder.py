@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from training_run import names, newest_step, run
 
 from piip.serialization import weights
 from piip.serialization.load import load_model
+from piip.training.callbacks import StepSeed
 from piip.training.run_folder import locked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,6 +75,25 @@ def test_a_full_disk_leaves_earlier_checkpoints(images: Path, tmp_path: Path, mo
     assert names(tmp_path / "run") == ["recipe.yaml", "step00000003.ckpt"]
     run(recipe, resume="auto")
     assert newest_step(tmp_path / "run") == 12
+
+
+def test_sigterm_saves_the_step_it_interrupts(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = StepSeed.on_train_batch_start
+
+    def interrupt(self: StepSeed, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        seed(self, trainer, pl_module, batch, batch_idx)
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    recipe = tiny_recipe(images, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(StepSeed, "on_train_batch_start", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
+    assert names(tmp_path / "run") == ["recipe.yaml", "step00000004.ckpt"]
+    resumed = run(recipe, resume="auto").model_dir / "model.safetensors"
+    whole = run(tiny_recipe(images, tmp_path / "whole")).model_dir / "model.safetensors"
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
 def test_a_full_disk_leaves_an_earlier_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

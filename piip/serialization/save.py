@@ -55,7 +55,7 @@ def save_model(
         write_description(directory, model.config, model.pretrained_cfg, metadata)
     except OSError as error:
         raise ValueError(
-            f"The model could not be written to {directory} ({error.strerror or error}); earlier files there are intact. "
+            f"The model could not be written to {directory} ({error.strerror or error}); earlier files are intact. "
             "Free disk space or choose another directory."
         ) from error
 

@@ -227,10 +227,11 @@ class StepCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every N optimiser steps."""
+        """Save every N optimiser steps, and where SIGTERM ends the run after this step."""
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         is_last = batch_idx + 1 == trainer.num_training_batches
-        if not accumulates and not is_last and trainer.global_step % self.every == 0:
+        ends = trainer.received_sigterm and trainer.world_size == 1  # saving together needs the signal in all processes
+        if not accumulates and not is_last and (trainer.global_step % self.every == 0 or ends):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -118,7 +118,8 @@ def train(
         raise ValueError("--resume-inexact says how to resume, expected --resume auto or --resume FILE with it.")
     check_devices(device, devices)
     # the other processes of a run share the folder with the first
-    with locked(folder) if rank_zero_only.rank == 0 else contextlib.nullcontext():
+    process: Any = rank_zero_only
+    with locked(folder) if process.rank == 0 else contextlib.nullcontext():
         checkpoint = find_checkpoint(folder, resume)
         on_gpu = pick_device(device).type == "cuda"
         parts = _prepare(recipe, checkpoint, replicas=devices * nodes, on_gpu=on_gpu, is_exact=not resume_inexact)
