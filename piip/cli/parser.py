@@ -159,6 +159,9 @@ def _argument(parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, t
     elif origin is tuple:
         options["metavar"] = tuple("HW"[: len(inner)])
         parser.add_argument(name, type=inner[0], nargs=len(inner), **options)
+    elif origin is list and typing.get_origin(inner[0]) is typing.Literal:
+        del options["metavar"]
+        parser.add_argument(name, choices=typing.get_args(inner[0]), nargs="+", **options)
     elif origin is list:
         parser.add_argument(name, type=inner[0], nargs="+" if is_option or required else "*", **options)
     elif origin is typing.Literal:

@@ -15,6 +15,7 @@ def predict(
     top: int | None = None,
     score_threshold: float | None = None,
     out: str | None = None,
+    formats: list[Literal["csv", "yolo"]] | None = None,
     tile: int | None = None,
     tile_overlap: float = 0.25,
     batch_size: int | None = None,
@@ -38,6 +39,7 @@ def predict(
         top: Number of classes to show per image, at least 1 (classifiers). Default: 5.
         score_threshold: Minimum score of a detection to be counted and drawn, in [0, 1] (detectors). Default: 0.5.
         out: Folder for results and drawn images.
+        formats: Files to write to the folder as well: csv (a row per detection or image), yolo (a text file per image).
         tile: Side in pixels of the overlapping tiles that larger images are cut into (detectors and segmentors); each
             tile is prepared like a separate image, so choose about the size of the training images.
         tile_overlap: Overlap of neighbouring tiles as a fraction of their side; choose it wider than an object.
@@ -54,12 +56,15 @@ def predict(
         json: Print one JSON object per line.
 
     Raises:
+        ValueError: --formats without --out.
         SystemExit: Files could not be read; the others were predicted.
     """
     from piip.data.listing import find_images
     from piip.inference.predictor import Predictor
     from piip.inference.writer import write_predictions
 
+    if formats and out is None:
+        raise ValueError("--formats writes files, expected --out DIR with it.")
     if out is not None:
         writable_folder(out)
     predictor = Predictor(
@@ -82,6 +87,7 @@ def predict(
             classes=predictor.classes,
             category_ids=predictor.category_ids,
             options=predictor.options,
+            formats=formats or (),
         )
     count = 0
     for row in rows:

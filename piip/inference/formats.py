@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from piip.data.image_folder import NAMES_SHOWN
+from piip.data.findings import NAMES_SHOWN
 
 Rows = Sequence[Mapping[str, Any]]
 CSV_NAME = "predictions.csv"

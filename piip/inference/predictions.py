@@ -37,6 +37,14 @@ class Prediction(ABC):
         """Return what `predictions.json` has about the image itself, such as its class."""
         return {}
 
+    def row(self) -> dict[str, Any]:
+        """Return the prediction as the writers of `piip.inference.formats` take it, without the image's name and size.
+
+        Raises:
+            ValueError: There are no such files for its task.
+        """
+        raise ValueError("formats are for classifiers and detectors; semantic masks are written as images anyway.")
+
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Return the prediction as JSON values."""
@@ -91,6 +99,10 @@ class ClassPrediction(Prediction):
     def facts(self) -> dict[str, Any]:
         """Return the most probable class and its probability."""
         return {"label": self.label, "score": self.score}
+
+    def row(self) -> dict[str, Any]:
+        """Return "class", "score" and "top"; see `Prediction`."""
+        return {"class": self.label, "score": self.score, "top": self.top}
 
     def to_dict(self) -> dict[str, Any]:
         """Return path, label, score and top as JSON values."""
@@ -179,6 +191,12 @@ class InstancePrediction(Prediction):
         for row, mask in zip(rows, self.masks or (), strict=self.masks is not None):
             row |= {"segmentation": mask.run_lengths(self.shape), "area": float(mask.pixels.sum())}
         return rows
+
+    def row(self) -> dict[str, Any]:
+        """Return "boxes" (x, y, width, height), "scores" and "class_names"; see `Prediction`."""
+        sides = self.boxes.clone()
+        sides[:, 2:] -= sides[:, :2]
+        return {"boxes": sides.tolist(), "scores": self.scores.tolist(), "class_names": self.names}
 
     def _run_lengths(self) -> list[dict[str, Any]]:
         return [mask.run_lengths(self.shape) for mask in self.masks or ()]

@@ -10,6 +10,8 @@ from typing import Any
 from PIL.Image import Image
 
 from piip.data.image_reading import AS_STORED, ReadOptions, read_rgb, stored_shape
+from piip.fields import one_of
+from piip.inference.formats import RESULT_FORMATS
 from piip.inference.predictions import Prediction
 from piip.output import writable_folder, write_json
 
@@ -25,6 +27,7 @@ def write_predictions(
     category_ids: Sequence[int] | None = None,
     draw: bool = True,
     options: ReadOptions = AS_STORED,
+    formats: Sequence[str] = (),
 ) -> Iterator[Prediction]:
     """Write predictions of files and yield them.
 
@@ -39,14 +42,18 @@ def write_predictions(
         category_ids: Ids of the classes; None counts them from 1.
         draw: Also draw images.
         options: How 16-bit and multi-page files are read.
+        formats: Other files to write: "csv" or "yolo"; see `piip.inference.formats`.
 
     Yields:
         The predictions.
 
     Raises:
-        ValueError: The directory cannot be written to.
+        ValueError: The directory cannot be written to, or a format is unknown or not for the model's task.
     """
+    for name in formats:
+        one_of("formats", name, RESULT_FORMATS)
     out = writable_folder(out)
+    rows: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     try:
@@ -66,6 +73,7 @@ def write_predictions(
                 if legend is not None and not images:
                     _save(legend, out / "drawn" / LEGEND_NAME)
             images.append(entry)
+            rows += [prediction.row()] if formats else []
             annotations += prediction.annotations(number)
             yield prediction
     finally:
@@ -77,6 +85,11 @@ def write_predictions(
             "classes": list(classes),
         }
         write_json(content, out / RESULTS_NAME)
+        named = [
+            {**image, **row} for image, row in zip(images, rows, strict=False)
+        ]  # an error ends the iteration early
+        for name in formats if named else ():
+            RESULT_FORMATS[name](named, out, classes)
 
 
 def _with_file_names(images: list[dict[str, Any]]) -> list[dict[str, Any]]:

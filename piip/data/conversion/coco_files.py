@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from piip.data.annotations import outline_problem
+from piip.data.annotations import check_outline, outline_area
 from piip.data.conversion.source import LeftOut, Source, SourceImage, SourceObject, count_by
 
 
@@ -96,21 +94,12 @@ def _problem(each: SourceObject, shape: tuple[int, int]) -> str:
     left, top, right, bottom = each.box
     if min(right, shape[1]) - max(left, 0) < 1 or min(bottom, shape[0]) - max(top, 0) < 1:
         return "objects of less than a pixel inside their image"
-    return f"objects whose outline {problem}" if (problem := outline_problem(each.outline, shape)) else ""
+    outline = check_outline(each.outline, *shape)
+    if outline.is_degenerate:
+        return "objects whose outline has fewer than three different points"
+    return f"objects whose outline {outline.problem}" if outline.problem else ""
 
 
 def _area(each: SourceObject) -> float:
     left, top, right, bottom = each.box
-    if isinstance(each.outline, dict):
-        from faster_coco_eval.core import mask as coder
-
-        return float(coder.area(each.outline))
-    if not each.outline:
-        return (right - left) * (bottom - top)
-    return sum(_polygon_area(polygon) for polygon in each.outline)
-
-
-def _polygon_area(polygon: list[float]) -> float:
-    points = np.array(polygon).reshape(-1, 2)
-    following = np.roll(points, -1, axis=0)
-    return abs(float((points[:, 0] * following[:, 1] - points[:, 1] * following[:, 0]).sum())) / 2
+    return outline_area(each.outline or None, (left, top, right - left, bottom - top))

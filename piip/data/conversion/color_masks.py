@@ -14,7 +14,8 @@ from PIL import Image
 from piip.data.conversion.coco_files import place_image
 from piip.data.conversion.color_table import IGNORE_NAME, ColorTable, read_colors
 from piip.data.conversion.source import LeftOut, find_images, listed_splits, short_name, split_of
-from piip.data.image_folder import BROKEN_IMAGE, NAMES_SHOWN
+from piip.data.findings import NAMES_SHOWN
+from piip.data.image_reading import BROKEN_IMAGE
 from piip.data.orientation import turn_upright
 from piip.data.semantic_masks import CLASS_LIST, find_classes
 from piip.structures import IGNORE_INDEX

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from piip.data.image_folder import BROKEN_IMAGE, NAMES_SHOWN, SUFFIXES
+from piip.data.findings import NAMES_SHOWN
+from piip.data.image_reading import BROKEN_IMAGE
+from piip.data.listing import is_image_file
 from piip.data.orientation import upright_shape
 
 # What folders and lists of splits are called, and what they are called here.
@@ -126,7 +128,7 @@ def need(module: str, what: str) -> Any:
 
 def find_images(root: Path) -> list[Path]:
     """Return the images below a folder, sorted."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in root.rglob("*") if path.is_file() and is_image_file(path))
 
 
 def read_shape(path: Path, left_out: LeftOut) -> tuple[int, int] | None:
