@@ -28,6 +28,10 @@ from piip.tables import Table
 logger = logging.getLogger("piip")
 
 TRAIN_EXTRA = ("pytorch_lightning", "torchmetrics", "tensorboard", "pycocotools", "scipy")
+KILLED = (
+    "A data loading process was killed, probably for want of memory or shared memory: set data.workers (--workers) to 0, "
+    "or enlarge /dev/shm (docker run --shm-size 8g)."
+)
 DESCRIPTION = "Parameter-inverted image pyramids: large networks process small images, small networks large ones."
 
 
@@ -85,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stderr.close()
     except OSError as error:
         _fail(error, 2)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        # the kernel kills it without a word, mostly with a bus error for want of shared memory
+        _fail(f"{str(error).splitlines()[0].rstrip('.')}. {KILLED}", 1)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in TRAIN_EXTRA:
