@@ -29,8 +29,8 @@ logger = logging.getLogger("piip")
 
 TRAIN_EXTRA = ("pytorch_lightning", "torchmetrics", "tensorboard", "pycocotools", "scipy")
 KILLED = (
-    "A data loading process was killed, probably for want of memory or shared memory: set data.workers (--workers) to 0, "
-    "or enlarge /dev/shm (docker run --shm-size 8g)."
+    "A data loading process was killed, probably for want of memory or shared memory: set data.workers (--workers) to "
+    "0, or enlarge /dev/shm (docker run --shm-size 8g)."
 )
 DESCRIPTION = "Parameter-inverted image pyramids: large networks process small images, small networks large ones."
 

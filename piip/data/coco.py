@@ -90,15 +90,8 @@ class CocoInstances(DenseImages):
             usable = {image["id"] for _, image in entries if _is_usable(by_image[image["id"]], image, findings)}
             chosen = entries if keep_empty else [entry for entry in entries if entry[1]["id"] in usable]
             _note_left_out(content["annotations"], entries, usable, keep_empty, findings)
-        super().__init__(
-            self.file,
-            [(path, image["id"]) for path, image in chosen],
-            classes,
-            seed=seed,
-            on_error=on_error,
-            train=train,
-            options=options,
-        )
+        samples = [(path, image["id"]) for path, image in chosen]
+        super().__init__(self.file, samples, classes, seed=seed, on_error=on_error, train=train, options=options)
         self.findings = findings
         findings.log()
         self._shapes = [(image["height"], image["width"]) for _, image in chosen]

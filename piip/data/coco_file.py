@@ -269,13 +269,16 @@ def _field_problem(row: Content, crowd: int | None, box: Any) -> str:
     """Return what is wrong with box or flag, or ""."""
     if crowd is None:
         return f"has the iscrowd {row['iscrowd']!r:.40}, expected 0 or 1"
-    if type(box) is list and len(box) == 4 and NUMBERS.issuperset(map(type, box)):
-        # no number is NaN if the sum is not, which comparing does not see
-        if abs(sum(box)) < 4 * FARTHEST_PIXEL and max(map(abs, box)) < FARTHEST_PIXEL:
-            return ""
+    if type(box) is list and len(box) == 4 and NUMBERS.issuperset(map(type, box)) and _are_near(box):
+        return ""
     if "bbox" not in row:
         return "has no field 'bbox'"
     return f"has the bbox {row['bbox']!r:.60}, expected x, y, width and height in pixels"
+
+
+def _are_near(numbers: Sequence[float]) -> bool:
+    # comparing alone does not see NaN, which the sum has
+    return abs(sum(numbers)) < 4 * FARTHEST_PIXEL and max(map(abs, numbers)) < FARTHEST_PIXEL
 
 
 def _contradicts(box: Sequence[float], bounds: Sequence[float]) -> bool:

@@ -77,15 +77,8 @@ class SemanticMasks(DenseImages):
                 f"{self.maps} has {len(classes)} classes, expected at most {IGNORE_INDEX}: masks have 8 bits, and "
                 f"{IGNORE_INDEX} marks pixels to ignore."
             )
-        super().__init__(
-            self.maps,
-            [(path, 0) for path, _ in pairs],
-            classes,
-            seed=seed,
-            on_error=on_error,
-            train=train,
-            options=options,
-        )
+        samples = [(path, 0) for path, _ in pairs]
+        super().__init__(self.maps, samples, classes, seed=seed, on_error=on_error, train=train, options=options)
         self.findings = findings
         findings.log()
 
