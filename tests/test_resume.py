@@ -107,7 +107,10 @@ def test_an_interrupted_run_says_how_to_go_on(images: Path, tmp_path: Path, sent
     process.send_signal(sent)
     done = outcome(process, timeout=60)
     assert done.returncode == 130
-    assert done.stderr.splitlines() == ["piip: error: Interrupted. Resume from the last checkpoint with --resume auto."]
+    told = ["piip: error: Interrupted. Resume from the last checkpoint with --resume auto."]
+    if sent == signal.SIGINT:
+        told.insert(0, "Interrupted: finishing and saving this step. Press Ctrl-C again to stop at once.")
+    assert done.stderr.splitlines() == told
 
 
 @pytest.mark.parametrize("stop", [3, 6, 9], ids=["mid-epoch", "epoch end", "second epoch"])

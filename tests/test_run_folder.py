@@ -77,13 +77,16 @@ def test_a_full_disk_leaves_earlier_checkpoints(images: Path, tmp_path: Path, mo
     assert newest_step(tmp_path / "run") == 12
 
 
-def test_sigterm_saves_the_step_it_interrupts(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_the_step_that_a_signal_interrupts_is_saved(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+) -> None:
     seed = StepSeed.on_train_batch_start
 
     def interrupt(self: StepSeed, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         seed(self, trainer, pl_module, batch, batch_idx)
         if trainer.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), sent)
 
     recipe = tiny_recipe(images, tmp_path / "run")
     with monkeypatch.context() as patch:

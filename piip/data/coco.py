@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -94,7 +95,7 @@ class CocoInstances(DenseImages):
         super().__init__(self.file, samples, classes, seed=seed, on_error=on_error, train=train, options=options)
         self.findings = findings
         findings.log()
-        self._shapes = [(image["height"], image["width"]) for _, image in chosen]
+        self._sizes = np.array([(image["height"], image["width"]) for _, image in chosen], np.int64)
         self._objects = PackedList(by_image[image["id"]] for _, image in chosen)
 
     @property
@@ -105,7 +106,7 @@ class CocoInstances(DenseImages):
     def select(self, chosen: Callable[[Path], bool]) -> list[int]:
         """Keep the images whose path is chosen; see `DenseImages.select`."""
         kept = super().select(chosen)
-        self._shapes = [self._shapes[index] for index in kept]
+        self._sizes = self._sizes[kept]
         self._objects = PackedList(self._objects[index] for index in kept)
         return kept
 
@@ -116,7 +117,7 @@ class CocoInstances(DenseImages):
             return seen
         try:
             shape = stored_shape(self.samples[index][0])
-            if shape != self._shapes[index]:
+            if shape != self.stated_size(index):
                 self._check_size(index, shape)
         except ValueError as error:
             return Inspection(str(error).rstrip("."))
@@ -135,7 +136,12 @@ class CocoInstances(DenseImages):
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """Size (H, W) of every image according to the file."""
-        return self._shapes
+        return [self.stated_size(index) for index in range(len(self))]
+
+    def stated_size(self, index: int) -> tuple[int, int]:
+        """Return the size (H, W) of an image according to the file."""
+        height, width = self._sizes[index].tolist()
+        return height, width
 
     @property
     def image_ids(self) -> list[int]:
@@ -153,7 +159,7 @@ class CocoInstances(DenseImages):
 
     def read_outlines(self, index: int, shape: tuple[int, int]) -> dict[str, Any]:
         """Return "boxes", "labels" and "masks" of an image, which are `ObjectMasks` and not decoded yet."""
-        if shape != self._shapes[index]:
+        if shape != self.stated_size(index):
             self._check_size(index, shape)
         image = {"height": shape[0], "width": shape[1]}
         rows = [(row, clipped_box(row["bbox"], image)) for row in self._objects[index] if not row["iscrowd"]]
@@ -161,7 +167,7 @@ class CocoInstances(DenseImages):
         boxes = torch.tensor([box for _, box in objects], dtype=torch.float32).view(-1, 4)
         labels = torch.tensor([self._class_of[row["category_id"]] for row, _ in objects], dtype=torch.int64)
         outlines = [(row["segmentation"], box) for row, box in objects]
-        names = [f"annotation {row['own_id']} of {self.file}" for row, _ in objects]
+        names = [f"{self.file}: the outline of annotation {row['own_id']}" for row, _ in objects]
         return {"boxes": boxes, "labels": labels, "masks": ObjectMasks(outlines, shape, names)}
 
     def _check_size(self, index: int, shape: tuple[int, int]) -> None:
@@ -170,7 +176,7 @@ class CocoInstances(DenseImages):
         Raises:
             ValueError: The sizes differ in another way, or the annotations belong to the image before rotation.
         """
-        (path, _), stated, hint = self.samples[index], self._shapes[index], ""
+        (path, _), stated, hint = self.samples[index], self.stated_size(index), ""
         if shape == stated[::-1]:
             image = {"height": shape[0], "width": shape[1]}
             if not _is_quarter_turned(path) and all(_is_inside(row["bbox"], image) for row in self._objects[index]):
@@ -196,7 +202,7 @@ class CocoInstances(DenseImages):
         for index, (path, image_id) in enumerate(self.samples):
             if chosen is not None and image_id not in chosen:
                 continue
-            height, width = self._shapes[index]
+            height, width = self.stated_size(index)
             images.append({"id": image_id, "file_name": path.name, "height": height, "width": width})
             for row in self._objects[index]:
                 label = 1 + self._class_of[row["category_id"]]

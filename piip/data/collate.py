@@ -79,9 +79,9 @@ class DenseTransform:
         if config.reduce_zero_label and "labels" in target and target["labels"].dim() == 2:
             target = {"labels": reduce_zero_label(target["labels"])}
         pixels, target = self._augmented(pixels, target) if self.train else self._resized(pixels, target)
-        target = with_pixels(target)
+        target = {**with_pixels(target), **{k: v.long() for k, v in target.items() if k == "labels"}}
         assert config.mean is not None and config.std is not None  # noqa: PT018 - resolved before
-        pixels = F.normalize(pixels.float() / 255, list(config.mean), list(config.std))
+        pixels = F.normalize(pixels.float().div_(255), list(config.mean), list(config.std), inplace=True)
         image_info = ImageInfo.make((pixels.shape[1], pixels.shape[2]), original=original)
         return Sample(pixels, image_info, dict(target), index)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from piip.data.collate import DenseTransform, Sample
 from piip.data.findings import Findings, Inspection
 from piip.data.image_folder import ADVICE, ON_ERROR, seeded
 from piip.data.image_reading import AS_STORED, ReadOptions, read_rgb, verify_image
+from piip.data.packed import PackedSamples
 from piip.structures import Target
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class DenseImages(Dataset["Sample | None"], ABC):
         if not samples:
             raise ValueError(f"{root} has no usable images.")
         self.root = root
-        self.samples = list(samples)
+        self.samples: Sequence[tuple[Path, int]] = PackedSamples(samples)
         self.classes = list(classes)
         self.seed = seed
         self.on_error = on_error
@@ -80,7 +80,7 @@ class DenseImages(Dataset["Sample | None"], ABC):
             Their former indices.
         """
         kept = [index for index, (path, _) in enumerate(self.samples) if chosen(path)]
-        self.samples = [self.samples[index] for index in kept]
+        self.samples = PackedSamples(self.samples[index] for index in kept)
         self._unreadable = torch.zeros(len(kept), dtype=torch.bool).share_memory_()
         return kept
 
@@ -141,29 +141,26 @@ class DenseImages(Dataset["Sample | None"], ABC):
         """
         if not 0 <= index < len(self.samples):
             raise IndexError(f"index is {index}, expected 0 to {len(self.samples) - 1}")
-        found = self._read_next(index) if self.train else self._read(index)
-        if found is None:
-            return None
-        position, image, target = found
-        assert self.transform is not None  # set before the first image is read
-        with seeded(self.seed, int(self._epoch.item()), index):
-            return self.transform(image, target, position)
+        return self._prepare_next(index) if self.train else self._prepare(index, index)
 
-    def _read_next(self, index: int) -> tuple[int, Image, dict[str, Any]]:
+    def _prepare_next(self, index: int) -> Sample:
         """Return the first readable image, starting at an index."""
         for step in range(len(self.samples)):
-            found = self._read((index + step) % len(self.samples))
-            if found is not None:
-                return found
+            sample = self._prepare((index + step) % len(self.samples), index)
+            if sample is not None:
+                return sample
         raise ValueError(f"None of the {len(self.samples)} images of {self.root} can be read: check the disk.")
 
-    def _read(self, position: int) -> tuple[int, Image, dict[str, Any]] | None:
-        """Return position, image and target, None if they are unreadable."""
+    def _prepare(self, position: int, index: int) -> Sample | None:
+        """Return a prepared image, None if it is unreadable; `index` seeds its transform."""
         if self._unreadable[position]:
             return None
+        assert self.transform is not None  # set before the first image is read
         try:
             image = read_rgb(self.samples[position][0], upright=True, options=self.options)
-            return position, image, self.read_outlines(position, (image.height, image.width))
+            target = self.read_outlines(position, (image.height, image.width))
+            with seeded(self.seed, int(self._epoch.item()), index):
+                return self.transform(image, target, position)
         except ValueError as error:
             if self.on_error == "stop":
                 raise ValueError(f"{error} {ADVICE}") from error

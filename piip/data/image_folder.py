@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from piip.data.findings import Findings, Inspection, shorten
 from piip.data.image_reading import AS_STORED, ReadOptions, read_rgb, verify_image
 from piip.data.listing import list_images
+from piip.data.packed import PackedSamples
 
 ON_ERROR = ("stop", "skip")
 # Not "delete it": the order of a resumed epoch depends on the list of files.
@@ -73,7 +74,8 @@ class ImageFolder(Dataset["tuple[Any, int] | None"]):
         self.train = train
         self.options = options
         self.findings = Findings(self.root)
-        self.classes, self.samples = self.find_samples(expected_classes)
+        self.classes, samples = self.find_samples(expected_classes)
+        self.samples: Sequence[tuple[Path, int]] = PackedSamples(samples)
         self.findings.log()
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
         # In shared memory, so persistent workers see the next epoch and the unreadable files of other workers.
@@ -94,7 +96,7 @@ class ImageFolder(Dataset["tuple[Any, int] | None"]):
 
     def select(self, chosen: Callable[[Path], bool]) -> None:
         """Keep the images whose path is chosen."""
-        self.samples = [(path, target) for path, target in self.samples if chosen(path)]
+        self.samples = PackedSamples((path, target) for path, target in self.samples if chosen(path))
         self._unreadable = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
 
     def inspect(self, index: int) -> Inspection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -26,6 +27,15 @@ class TrainingImages(Protocol):
 
     def __getitem__(self, index: int) -> Any:
         """Return an image."""
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which reaches all processes of a terminal, to the process that trains.
+
+    Args:
+        worker: Number of the data loading process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -66,6 +76,7 @@ class ResumableLoader(DataLoader[Any]):
             drop_last=True,
             pin_memory=pin_memory,
             collate_fn=collate,
+            worker_init_fn=ignore_interrupts,
         )
         self.images = images
         self.order = order

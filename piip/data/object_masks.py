@@ -36,7 +36,7 @@ class ObjectMasks:
     Args:
         outlines: Polygons, RLE or None, and box (x1, y1, x2, y2), of every object.
         shape: (H, W) of the image.
-        names: Name of every object, for messages.
+        names: Name of every outline, for messages.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ObjectMasks:
                 segmentation, box = self.outlines[index]
                 part = partial_mask(segmentation, box, self._shape)
             except ValueError as error:
-                raise ValueError(f"the outline of {self.names[index]} is damaged: {error}.") from error
+                raise ValueError(f"{self.names[index]} is damaged: {error}.") from error
             height, width = part.pixels.shape
             top, bottom = np.searchsorted(of_rows, (part.top, part.top + height))
             left, right = np.searchsorted(of_columns, (part.left, part.left + width))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import marshal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 
@@ -55,3 +56,31 @@ class PackedList:
         if not 0 <= index < len(self):
             raise IndexError(f"index is {index}, expected 0 to {len(self) - 1}")
         return marshal.loads(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+
+
+class PackedSamples(Sequence[tuple[Path, int]]):
+    """Paths of images with a number each, packed.
+
+    Args:
+        samples: Path and number of every image.
+    """
+
+    def __init__(self, samples: Iterable[tuple[Path, int]]) -> None:
+        self._packed = PackedList((str(path), number) for path, number in samples)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._packed)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Path, int]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[Path, int]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[Path, int] | Sequence[tuple[Path, int]]:
+        """Return path and number of an image, or a list of several."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        path, number = self._packed[index + len(self) if index < 0 else index]
+        return Path(path), number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from piip.data.findings import Findings, Inspection, shorten
 from piip.data.image_reading import AS_STORED, BROKEN_IMAGE, ReadOptions, stored_shape
 from piip.data.listing import list_images, walk_files
 from piip.data.orientation import turn_upright
+from piip.data.packed import PackedSamples
 from piip.structures import IGNORE_INDEX, Target
 
 CLASS_LIST = "classes.txt"
@@ -65,7 +67,7 @@ class SemanticMasks(DenseImages):
         findings = Findings(self.maps)
         self._pixels = np.zeros(IGNORE_INDEX + 1, int)
         pairs = pair_masks(images, self.maps, image_suffix, mask_suffix, on_error=on_error, findings=findings)
-        self._files = [mask for _, mask in pairs]
+        self._files = PackedSamples((mask, 0) for _, mask in pairs)
         numbers = range(num_classes) if num_classes is not None else None
         classes = find_classes(self.maps, expected_classes or numbers)
         if expected_classes is not None and classes != list(expected_classes):
@@ -90,7 +92,7 @@ class SemanticMasks(DenseImages):
     def select(self, chosen: Callable[[Path], bool]) -> list[int]:
         """Keep the images whose path is chosen; see `DenseImages.select`."""
         kept = super().select(chosen)
-        self._files = [self._files[index] for index in kept]
+        self._files = PackedSamples(self._files[index] for index in kept)
         return kept
 
     def inspect(self, index: int) -> Inspection:
@@ -142,10 +144,14 @@ class SemanticMasks(DenseImages):
         Raises:
             ValueError: The mask cannot be read, has invalid class indices, or differs from its image in size.
         """
-        return {"labels": torch.from_numpy(self._read_labels(index, shape).astype(np.int64))}
+        return {"labels": self.read_outlines(index, shape)["labels"].long()}
+
+    def read_outlines(self, index: int, shape: tuple[int, int]) -> dict[str, Any]:
+        """Return "labels" (H, W), uint8, as transforms take them."""
+        return {"labels": torch.from_numpy(self._read_labels(index, shape).astype(np.uint8))}
 
     def _read_labels(self, index: int, shape: tuple[int, int]) -> np.ndarray:
-        path = self._files[index]
+        path, _ = self._files[index]
         try:
             with Image.open(path) as image:
                 mode, labels = image.mode, np.array(turn_upright(image))

@@ -152,7 +152,7 @@ def _evaluate_detections(run: Run, rule: MetricRule, official: bool) -> DenseRep
     worst = Worst()
     for index, batches in _batches(predictor, data, run.workers):
         values = predictor.run(batches, max_detections=limit)
-        seen.append(data.image_ids[index])
+        seen.append(data.samples[index][1])
         results += to_results(values, seen[-1], data.label_ids)
         if out is not None:
             _rank_detections(worst, data, index, values)
@@ -191,13 +191,13 @@ def _check_seen(seen: Sequence[Any], data: CocoInstances | SemanticMasks) -> Non
 def _rank_detections(worst: Worst, data: CocoInstances, index: int, values: dict[str, Tensor]) -> None:
     kept = values["scores"] >= CONFIDENT
     found = {name: value[kept] for name, value in values.items()}
-    truth = data.read_target(index, data.shapes[index])
+    truth = data.read_target(index, data.stated_size(index))
     score = box_agreement(found, truth)
     caption = f"{data.samples[index][0].name}: {score:.2f}, {len(truth['labels'])} objects, {int(kept.sum())} found"
 
     def draw() -> SheetRow:
         image = read_rgb(data.samples[index][0], upright=True, options=data.options)
-        true = data.read_target(index, data.shapes[index])
+        true = data.read_target(index, data.stated_size(index))
         if "masks" not in found:
             del true["masks"]
         return SheetRow(caption, [image, *(_with_objects(image, objects) for objects in (true, found))])

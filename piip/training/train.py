@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from piip.data.formats import DATA_FORMATS, Images
 from piip.data.image_check import check_splits
-from piip.data.loader import ResumableLoader
+from piip.data.loader import ResumableLoader, ignore_interrupts
 from piip.data.sampler import EpochSampler, GroupedSampler
 from piip.device import check_devices, pick_device
 from piip.kinds import DATA_KINDS
@@ -168,7 +171,7 @@ def _run(
     )
     parts.loader.order.share(trainer.global_rank, trainer.world_size)
     try:
-        with _explained_restore(checkpoint, begun):
+        with _explained_restore(checkpoint, begun), _saved_interrupts(trainer):
             trainer.fit(parts.task, parts.loader, parts.val_loader, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:  # Lightning raises it for Ctrl-C and SIGTERM
         raise KeyboardInterrupt from error
@@ -179,6 +182,27 @@ def _run(
         metrics = dict(trainer.validate(parts.task, parts.val_loader, verbose=False)[0])
     export_from_all(trainer, parts.task.model, functools.partial(export, directory=folder / MODEL), metrics)
     return TrainingResult(folder / MODEL, metrics, trainer.global_step)
+
+
+@contextlib.contextmanager
+def _saved_interrupts(trainer: pl.Trainer) -> Iterator[None]:
+    """Treat the first Ctrl-C like SIGTERM, after which a step is finished and saved; the second one stops at once."""
+    if threading.current_thread() is not threading.main_thread() or trainer.world_size > 1:
+        yield
+        return
+
+    def interrupted(*_: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        note("Interrupted: finishing and saving this step. Press Ctrl-C again to stop at once.")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # the caller has no plans of its own for it
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -250,6 +274,7 @@ def _val_loader(recipe: Recipe, val_images: Images | None) -> DataLoader[Any] | 
         batch_size=1 if DATA_KINDS[recipe.data.kind].is_padded else recipe.data.batch_size,
         num_workers=recipe.data.workers,
         collate_fn=DATA_FORMATS[recipe.data.kind].collate(recipe.data, False),
+        worker_init_fn=ignore_interrupts,
     )
 
 

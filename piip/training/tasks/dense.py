@@ -89,7 +89,7 @@ class DetectionTask(DenseTask):
             for values, index in zip(
                 self.model.predict(batch.image, batch.image_infos, max_detections=limit), batch.indices, strict=True
             ):
-                image_id = self.val_images.image_ids[index]
+                _, image_id = self.val_images.samples[index]
                 self._seen.append(image_id)
                 self._results += to_results(values, image_id, self.val_images.label_ids)
         if self.is_last_validation_batch(batch_idx):
