@@ -225,7 +225,7 @@ def test_an_index_map_may_be_turned_too(tmp_path: Path) -> None:
         (lambda c: c["annotations"][0].update(segmentation="x"), "is neither a list of polygons nor RLE"),
         (
             lambda c: c["annotations"][0].update(segmentation={"size": [96, 64], "counts": [6144]}),
-            r"has the size \[96, 64\], its image \[64, 96\] \(height, width\)",
+            r"segmentation of the size \[96, 64\], the image \[64, 96\] \(height, width\)",
         ),
         (
             lambda c: c["annotations"][0].update(segmentation={"size": [64, 96], "counts": [6100, 4]}),

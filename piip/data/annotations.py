@@ -31,7 +31,7 @@ class Outline(NamedTuple):
 
 
 def check_outline(segmentation: Any, height: int | None, width: int | None) -> Outline:
-    """Check an annotation's "segmentation".
+    """Check an annotation's "segmentation"; RLE may have the sides of its image swapped, which only the image decides.
 
     Args:
         segmentation: As in the file.
@@ -47,7 +47,7 @@ def check_outline(segmentation: Any, height: int | None, width: int | None) -> O
     size, counts = segmentation["size"], segmentation["counts"]
     if not isinstance(size, list) or len(size) != 2 or not all(is_number(side) for side in size):
         return Outline(problem=f"has the size {size!r}, expected height and width")
-    if height is not None and width is not None and size != [height, width]:
+    if height is not None and width is not None and size not in ([height, width], [width, height]):
         return Outline(problem=f"has the size {size}, its image {[height, width]} (height, width)")
     if isinstance(counts, list):
         if not all(is_number(count) and count >= 0 for count in counts) or sum(counts) != math.prod(size):

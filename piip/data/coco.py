@@ -86,6 +86,7 @@ class CocoInstances(DenseImages):
         entries = _present(content["images"], folder, on_error, findings)
         by_image = _by_image(content["annotations"])
         _correct_sizes(entries, by_image, findings)
+        findings.raise_problems()
         chosen = entries
         if train:
             usable = {image["id"] for _, image in entries if _is_usable(by_image[image["id"]], image, findings)}
@@ -343,17 +344,28 @@ def _correct_sizes(
             image["height"], image["width"] = stored_shape(path)
             findings.note("images have no size in the file; it is read from the image", image["file_name"])
             continue
-        swapped = {"height": image["width"], "width": image["height"]}
-        rows = by_image.get(image["id"], []) if "has_outside" in image else []
-        if any(not _is_inside(row["bbox"], image) and _is_inside(row["bbox"], swapped) for row in rows):
-            _swap_sides(path, image, findings)
+        if "has_outside" in image:
+            _check_sides(path, image, by_image.get(image["id"], []), findings)
 
 
-def _swap_sides(path: Path, image: Content, findings: Findings) -> None:
-    """Swap height and width of an image in the file if the image itself says so."""
-    if stored_shape(path) == (image["width"], image["height"]) and not _is_quarter_turned(path):
-        image["height"], image["width"] = image["width"], image["height"]
+def _check_sides(path: Path, image: Content, rows: Sequence[Content], findings: Findings) -> None:
+    """Swap height and width of an image in the file if annotations and the image itself say so."""
+    swapped = {"height": image["width"], "width": image["height"]}
+    sizes = [row["segmentation"]["size"] for row in rows if isinstance(row["segmentation"], dict)]
+    fits_only_swapped = (
+        any(not _is_inside(row["bbox"], image) and _is_inside(row["bbox"], swapped) for row in rows)
+        or [swapped["height"], swapped["width"]] in sizes
+    )
+    actual = stored_shape(path)
+    if fits_only_swapped and actual == (swapped["height"], swapped["width"]) and not _is_quarter_turned(path):
+        image.update(swapped)
         findings.note("images have height and width swapped in the file", image["file_name"])
+    for size in sizes:
+        if size != [image["height"], image["width"]]:
+            findings.problem(
+                f"{image['file_name']} has a segmentation of the size {size}, the image "
+                f"{[image['height'], image['width']]} (height, width)"
+            )
 
 
 def _is_inside(box: Sequence[float], image: Mapping[str, Any]) -> bool:

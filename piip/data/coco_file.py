@@ -51,6 +51,8 @@ def read_coco(path: Path) -> Content:
 def check_coco(path: Path) -> tuple[Content, Findings]:
     """Read a COCO file and return what is usable, and what was found.
 
+    Images with "has_outside" have annotations that do not fit their size.
+
     Args:
         path: The JSON file.
 
@@ -239,6 +241,8 @@ def _annotation(row: Content, place: int, image: Content, findings: Findings) ->
     if not box and bounds is not None:
         box = [bounds[0], bounds[1], bounds[2] - bounds[0], bounds[3] - bounds[1]]
         findings.note("annotations without a bbox get the bounding box of their outline", row.get("id"))
+    if isinstance(outline, dict) and outline["size"] != [image["height"], image["width"]]:
+        image["has_outside"] = True
     problem = f"has a segmentation that {problem}" if problem else _field_problem(row, crowd, box)
     if problem:
         where = _where(row, place, image) if "bbox" in row else f"annotations[{place}]"
