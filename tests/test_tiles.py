@@ -449,7 +449,7 @@ def test_tiles_are_not_for_classifiers(models: dict[str, Path], pictures: Path, 
         main(["predict", str(models["classifier"]), str(pictures), "--tile", "64", "--device", "cpu"])
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert "but only detectors and segmentors have it; the model is a classifier: remove it" in error
+    assert "but only detectors and segmentors have this option, this is no such model: remove it" in error
 
 
 def test_pictures_beyond_pillows_limit_need_tiles(

@@ -64,5 +64,5 @@ def train(
     )
     values: dict[str, Any] = {"model_dir": str(result.model_dir), "steps": result.steps, **result.metrics}
     shown = ", ".join(f"{name.removeprefix('val/')} {value:.4f}" for name, value in sorted(result.metrics.items()))
-    text = f"The model is in {result.model_dir}: {shown}"
+    text = f"The model is in {result.model_dir}: {shown or 'not validated'}"
     rank_zero_only(print)(to_json(values) if json else text)

@@ -26,6 +26,7 @@ from piip.structures import Target
 logger = logging.getLogger("piip")
 
 MIN_SIDE = 1.0  # pixels; smaller boxes are not trained on
+BRUSH = "CVAT exports single objects drawn with the brush with iscrowd 1: set it to 0 in the file to train on them."
 KEEP_EMPTY = "Use data.keep_empty true to train on them as images without objects."
 
 
@@ -259,14 +260,15 @@ def _note_left_out(
     """
     crowds = sum(row["iscrowd"] for row in annotations)
     some_crowds = f"{crowds} of {len(annotations)} annotations are crowds (iscrowd 1)"
+    hint = f" {BRUSH}" if 2 * crowds > len(annotations) else ""
     if not usable:
         raise ValueError(
             f"{findings.source} has no usable images: none of {len(entries)} has an object"
-            f"{f'; {some_crowds}, which are not trained on' if crowds else ''}. "
+            f"{f'; {some_crowds}, which are not trained on' if crowds else ''}.{hint} "
             f"{' '.join(findings.notes())}".rstrip()
         )
     if crowds:
-        findings.say(f"{some_crowds} and are left out in training.")
+        findings.say(f"{some_crowds} and are left out in training.{hint}")
     if len(usable) < len(entries) and not keep_empty:
         names = shorten(image["file_name"] for _, image in entries if image["id"] not in usable)
         findings.say(

@@ -55,6 +55,10 @@ class ClassPredictor:
     ) -> None:
         model_dir = find_model(model_dir)
         description = read_description(model_dir)
+        if "dense" in description:
+            raise ValueError(
+                f"{model_dir} is a detector or segmentor, expected a classifier; to evaluate it, give --images FOLDER."
+            )
         missing = [name for name in ("classes", "transform") if name not in description]
         if missing:
             raise ValueError(

@@ -91,7 +91,7 @@ class Predictor:
             )
         else:
             given = {"tile": tile, "scales": scales, "flip": flip, "score_threshold": score_threshold}
-            _refuse(given, "detectors and segmentors", "classifier")
+            _refuse(given, "detectors and segmentors")
             made = self._classifier = ClassPredictor(
                 folder, device=device, dtype=dtype, runtime=runtime, options=options
             )
@@ -116,7 +116,7 @@ class Predictor:
             TypeError: Something is not an image; the message says what to pass.
         """
         if self._dense is not None:
-            _refuse({"top": top}, "classifiers", self.model.title)
+            _refuse({"top": top}, "classifiers")
             return self._dense.predict(images)
         assert self._classifier is not None  # one of the two
         return list(self._classifier.predict(images, top=TOP if top is None else top))
@@ -149,7 +149,7 @@ class Predictor:
         """
         files = find_images(paths)
         if self._dense is not None:
-            _refuse({"top": top, "batch_size": batch_size, "workers": workers}, "classifiers", self.model.title)
+            _refuse({"top": top, "batch_size": batch_size, "workers": workers}, "classifiers")
             return self._dense.predict_paths(files, on_error=on_error)
         assert self._classifier is not None  # one of the two
         return self._classifier.predict_paths(
@@ -161,8 +161,8 @@ class Predictor:
         )
 
 
-def _refuse(options: Mapping[str, object], whose: str, title: str) -> None:
+def _refuse(options: Mapping[str, object], whose: str) -> None:
     """Raise ValueError for options that have no effect on a model, so that none is ignored in silence."""
     for name, value in options.items():
         if value is not None:
-            raise ValueError(f"{name} is {value}, but only {whose} have it; the model is a {title.lower()}: remove it.")
+            raise ValueError(f"{name} is {value}, but only {whose} have this option, this is no such model: remove it.")
