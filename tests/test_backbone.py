@@ -263,6 +263,7 @@ def test_compile_in_one_graph_equals_eager_forward_and_backward() -> None:
         torch.testing.assert_close(p.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_generated_code_equals_eager() -> None:
     config = ModelConfig(
         (tiny_vit(16, 2, 32, depth=1), tiny_vit(8, 1, 48, depth=1)), InteractionConfig(count=1, num_heads=2)

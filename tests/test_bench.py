@@ -113,6 +113,7 @@ def test_a_stopped_run_keeps_its_rows(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["bench.json"]
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     good, bad = save(tmp_path / "good", {}), save(tmp_path / "bad", {})
     (tmp_path / "bad" / "model.safetensors").write_bytes(b"damaged")
@@ -276,6 +277,7 @@ def test_random_weights_give_finite_outputs(dtype: str) -> None:
             assert 1e-3 < level.float().std() < 1e3
 
 
+@pytest.mark.slow
 def test_forms_agree_on_what_they_run() -> None:
     seen = {}
     for form in ("eager", "optimized"):

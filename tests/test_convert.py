@@ -88,7 +88,9 @@ def test_a_projector_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert same(held, dict(official.model.state_dict()))
 
 
-@pytest.mark.parametrize("limit", ["1B", "20KB", "500KB"])
+@pytest.mark.parametrize(
+    "limit", [pytest.param("1B", marks=pytest.mark.slow), "20KB", pytest.param("500KB", marks=pytest.mark.slow)]
+)
 def test_shards_equal_one_file(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = register(monkeypatch, CASE)
     torch.save(state, tmp_path / "file.pth")
@@ -265,7 +267,7 @@ def test_wrong_files_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         convert({"fc.weight": torch.zeros(2)}, tmp_path)
 
 
-@pytest.mark.parametrize("is_small", [False, True])
+@pytest.mark.parametrize("is_small", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_fourth_branch_is_the_one_in_the_file(
     is_small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

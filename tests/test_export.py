@@ -77,7 +77,9 @@ def assert_same(model: nn.Module, path: Path, form: str, image: torch.Tensor, **
             assert (got != want).double().mean() <= 1e-3
 
 
-@pytest.mark.parametrize("form", EXPORT_FORMATS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=SLOW) if form == "torch" else form for form in EXPORT_FORMATS]
+)
 def test_classifiers_take_any_number_of_images(form: str, tmp_path: Path) -> None:
     model, path = classifier(), tmp_path / f"model{SUFFIXES[form]}"
     report = piip.export_model(model, path, format=form, dynamic_batch=True)
@@ -91,7 +93,7 @@ DENSE = [
     pytest.param("segmentor", "torch", marks=SLOW),
     pytest.param("segmentor", "onnx", marks=SLOW),
     pytest.param("segmentor", "openvino", marks=SLOW),
-    ("detector", "torch"),
+    pytest.param("detector", "torch", marks=SLOW),
     pytest.param("detector", "onnx", marks=SLOW),
     pytest.param("detector", "openvino", marks=SLOW),
 ]

@@ -279,7 +279,10 @@ def test_clip_in_three_layouts(write: Any, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("case", "branch", "dims"),
-    [("det3_vt_cs_vb", 1, (24, 48, 64, 96)), ("llava2_clip_convnext", 1, (16, 32, 48, 64))],
+    [
+        pytest.param("det3_vt_cs_vb", 1, (24, 48, 64, 96), marks=pytest.mark.slow),
+        ("llava2_clip_convnext", 1, (16, 32, 48, 64)),
+    ],
 )
 def test_convnext_in_four_layouts(
     case: str, branch: int, dims: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -311,6 +314,7 @@ def test_uni_perceiver_keeps_its_names(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(torch.equal(got[name], expected[name]) for name in filled)
 
 
+@pytest.mark.slow
 def test_one_branch_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = "det3_deit_global_square"
     official = register(monkeypatch, case)
@@ -342,7 +346,7 @@ def test_layer_scale_that_the_file_lacks_starts_as_built(tmp_path: Path, monkeyp
     assert "Not in the file, initialised: blocks.N.gamma_1, blocks.N.gamma_2" in format_conversion(done)
 
 
-@pytest.mark.parametrize("branch", [0, None])
+@pytest.mark.parametrize("branch", [0, pytest.param(None, marks=pytest.mark.slow)])
 def test_nothing_of_the_file_before_stays_in_a_branch(
     branch: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,7 +111,7 @@ def test_names_and_head_must_agree(tmp_path: Path) -> None:
     path = write_model(tmp_path) / "config.json"
     description = json.loads(path.read_text())
     path.write_text(json.dumps({**description, "classes": ["blue", "green"]}))
-    with pytest.raises(ValueError, match=r"names 2 classes, but its model\.head\.num_classes is 3"):
+    with pytest.raises(ValueError, match=r"lists 2 classes, but its model has head\.num_classes 3"):
         Predictor(tmp_path, device="cpu")
 
 
@@ -125,7 +125,7 @@ def test_a_backbone_is_refused(model_dir: Path, tmp_path: Path) -> None:
 
 
 def test_classifiers_refuse_views(model_dir: Path) -> None:
-    with pytest.raises(ValueError, match=r"flip is True, but .* is a classifier.*remove flip"):
+    with pytest.raises(ValueError, match=r"flip is True, but only detectors and segmentors"):
         Predictor(model_dir, device="cpu", flip=True)
 
 

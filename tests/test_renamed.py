@@ -18,10 +18,11 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "instances" / "nuclei
 
 def test_old_fields_of_recipes_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = dense_recipe(tmp_path, tmp_path / "run", "semantic_masks")
-    values["data"] |= {"kind": "index_maps", "detections": [1, 5, 50]}
-    recipe = Recipe.from_dict(values)
-    assert recipe.data.kind == "semantic_masks"
-    assert recipe.data.max_detections == (1, 5, 50)
+    values["data"] |= {"kind": "index_maps"}
+    assert Recipe.from_dict(values).data.kind == "semantic_masks"
+    values = dense_recipe(tmp_path, tmp_path / "run", "coco")
+    values["data"] |= {"detections": [1, 5, 50]}
+    assert Recipe.from_dict(values).data.max_detections == (1, 5, 50)
     assert "data.detections is deprecated, use data.max_detections." in caplog.messages
     assert "data.kind index_maps is deprecated, use semantic_masks." in caplog.messages
     values["data"]["max_detections"] = [1, 2, 3]

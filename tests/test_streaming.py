@@ -46,7 +46,9 @@ def write(directory: Path, config: ModelConfig, *, dtype: str = "f32", shards: i
     return model
 
 
-@pytest.mark.parametrize(("stored", "wanted"), [("bf16", "bf16"), ("f32", "bf16"), ("bf16", "f32")])
+@pytest.mark.parametrize(
+    ("stored", "wanted"), [("bf16", "bf16"), ("f32", "bf16"), pytest.param("bf16", "f32", marks=pytest.mark.slow)]
+)
 def test_weights_are_in_memory_once(stored: str, wanted: str, tmp_path: Path) -> None:
     write(tmp_path / "empty", pyramid(16, 2))
     write(tmp_path / "model", pyramid(384, 8), dtype=stored, shards=3)
@@ -118,6 +120,7 @@ def test_two_processes_hold_half_each_and_compute_the_same(tmp_path: Path) -> No
         assert seen["norm"] == pytest.approx(float(gradient_norm(model)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     options = ["--smoke", "--depth", "4", "--repeats", "1", "--write", tmp_path, "--json", tmp_path / "seen"]
     done = run(sys.executable, BENCHMARK, *options, "--processes", "2")

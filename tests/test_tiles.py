@@ -345,8 +345,8 @@ def test_one_name_predicts_with_every_model(models: dict[str, Path], pictures: P
     assert predictor.predict([]) == []
     (pictures / "0.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot be read .*--on-error skip"):
-        list(predictor.predict_paths([pictures]))
-    assert len(list(predictor.predict_paths([pictures], on_error="skip"))) == 1
+        list(predictor.predict_paths([pictures], on_error="stop"))
+    assert len(list(predictor.predict_paths([pictures]))) == 1
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", pytest.param("dino", marks=pytest.mark.slow), "upernet", "classifier"])
@@ -457,7 +457,7 @@ def test_pictures_beyond_pillows_limit_need_tiles(
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
     with pytest.raises(ValueError, match=r"0.png cannot be read \(DecompressionBombError.*Use --tile"):
-        list(piip.Predictor(models["upernet"], device="cpu").predict_paths([pictures]))
+        list(piip.Predictor(models["upernet"], device="cpu").predict_paths([pictures], on_error="stop"))
     rows = list(piip.Predictor(models["upernet"], device="cpu", tile=64).predict_paths([pictures]))
     assert len(rows) == 2
     assert Image.MAX_IMAGE_PIXELS == 5000

@@ -159,9 +159,9 @@ def test_broken_images_of_both_splits_are_named_before_the_first_step(
         (data / name).write_bytes(b"no image")
     recipe = write_recipe(tmp_path / "recipe.yaml", recipe_values(data, tmp_path / "run"))
     line = complaint(recipe, capsys)
-    assert "2 of 36 images cannot be opened" in line
-    assert "train/red/3.png (UnidentifiedImageError)" in line
-    assert "val/blue/0.png (UnidentifiedImageError). Replace it" in line
+    assert "2 problems in 36 images" in line
+    assert "train/red/3.png cannot be opened (UnidentifiedImageError)" in line
+    assert "val/blue/0.png cannot be opened (UnidentifiedImageError). Replace it" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -145,7 +145,7 @@ def _predict_all(
         if not found:
             predictor.predict([image])
         start = time.perf_counter()
-        prediction = dataclasses.replace(predictor.predict([image], top=3)[0], path=str(path))  # type: ignore[type-var]
+        prediction = dataclasses.replace(predictor.predict([image], top=shown.top)[0], path=str(path))  # type: ignore[type-var]
         seconds = time.perf_counter() - start
         result = shown.result(prediction, known.get(path.name), folder)
         found.append(DemoImage(str(path), (image.height, image.width), result, seconds))

@@ -47,12 +47,14 @@ class DemoTask(ABC):
         title: Title of the figure.
         side: Side in pixels of the square image for the comparison of cost and time.
         layout: Arrangement of the images.
+        top: Number of classes to predict per image, None if the task is not classification.
     """
 
     assets: ClassVar[Path]
     title: ClassVar[str]
     side: ClassVar[int]
     layout: ClassVar[Layout] = Layout(columns=2, side=400)
+    top: ClassVar[int | None] = None
 
     @abstractmethod
     def result(self, prediction: Any, known: Known | None, folder: Path) -> Result:
@@ -140,6 +142,7 @@ class Classification(DemoTask):
     assets = ASSETS
     title = "Land cover of satellite images, classified by an inverted image pyramid"
     side = 128
+    top = 3
     layout = Layout(columns=10, side=136, max_tiles=40)
 
     def result(self, prediction: ClassPrediction, known: Known | None, folder: Path) -> Result:

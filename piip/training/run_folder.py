@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import re
+import shutil
 import tempfile
 import warnings
 import zipfile
@@ -73,6 +74,7 @@ def locked(folder: Path) -> Iterator[None]:
         ValueError: The folder cannot be written, or another process trains in it.
     """
     lock = FileLock(folder / LOCK_NAME, timeout=0)
+    was_there = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # a lock that exists can be taken in a folder that takes no files
@@ -90,6 +92,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if not was_there and [path.name for path in folder.iterdir()] == [LOCK_NAME]:  # the run was refused
+            shutil.rmtree(folder)
         lock.release()
 
 
