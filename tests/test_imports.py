@@ -17,7 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Files at the top level and packages, in the order of docs/architecture.md: each may import those before it.
 ORDER = """
-__init__ lazy tables kinds texts fields output config structures device ops layers branches heads optimize data
+__init__ deprecation lazy tables kinds texts fields output config structures device ops layers branches heads
+optimize data
 cost serialization backbone models build zoo checkpoints recipe
 export inference evaluation training bench demo cli __main__
 """.split()

@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import shapes
 
+from piip.data import coco_bulk, coco_file
 from piip.data.coco import CocoInstances
 from piip.data.coco_file import read_coco
 from piip.evaluation.metrics.coco import score_results
@@ -66,6 +68,27 @@ def test_every_field_with_every_kind_of_value(written, section: str, field: str)
     optional = {"annotations": {"id", "bbox", "iscrowd", "area", "segmentation"}, "images": {"height", "width"}}
     optional["categories"] = {"supercategory"}
     assert reads_or_refuses(root, missing) == (field in optional[section])
+
+
+def looked_at_one_by_one(rows: Any, images: Any, categories: Any) -> coco_bulk.Regular:
+    unknown = np.zeros((len(rows), 4))
+    return coco_bulk.Regular(np.zeros(len(rows), bool), unknown, unknown[:, :2])
+
+
+@pytest.mark.parametrize("field", FIELDS["annotations"])
+def test_annotations_at_once_are_those_one_by_one(written, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, content = written
+    for value in ODD:
+        odd = copy.deepcopy(content)
+        for row in odd["annotations"][1:3]:
+            row[field] = copy.deepcopy(value)
+        (root / "odd.json").write_text(json.dumps(odd))
+        seen = []
+        for find in (coco_bulk.find_regular, looked_at_one_by_one):
+            monkeypatch.setattr(coco_file, "find_regular", find)
+            content_read, findings = coco_file.check_coco(root / "odd.json")
+            seen.append((content_read, findings.problems, findings.notes()))
+        assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("section", FIELDS)

@@ -23,9 +23,8 @@ from piip.cli.list import list_models
 from piip.cli.parser import Command, CommandGroup, run_command
 from piip.cli.predict import predict
 from piip.cli.train import train
+from piip.deprecation import deprecated
 from piip.tables import Table
-
-logger = logging.getLogger("piip")
 
 TRAIN_EXTRA = ("pytorch_lightning", "torchmetrics", "tensorboard", "pycocotools", "scipy")
 KILLED = (
@@ -111,7 +110,7 @@ def _with_current_options(words: Sequence[str]) -> list[str]:
     for word in words:
         name, equals, value = word.partition("=")
         if name in renamed:
-            logger.warning("%s is deprecated, use %s.", name, renamed[name])
+            deprecated(name, renamed[name])
         current.append(renamed.get(name, name) + equals + value)
     return current
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+NUMBERS = frozenset({int, float})
 FARTHEST = 10  # image sides that a polygon may extend outside; drawing allocates memory for its whole extent
 
 
@@ -89,6 +92,47 @@ def _check_polygons(polygons: list[Any], height: int | None, width: int | None) 
     if not parts:
         return Outline(is_degenerate=any(polygon != [] for polygon in polygons))
     return Outline(parts, bounds)
+
+
+def bounds_of_polygons(rows: Sequence[Any]) -> NDArray[np.float64]:
+    """Return the bounds of outlines that are polygons of plain numbers without a fault, all computed at once.
+
+    Args:
+        rows: Annotations as in the file.
+
+    Returns:
+        x1, y1, x2, y2 of every annotation, (N, 4); NaN where `check_outline` must look.
+    """
+    owners: list[int] = []
+    polygons: list[list[float]] = []
+    for place, row in enumerate(rows):
+        parts = row.get("segmentation") if type(row) is dict else None
+        if type(parts) is not list:
+            continue
+        if len(parts) == 1 and type(parts[0]) is list and len(parts[0]) >= 6:
+            owners.append(place)
+            polygons.append(parts[0])
+        elif all(type(part) is list and len(part) >= 6 for part in parts):
+            owners += [place] * len(parts)
+            polygons += parts
+    found = np.full((len(rows), 4), np.nan)
+    if not polygons or not NUMBERS.issuperset(map(type, chain.from_iterable(polygons))):
+        return found
+    lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
+    try:
+        numbers = np.fromiter(chain.from_iterable(polygons), np.float64, lengths.sum())
+    except OverflowError:  # an integer beyond every float
+        return found
+    if (lengths % 2).any():
+        return found
+    points, first = numbers.reshape(-1, 2), np.cumsum(lengths // 2) - lengths // 2
+    low, high = np.minimum.reduceat(points, first), np.maximum.reduceat(points, first)
+    is_good = np.isfinite(low).all(1) & np.isfinite(high).all(1) & (low < high).all(1)
+    places, start = np.unique(owners, return_index=True)
+    corners = np.concatenate((np.minimum.reduceat(low, start), np.maximum.reduceat(high, start)), 1)
+    good = np.logical_and.reduceat(is_good, start)
+    found[places[good]] = corners[good]
+    return found
 
 
 def _far_away(low: float, high: float, side: int | None) -> str:

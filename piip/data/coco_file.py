@@ -14,17 +14,20 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orjson
+
 from piip.data.annotations import check_outline, is_number, outline_area
+from piip.data.coco_bulk import FARTHEST_PIXEL, OVERLAP, Regular, agrees, find_regular
 from piip.data.findings import Findings
 
 SECTIONS = ("images", "annotations", "categories")
 CROWD_WORDS = {"0": 0, "1": 1, "": 0, "false": 0, "true": 1, "no": 0, "yes": 1}
 LEGACY_ENCODING = "cp1252"  # what spreadsheets and editors on Windows write
+LARGEST = 2**62  # of ids
+LONGEST = 1_000_000  # side of an image in pixels
 OUTSIDE = 1.0  # pixels that a box may reach beyond its image before that is odd
-OVERLAP = 0.5  # minimum IoU of a box and the bounding box of its outline
 CORNERS_SHARE = 0.1  # fraction of boxes that must reach outside before they can be taken for corners
-FARTHEST_PIXEL = 1e9  # boxes beyond it are no boxes
-NUMBERS = frozenset({int, float})
 Content = dict[str, Any]
 
 
@@ -71,16 +74,7 @@ def _parsed(path: Path, findings: Findings) -> Content:
     """Return the file's sections, whose entries are still as in the file."""
     if not path.is_file():
         raise ValueError(f"There is no annotation file {str(path)!r}, expected a COCO JSON file.")
-    data = path.read_bytes()
-    try:
-        text = data.decode(json.detect_encoding(data))
-    except UnicodeDecodeError:
-        text = data.decode(LEGACY_ENCODING, errors="replace")
-        findings.say(f"The file is not UTF-8; it is read as {LEGACY_ENCODING}.")
-    try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}.") from error
+    content = _json(path.read_bytes(), path, findings)
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} holds a {type(content).__name__}, expected the sections {', '.join(SECTIONS)} of a COCO file."
@@ -91,11 +85,28 @@ def _parsed(path: Path, findings: Findings) -> Content:
     return content
 
 
+def _json(data: bytes, path: Path, findings: Findings) -> Any:
+    """Return the value of a JSON file in any of the usual encodings."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass  # the standard library's reader is slower, but takes other encodings and NaN, and says what is wrong
+    try:
+        text = data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError:
+        text = data.decode(LEGACY_ENCODING, errors="replace")
+        findings.say(f"The file is not UTF-8; it is read as {LEGACY_ENCODING}.")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also integers of thousands of digits
+        raise ValueError(f"{path} is not a JSON file: {error}.") from error
+
+
 def _integer(value: Any) -> int | None:
     """Return an integer that a tool has written as a number or as digits, None for anything else."""
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value.strip()):
         return int(value)
-    return int(value) if is_number(value) and value == int(value) else None
+    return int(value) if is_number(value) and value == int(value) and abs(value) < LARGEST else None
 
 
 def _entries(rows: Sequence[Any], section: str, findings: Findings, needed: Sequence[str]) -> list[tuple[int, Any]]:
@@ -136,8 +147,8 @@ def _images(rows: Sequence[Any], findings: Findings) -> dict[int, Content]:
 def _side(value: Any, where: str, findings: Findings) -> int | None:
     if value is None:
         return None
-    if not is_number(value) or value < 1 or value != int(value):
-        findings.problem(f"{where} {value!r}, expected an integer of at least 1")
+    if not is_number(value) or not 1 <= value <= LONGEST or value != int(value):
+        findings.problem(f"{where} {value!r:.40}, expected an integer of at least 1")
         return None
     return int(value)
 
@@ -185,31 +196,54 @@ def _annotations(
     rows: Sequence[Any], images: Mapping[int, Content], categories: Collection[int], findings: Findings
 ) -> list[Content]:
     """Return the annotations in one form, with ids that count from 1."""
+    regular, boxes = find_regular(rows, images, categories), _Boxes(findings)
+    boxes.add_all(regular, rows, images)
     kept: list[Content] = []
     seen: set[int] = set()
-    boxes = _Boxes(findings)
-    for place, row in enumerate(rows):
-        if type(row) is not dict:
-            findings.problem(f"annotations[{place}] is {row!r:.40}, expected a mapping")
+    for place, (row, is_regular) in enumerate(zip(rows, regular.is_regular.tolist(), strict=True)):
+        made = row if is_regular else _checked(row, place, images, categories, seen, findings)
+        if made is None:
             continue
-        own, image_id, category = row.get("id"), row.get("image_id"), row.get("category_id")
-        if type(image_id) is not int or type(category) is not int:
-            image_id, category = _integer(image_id), _integer(category)
-        if image_id is None or category is None or image_id not in images or category not in categories:
-            _note_references(row, place, images, categories, findings)
-            continue
-        if type(own) is int and own not in seen:
-            seen.add(own)
-        elif own is not None:
-            findings.note("annotations whose ids are not different integers are numbered anew", own)
-        image = images[image_id]
-        made = _annotation(row, place, image, findings)
-        if made is not None:
-            boxes.add(made["bbox"], image)
-            made |= {"id": len(kept) + 1, "own_id": own, "image_id": image_id, "category_id": category}
-            kept.append(made)
+        if not is_regular:
+            boxes.add(made["bbox"], images[made["image_id"]])
+        kept.append(
+            {
+                "id": len(kept) + 1,
+                "own_id": row.get("id"),
+                "image_id": made["image_id"],
+                "category_id": made["category_id"],
+                "bbox": made["bbox"],
+                "iscrowd": made["iscrowd"],
+                "area": made["area"],
+                "segmentation": made.get("segmentation") or None,
+            }
+        )
     boxes.judge()
     return kept
+
+
+def _checked(
+    row: Any,
+    place: int,
+    images: Mapping[int, Content],
+    categories: Collection[int],
+    seen: set[int],
+    findings: Findings,
+) -> Content | None:
+    """Return an annotation in the usual form, None if it is left out or has a problem."""
+    if type(row) is not dict:
+        findings.problem(f"annotations[{place}] is {row!r:.40}, expected a mapping")
+        return None
+    own, image_id, category = row.get("id"), _integer(row.get("image_id")), _integer(row.get("category_id"))
+    if image_id is None or image_id not in images or category not in categories:
+        _note_references(row, place, images, categories, findings)
+        return None
+    if type(own) is int and own not in seen:
+        seen.add(own)
+    elif own is not None:
+        findings.note("annotations whose ids are not different integers are numbered anew", own)
+    made = _annotation(row, place, images[image_id], findings)
+    return None if made is None else {**made, "image_id": image_id, "category_id": category}
 
 
 def _where(row: Content, place: int, image: Content | None) -> str:
@@ -252,7 +286,7 @@ def _annotation(row: Content, place: int, image: Content, findings: Findings) ->
         what = "annotations with polygons of fewer than three different points are left out"
         findings.note(what, f"id {row.get('id')}")
         return None
-    if bounds is not None and _contradicts(box, bounds):  # type: ignore[arg-type]  # checked above
+    if bounds is not None and not agrees(box, bounds):  # type: ignore[arg-type]  # checked above
         findings.note(f"boxes overlap the bounding box of their outline by less than {OVERLAP}", f"id {row.get('id')}")
     area = row.get("area")
     if not is_number(area):
@@ -273,29 +307,11 @@ def _field_problem(row: Content, crowd: int | None, box: Any) -> str:
     """Return what is wrong with box or flag, or ""."""
     if crowd is None:
         return f"has the iscrowd {row['iscrowd']!r:.40}, expected 0 or 1"
-    if type(box) is list and len(box) == 4 and NUMBERS.issuperset(map(type, box)) and _are_near(box):
+    if type(box) is list and len(box) == 4 and all(map(is_number, box)) and max(map(abs, box)) < FARTHEST_PIXEL:
         return ""
     if "bbox" not in row:
         return "has no field 'bbox'"
     return f"has the bbox {row['bbox']!r:.60}, expected x, y, width and height in pixels"
-
-
-def _are_near(numbers: Sequence[float]) -> bool:
-    # comparing alone does not see NaN, which the sum has
-    return abs(sum(numbers)) < 4 * FARTHEST_PIXEL and max(map(abs, numbers)) < FARTHEST_PIXEL
-
-
-def _contradicts(box: Sequence[float], bounds: Sequence[float]) -> bool:
-    """Return whether a box (x, y, width, height) and the corners of an outline are two different boxes."""
-    left, top, width, height = box
-    right, bottom = left + width, top + height
-    # boxes of whole pixels around small outlines differ by a pixel on each side
-    if max(abs(left - bounds[0]), abs(top - bounds[1]), abs(right - bounds[2]), abs(bottom - bounds[3])) <= 2:
-        return False
-    common = max(0.0, min(right, bounds[2]) - max(left, bounds[0]))
-    common *= max(0.0, min(bottom, bounds[3]) - max(top, bounds[1]))
-    union = width * height + (bounds[2] - bounds[0]) * (bounds[3] - bounds[1]) - common
-    return bool(common < OVERLAP * union)
 
 
 class _Boxes:
@@ -306,6 +322,17 @@ class _Boxes:
         self._count = self._outside = 0
         self._largest = 0.0
         self._fit_as_corners = True
+
+    def add_all(self, regular: Regular, rows: Sequence[Any], images: Mapping[int, Content]) -> None:
+        boxes, sides = regular.boxes[regular.is_regular], regular.sides[regular.is_regular]
+        if not len(boxes):
+            return
+        is_outside = (boxes[:, :2] + boxes[:, 2:] > sides + OUTSIDE).any(1)
+        self._count, self._outside, self._largest = len(boxes), int(is_outside.sum()), float(boxes.max())
+        fits = (boxes[:, :2] >= 0) & (boxes[:, :2] < boxes[:, 2:]) & (boxes[:, 2:] <= sides + OUTSIDE)
+        self._fit_as_corners = bool(fits.all())
+        for place in np.flatnonzero(regular.is_regular)[is_outside].tolist():
+            images[rows[place]["image_id"]]["has_outside"] = True
 
     def add(self, box: Sequence[float], image: Content) -> None:
         width, height = image["width"], image["height"]

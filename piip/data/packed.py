@@ -47,6 +47,11 @@ class PackedList:
         """Return the number of items."""
         return len(self._ends) - 1
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the items."""
+        return int(self._bytes.nbytes + self._ends.nbytes)
+
     def __getitem__(self, index: int) -> Any:
         """Return a copy of an item.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
-logger = logging.getLogger("piip")
+from piip.deprecation import deprecated
 
 FIELDS = {"data": {"detections": "max_detections"}}  # by section: old name -> new name
 VALUES = {("data", "kind"): {"index_maps": "semantic_masks"}}  # by field: old value -> new value
@@ -28,12 +27,12 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(fields, Mapping) and old in fields:
                 if new in fields:
                     raise ValueError(f"{section}.{old} is the old name of {section}.{new}; remove one of them.")
-                logger.warning("%s.%s is deprecated, use %s.%s.", section, old, section, new)
+                deprecated(f"{section}.{old}", f"{section}.{new}")
                 current[section] = {new if name == old else name: value for name, value in fields.items()}
     for (section, field), replaced in VALUES.items():
         fields = current.get(section)
         if isinstance(fields, Mapping) and str(fields.get(field)) in replaced:
             new = replaced[str(fields[field])]
-            logger.warning("%s.%s %s is deprecated, use %s.", section, field, fields[field], new)
+            deprecated(f"{section}.{field} {fields[field]}", new)
             current[section] = {**fields, field: new}
     return current

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from piip.deprecation import deprecated
 from piip.evaluation.metrics.precision_tables import BACKENDS, IOU_TYPES, count_results
-
-logger = logging.getLogger("piip")
 
 MAX_DETECTIONS = (1, 10, 100)  # COCO's own; the last one is the limit of the headline
 TASK_IOU_TYPES = {"detection": ("box",), "instance": ("box", "mask")}  # what is compared, by task
@@ -54,7 +52,7 @@ class Scores(dict[str, float]):
             raise KeyError(name)
         current = f"{kind}_ar_{self._max_detections[OLD_RECALLS.index(metric)]}"
         value = self[current]
-        logger.warning("The metric %s is deprecated, use %s.", name, current)
+        deprecated(f"The metric {name}", current)
         return value
 
 
