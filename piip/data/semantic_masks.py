@@ -176,6 +176,8 @@ class SemanticMasks(DenseImages):
 
     def _check_values(self, labels: np.ndarray, path: Path, reduce_zero_label: bool) -> None:
         last = len(self.classes) - (not reduce_zero_label)
+        if labels.max(initial=0) <= last:  # the common case, in one pass
+            return
         wrong = np.unique(labels[(labels > last) & (labels != IGNORE_INDEX)])
         if len(wrong):
             hint = "" if reduce_zero_label else " If 0 means unknown and classes start at 1, set reduce_zero_label."
