@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,15 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from piip.data.coco_file import Content, check_coco
+from piip.data.coco_match import (
+    correct_sizes,
+    ids_of_classes,
+    is_inside,
+    is_quarter_turned,
+    match_classes,
+    present_images,
+)
 from piip.data.dense_images import DenseImages
 from piip.data.findings import Findings, Inspection, shorten
 from piip.data.image_reading import AS_STORED, ReadOptions, stored_shape
-from piip.data.locate import locate_images
 from piip.data.object_masks import ObjectMasks
-from piip.data.orientation import upright_shape
 from piip.data.packed import PackedList, without_collector
 from piip.structures import Target
 
@@ -81,12 +85,12 @@ class CocoInstances(DenseImages):
         options: ReadOptions,
     ) -> None:
         content, findings = check_coco(self.file)
-        classes, self._class_of = _match_classes(content, expected_classes, findings)
+        classes, self._class_of = match_classes(content, expected_classes, findings)
         findings.raise_problems()
-        self.category_ids = _ids_of_classes(self._class_of, len(classes))
-        entries = _present(content["images"], folder, on_error, findings)
+        self.category_ids = ids_of_classes(self._class_of, len(classes))
+        entries = present_images(content["images"], folder, on_error, findings)
         by_image = _by_image(content["annotations"])
-        _correct_sizes(entries, by_image, findings)
+        correct_sizes(entries, by_image, findings)
         findings.raise_problems()
         chosen = entries
         if train:
@@ -186,7 +190,7 @@ class CocoInstances(DenseImages):
         (path, _), stated, hint = self.samples[index], self.stated_size(index), ""
         if shape == stated[::-1]:
             image = {"height": shape[0], "width": shape[1]}
-            if not _is_quarter_turned(path) and all(_is_inside(row["bbox"], image) for row in self._objects[index]):
+            if not is_quarter_turned(path) and all(is_inside(row["bbox"], image) for row in self._objects[index]):
                 logger.warning("%s has height and width of %s swapped.", self.file, path.name)
                 return
             hint = " Its annotations ignore the EXIF orientation: save it without the tag."
@@ -291,98 +295,3 @@ def _by_image(annotations: Sequence[Content]) -> defaultdict[int, list[Content]]
     for row in annotations:
         grouped[row["image_id"]].append(row)
     return grouped
-
-
-def _match_classes(
-    content: Content, expected: Sequence[str] | None, findings: Findings
-) -> tuple[list[str], dict[int, int]]:
-    """Return the class names, and the class index of every category id of the file."""
-    named = {category["id"]: category["name"] for category in content["categories"]}
-    classes = list(named.values()) if expected is None else list(expected)
-    index = {name: place for place, name in enumerate(classes)}
-    objects = Counter(row["category_id"] for row in content["annotations"])
-    for category, name in named.items():
-        if name in index:
-            continue
-        if objects[category]:
-            close = difflib.get_close_matches(name, classes, n=1, cutoff=0.6)
-            findings.problem(
-                f"{objects[category]} objects have the class {name!r}, expected one of {shorten(classes)}"
-                f"{f' (perhaps {close[0]!r})' if close else ''}: rename the category, or remove it with its objects"
-            )
-        else:
-            findings.note("categories without objects are not known to the model and are left out", name)
-    for name in [name for name in classes if name not in named.values()]:
-        findings.note("classes are not in the file; nothing is measured for them", name)
-    return classes, {category: index[name] for category, name in named.items() if name in index}
-
-
-def _ids_of_classes(class_of: Mapping[int, int], count: int) -> list[int]:
-    ids = {index: category for category, index in class_of.items()}
-    unused = max(class_of, default=0)
-    for index in range(count):
-        if index not in ids:
-            unused += 1
-            ids[index] = unused
-    return [ids[index] for index in range(count)]
-
-
-def _present(images: Sequence[Content], folder: Path, on_error: str, findings: Findings) -> list[tuple[Path, Content]]:
-    """Return the images with their files.
-
-    Raises:
-        ValueError: Files are missing and `on_error` is "stop".
-    """
-    paths = locate_images(folder, [image["file_name"] for image in images], findings)
-    missing = [str(folder / image["file_name"]) for path, image in zip(paths, images, strict=True) if path is None]
-    if missing and on_error == "stop":
-        where = "" if folder.is_dir() else f" There is no folder {folder}."
-        raise ValueError(
-            f"{len(missing)} of {len(images)} images in {findings.source} are missing: {shorten(missing)}.{where} "
-            "To go on without them use --data.on_error skip (train) or --on-error skip."
-        )
-    for name in missing:
-        findings.note("images are missing and are left out", name)
-    return [(path, image) for path, image in zip(paths, images, strict=True) if path is not None]
-
-
-def _correct_sizes(
-    entries: Sequence[tuple[Path, Content]], by_image: Mapping[int, list[Content]], findings: Findings
-) -> None:
-    """Fill in sizes that the file lacks, and swap those that it has the wrong way round, from the image files."""
-    for path, image in entries:
-        if image["height"] is None or image["width"] is None:
-            image["height"], image["width"] = stored_shape(path)
-            findings.note("images have no size in the file; it is read from the image", image["file_name"])
-            continue
-        if "has_outside" in image:
-            _check_sides(path, image, by_image.get(image["id"], []), findings)
-
-
-def _check_sides(path: Path, image: Content, rows: Sequence[Content], findings: Findings) -> None:
-    """Swap height and width of an image in the file if annotations and the image itself say so."""
-    swapped = {"height": image["width"], "width": image["height"]}
-    sizes = [row["segmentation"]["size"] for row in rows if isinstance(row["segmentation"], dict)]
-    fits_only_swapped = (
-        any(not _is_inside(row["bbox"], image) and _is_inside(row["bbox"], swapped) for row in rows)
-        or [swapped["height"], swapped["width"]] in sizes
-    )
-    actual = stored_shape(path)
-    if fits_only_swapped and actual == (swapped["height"], swapped["width"]) and not _is_quarter_turned(path):
-        image.update(swapped)
-        findings.note("images have height and width swapped in the file", image["file_name"])
-    for size in sizes:
-        if size != [image["height"], image["width"]]:
-            findings.problem(
-                f"{image['file_name']} has a segmentation of the size {size}, the image "
-                f"{[image['height'], image['width']]} (height, width)"
-            )
-
-
-def _is_inside(box: Sequence[float], image: Mapping[str, Any]) -> bool:
-    return bool(box[0] + box[2] <= image["width"] + MIN_SIDE and box[1] + box[3] <= image["height"] + MIN_SIDE)
-
-
-def _is_quarter_turned(path: Path) -> bool:
-    with Image.open(path) as image:
-        return upright_shape(image) != (image.height, image.width)

@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piip.data.annotations import FARTHEST, NUMBERS, bounds_of_polygons
+from piip.data.findings import Findings
 
 FARTHEST_PIXEL = 1e9  # boxes beyond it are no boxes
 NEAR = 2.0  # pixels; boxes of whole pixels around small outlines differ by a pixel on each side
+OUTSIDE = 1.0  # pixels that a box may reach beyond its image before that is odd
+CORNERS_SHARE = 0.1  # fraction of boxes that must reach outside before they can be taken for corners
 OVERLAP = 0.5  # minimum IoU of a box and the bounding box of its outline
 
 
@@ -111,3 +114,62 @@ def _agree(boxes: NDArray[np.float64], bounds: NDArray[np.float64]) -> NDArray[n
 def agrees(box: Sequence[float], bounds: Sequence[float]) -> bool:
     """Return whether a box (x, y, width, height) and the bounds of an outline (x1, y1, x2, y2) are about the same."""
     return bool(_agree(np.array([box], np.float64), np.array([bounds], np.float64))[0])
+
+
+class BoxesTogether:
+    """Looks at all boxes together: fractions instead of pixels, or corners instead of sizes?
+
+    Args:
+        findings: Gets the answer.
+    """
+
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
+        self._count = self._outside = 0
+        self._largest = 0.0
+        self._fit_as_corners = True
+
+    def add_all(self, regular: Regular, rows: Sequence[Any], images: Mapping[int, dict[str, Any]]) -> None:
+        """Add the boxes of the regular annotations; images with boxes outside get "has_outside".
+
+        Args:
+            regular: The regular annotations.
+            rows: All annotations.
+            images: Images by id.
+        """
+        boxes, sides = regular.boxes[regular.is_regular], regular.sides[regular.is_regular]
+        if not len(boxes):
+            return
+        is_outside = (boxes[:, :2] + boxes[:, 2:] > sides + OUTSIDE).any(1)
+        self._count, self._outside, self._largest = len(boxes), int(is_outside.sum()), float(boxes.max())
+        fits = (boxes[:, :2] >= 0) & (boxes[:, :2] < boxes[:, 2:]) & (boxes[:, 2:] <= sides + OUTSIDE)
+        self._fit_as_corners = bool(fits.all())
+        for place in np.flatnonzero(regular.is_regular)[is_outside].tolist():
+            images[rows[place]["image_id"]]["has_outside"] = True
+
+    def add(self, box: Sequence[float], image: dict[str, Any]) -> None:
+        """Add one box (x, y, width, height), and mark its image if it is outside."""
+        width, height = image["width"], image["height"]
+        if width is None or height is None:
+            return
+        left, top, right, bottom = box
+        self._count += 1
+        if right > self._largest or bottom > self._largest or left > self._largest or top > self._largest:
+            self._largest = max(box)
+        if left + right > width + OUTSIDE or top + bottom > height + OUTSIDE:
+            self._outside += 1
+            image["has_outside"] = True
+        if self._fit_as_corners:
+            self._fit_as_corners = 0 <= left < right <= width + OUTSIDE and 0 <= top < bottom <= height + OUTSIDE
+
+    def judge(self) -> None:
+        """Add what all boxes mean together to the findings."""
+        if 0 < self._largest <= 1:
+            self._findings.problem(
+                "all boxes lie between 0 and 1, expected pixels: multiply them by the sizes of their images"
+            )
+        elif self._fit_as_corners and self._outside > CORNERS_SHARE * self._count:
+            self._findings.say(
+                f"{self._outside} of {self._count} boxes reach outside their images, and all would fit as x1, y1, x2, "
+                "y2; bbox is read as x, y, width, height: convert them."
+            )

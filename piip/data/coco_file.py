@@ -14,11 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
 from piip.data.annotations import check_outline, is_number, outline_area
-from piip.data.coco_bulk import FARTHEST_PIXEL, OVERLAP, Regular, agrees, find_regular
+from piip.data.coco_bulk import FARTHEST_PIXEL, OVERLAP, BoxesTogether, agrees, find_regular
 from piip.data.findings import Findings
 
 SECTIONS = ("images", "annotations", "categories")
@@ -26,8 +25,6 @@ CROWD_WORDS = {"0": 0, "1": 1, "": 0, "false": 0, "true": 1, "no": 0, "yes": 1}
 LEGACY_ENCODING = "cp1252"  # what spreadsheets and editors on Windows write
 LARGEST = 2**62  # of ids
 LONGEST = 1_000_000  # side of an image in pixels
-OUTSIDE = 1.0  # pixels that a box may reach beyond its image before that is odd
-CORNERS_SHARE = 0.1  # fraction of boxes that must reach outside before they can be taken for corners
 Content = dict[str, Any]
 
 
@@ -196,7 +193,7 @@ def _annotations(
     rows: Sequence[Any], images: Mapping[int, Content], categories: Collection[int], findings: Findings
 ) -> list[Content]:
     """Return the annotations in one form, with ids that count from 1."""
-    regular, boxes = find_regular(rows, images, categories), _Boxes(findings)
+    regular, boxes = find_regular(rows, images, categories), BoxesTogether(findings)
     boxes.add_all(regular, rows, images)
     kept: list[Content] = []
     seen: set[int] = set()
@@ -312,49 +309,3 @@ def _field_problem(row: Content, crowd: int | None, box: Any) -> str:
     if "bbox" not in row:
         return "has no field 'bbox'"
     return f"has the bbox {row['bbox']!r:.60}, expected x, y, width and height in pixels"
-
-
-class _Boxes:
-    """Looks at all boxes together: fractions instead of pixels, or corners instead of sizes?"""
-
-    def __init__(self, findings: Findings) -> None:
-        self._findings = findings
-        self._count = self._outside = 0
-        self._largest = 0.0
-        self._fit_as_corners = True
-
-    def add_all(self, regular: Regular, rows: Sequence[Any], images: Mapping[int, Content]) -> None:
-        boxes, sides = regular.boxes[regular.is_regular], regular.sides[regular.is_regular]
-        if not len(boxes):
-            return
-        is_outside = (boxes[:, :2] + boxes[:, 2:] > sides + OUTSIDE).any(1)
-        self._count, self._outside, self._largest = len(boxes), int(is_outside.sum()), float(boxes.max())
-        fits = (boxes[:, :2] >= 0) & (boxes[:, :2] < boxes[:, 2:]) & (boxes[:, 2:] <= sides + OUTSIDE)
-        self._fit_as_corners = bool(fits.all())
-        for place in np.flatnonzero(regular.is_regular)[is_outside].tolist():
-            images[rows[place]["image_id"]]["has_outside"] = True
-
-    def add(self, box: Sequence[float], image: Content) -> None:
-        width, height = image["width"], image["height"]
-        if width is None or height is None:
-            return
-        left, top, right, bottom = box
-        self._count += 1
-        if right > self._largest or bottom > self._largest or left > self._largest or top > self._largest:
-            self._largest = max(box)
-        if left + right > width + OUTSIDE or top + bottom > height + OUTSIDE:
-            self._outside += 1
-            image["has_outside"] = True
-        if self._fit_as_corners:
-            self._fit_as_corners = 0 <= left < right <= width + OUTSIDE and 0 <= top < bottom <= height + OUTSIDE
-
-    def judge(self) -> None:
-        if 0 < self._largest <= 1:
-            self._findings.problem(
-                "all boxes lie between 0 and 1, expected pixels: multiply them by the sizes of their images"
-            )
-        elif self._fit_as_corners and self._outside > CORNERS_SHARE * self._count:
-            self._findings.say(
-                f"{self._outside} of {self._count} boxes reach outside their images, and all would fit as x1, y1, x2, "
-                "y2; bbox is read as x, y, width, height: convert them."
-            )

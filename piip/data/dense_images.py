@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from piip.data.collate import DenseTransform, Sample
@@ -96,6 +97,14 @@ class DenseImages(Dataset["Sample | None"], ABC):
         """Skip a sample without reading it again."""
         self._unreadable[index] = True
 
+    def read_image(self, index: int) -> Image.Image:
+        """Return an image as it is trained on, before its transform.
+
+        Raises:
+            ValueError: The file is unreadable.
+        """
+        return read_rgb(self.samples[index][0], upright=True, options=self.options)
+
     counted: ClassVar[str] = "objects"  # by `class_counts`
 
     def class_counts(self) -> dict[str, int]:
@@ -157,7 +166,7 @@ class DenseImages(Dataset["Sample | None"], ABC):
             return None
         assert self.transform is not None  # set before the first image is read
         try:
-            image = read_rgb(self.samples[position][0], upright=True, options=self.options)
+            image = self.read_image(position)
             target = self.read_outlines(position, (image.height, image.width))
             with seeded(self.seed, int(self._epoch.item()), index):
                 return self.transform(image, target, position)

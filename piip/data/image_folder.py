@@ -111,6 +111,18 @@ class ImageFolder(Dataset["tuple[Any, int] | None"]):
         """Skip a sample without reading it again."""
         self._unreadable[index] = True
 
+    def read_image(self, index: int) -> Image.Image:
+        """Return an image as it is trained on, before its transform.
+
+        Raises:
+            ValueError: The file is unreadable.
+        """
+        return read_rgb(self.samples[index][0], options=self.options)
+
+    def read_target(self, index: int, shape: tuple[int, int]) -> dict[str, Any]:
+        """Return "class", the name of the class of an image of any size."""
+        return {"class": self.classes[self.samples[index][1]]}
+
     counted: ClassVar[str] = "images"  # by `class_counts`
 
     def class_counts(self) -> dict[str, int]:

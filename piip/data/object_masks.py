@@ -28,6 +28,27 @@ class PartialMask(NamedTuple):
     pixels: np.ndarray
 
 
+class PixelMasks:
+    """Masks that are decoded already, with the methods of `ObjectMasks`.
+
+    Args:
+        pixels: bool (N, H, W).
+    """
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def resized(self, size: tuple[int, int]) -> PixelMasks:
+        """Return the masks resized to (H, W) by nearest neighbour."""
+        resized = F.interpolate(self.pixels.byte()[None], size=size, mode="nearest")[0]
+        return PixelMasks(resized.to(self.pixels.dtype))
+
+    def decode(self, rows: slice = slice(None), columns: slice = slice(None), kept: Tensor | None = None) -> Tensor:
+        """Return the pixels of a part of the image; see `ObjectMasks.decode`."""
+        chosen = self.pixels if kept is None else self.pixels[kept]
+        return chosen[:, rows, columns]
+
+
 class ObjectMasks:
     """Masks of the objects of an image.
 
@@ -167,3 +188,15 @@ def _decoded_counts(codes: NDArray[np.int64]) -> NDArray[np.int64]:
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])  # the first number is not a difference to anything
     return numbers
+
+
+Masks = PixelMasks | ObjectMasks
+
+
+def as_masks(given: Masks | Tensor) -> Masks:
+    """Return masks of objects with the methods of `ObjectMasks`.
+
+    Args:
+        given: Such masks, or pixels, bool (N, H, W).
+    """
+    return PixelMasks(given) if isinstance(given, Tensor) else given

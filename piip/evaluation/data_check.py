@@ -18,7 +18,7 @@ from piip.data.findings import NAMES_SHOWN, shorten
 from piip.data.formats import DATA_FORMATS, Images
 from piip.data.image_check import inspect_split
 from piip.data.image_folder import ImageFolder
-from piip.data.image_reading import read_rgb, stored_shape
+from piip.data.image_reading import stored_shape
 from piip.data.semantic_masks import SemanticMasks
 from piip.evaluation.report.drawing import draw_map, draw_objects
 from piip.evaluation.report.sheet import SheetRow, write_sheet
@@ -216,16 +216,16 @@ def _rows(split: Images, count: int) -> list[SheetRow]:
     for index in np.linspace(0, len(split) - 1, min(len(split), 3 * count)).round().astype(int).tolist():
         if len(rows) == count:
             break
-        path, number = split.samples[index]
         try:
-            image = read_rgb(path, upright=not isinstance(split, ImageFolder), options=split.options)
-            if isinstance(split, ImageFolder):
-                rows.append(SheetRow(f"{path.name}: {split.classes[number]}", [image]))
-            else:
-                target = split.read_target(index, (image.height, image.width))
-                rows.append(SheetRow(path.name, [image, _drawn(image, target)]))
+            image = split.read_image(index)
+            target = split.read_target(index, (image.height, image.width))
         except ValueError:
             continue  # among the problems already
+        caption = split.samples[index][0].name
+        if "class" in target:
+            rows.append(SheetRow(f"{caption}: {target['class']}", [image]))
+        else:
+            rows.append(SheetRow(caption, [image, _drawn(image, target)]))
     return rows
 
 

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from piip.data.coco import CocoInstances
 from piip.data.collate import Batch, reduce_zero_label
-from piip.data.image_reading import read_rgb
 from piip.data.semantic_masks import SemanticMasks
 from piip.evaluation.metrics.coco import (
     OFFICIAL_RULE,
@@ -196,7 +195,7 @@ def _rank_detections(worst: Worst, data: CocoInstances, index: int, values: dict
     caption = f"{data.samples[index][0].name}: {score:.2f}, {len(truth['labels'])} objects, {int(kept.sum())} found"
 
     def draw() -> SheetRow:
-        image = read_rgb(data.samples[index][0], upright=True, options=data.options)
+        image = data.read_image(index)
         true = data.read_target(index, data.stated_size(index))
         if "masks" not in found:
             del true["masks"]
@@ -250,7 +249,7 @@ def _evaluate_masks(run: Run, rule: MetricRule, official: bool) -> DenseReport:
 
 
 def _rank_mask(worst: Worst, data: SemanticMasks, index: int, predicted: Tensor, target: Tensor) -> None:
-    (path, _), options, metric = data.samples[index], data.options, SemanticMetric(len(data.classes))
+    path, metric = data.samples[index][0], SemanticMetric(len(data.classes))
     metric.add(predicted, target)
     score = metric.scores()["miou"]
     if score != score:  # NaN: nothing but ignored pixels
@@ -258,7 +257,7 @@ def _rank_mask(worst: Worst, data: SemanticMasks, index: int, predicted: Tensor,
     predicted, target = predicted.to(torch.uint8), target.to(torch.uint8)
 
     def draw() -> SheetRow:
-        image = read_rgb(path, upright=True, options=options)
+        image = data.read_image(index)
         drawn = [draw_map(image, labels.numpy(), (target == IGNORE_INDEX).numpy()) for labels in (target, predicted)]
         return SheetRow(f"{path.name}: mIoU {score:.2f}", [image, *drawn])
 

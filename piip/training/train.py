@@ -5,11 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,12 +29,9 @@ from piip.serialization.base import PyramidModel
 from piip.serialization.save import save_model
 from piip.training.callbacks import (
     AveragedWeights,
-    Begun,
     BestModel,
-    ContinuedBySteps,
     KeptWeights,
     Patience,
-    SameData,
     SavedRecipe,
     StepCheckpoint,
     StepSeed,
@@ -46,8 +39,10 @@ from piip.training.callbacks import (
     export_from_all,
     validation_metrics,
 )
+from piip.training.interruption import explained_restore, saved_interrupts
 from piip.training.loggers import build_loggers
 from piip.training.progress import note, progress_callbacks
+from piip.training.resuming import Begun, ContinuedBySteps, SameData
 from piip.training.run_folder import (
     BEST,
     CHECKPOINTS,
@@ -171,7 +166,7 @@ def _run(
     )
     parts.loader.order.share(trainer.global_rank, trainer.world_size)
     try:
-        with _explained_restore(checkpoint, begun), _saved_interrupts(trainer):
+        with explained_restore(checkpoint, begun), saved_interrupts(trainer):
             trainer.fit(parts.task, parts.loader, parts.val_loader, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:  # Lightning raises it for Ctrl-C and SIGTERM
         raise KeyboardInterrupt from error
@@ -182,41 +177,6 @@ def _run(
         metrics = dict(trainer.validate(parts.task, parts.val_loader, verbose=False)[0])
     export_from_all(trainer, parts.task.model, functools.partial(export, directory=folder / MODEL), metrics)
     return TrainingResult(folder / MODEL, metrics, trainer.global_step)
-
-
-@contextlib.contextmanager
-def _saved_interrupts(trainer: pl.Trainer) -> Iterator[None]:
-    """Treat the first Ctrl-C like SIGTERM, after which a step is finished and saved; the second one stops at once."""
-    if threading.current_thread() is not threading.main_thread() or trainer.world_size > 1:
-        yield
-        return
-
-    def interrupted(*_: Any) -> None:
-        signal.signal(signal.SIGINT, before)
-        note("Interrupted: finishing and saving this step. Press Ctrl-C again to stop at once.")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # the caller has no plans of its own for it
-        signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _explained_restore(checkpoint: Path | None, begun: Begun) -> Iterator[None]:
-    """Run Lightning; an error while the state of a checkpoint is restored becomes one line that names the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # of frozen branches
-            yield
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        if checkpoint is None or begun.reached:
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"{checkpoint} cannot be resumed: edited, or of another version ({reason}).") from error
 
 
 @dataclass(frozen=True)

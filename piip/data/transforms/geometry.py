@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from piip.data.object_masks import ObjectMasks
+from piip.data.object_masks import as_masks
 from piip.data.transforms.official_resize import resize_like_opencv
 from piip.structures import IGNORE_INDEX, Target
 
@@ -36,19 +36,17 @@ def resize_target(target: Mapping[str, Any], shape: tuple[int, int], size: tuple
     if "boxes" in target:
         factor = torch.tensor([size[1] / shape[1], size[0] / shape[0]] * 2)
         resized["boxes"] = target["boxes"] * factor
-    if isinstance(target.get("masks"), ObjectMasks):
-        resized["masks"] = target["masks"].resized(size)
-    for name in ("masks", "labels"):
-        if isinstance(resized.get(name), Tensor) and target[name].dim() > 1:
-            maps = target[name] if target[name].dim() == 3 else target[name][None]
-            nearest = F.resize(maps.byte(), list(size), interpolation=v2.InterpolationMode.NEAREST)
-            resized[name] = nearest.to(target[name].dtype).view(*target[name].shape[:-2], *size)
+    if "masks" in target:
+        resized["masks"] = as_masks(target["masks"]).resized(size)
+    if "labels" in target and target["labels"].dim() > 1:
+        nearest = F.resize(target["labels"].byte()[None], list(size), interpolation=v2.InterpolationMode.NEAREST)
+        resized["labels"] = nearest[0].to(target["labels"].dtype)
     return resized
 
 
 def with_pixels(target: Mapping[str, Any]) -> Target:
     """Return a target whose masks are decoded."""
-    return {name: values.decode() if isinstance(values, ObjectMasks) else values for name, values in target.items()}
+    return {name: as_masks(values).decode() if name == "masks" else values for name, values in target.items()}
 
 
 def cropped(
@@ -87,10 +85,7 @@ def _cropped_objects(target: Mapping[str, Any], rows: slice, columns: slice) -> 
     cut: Target = {"boxes": boxes[kept], "labels": target["labels"][kept]}
     if "masks" not in target:
         return cut
-    masks = target["masks"]
-    cut["masks"] = (
-        masks.decode(rows, columns, kept) if isinstance(masks, ObjectMasks) else masks[kept][:, rows, columns]
-    )
+    cut["masks"] = as_masks(target["masks"]).decode(rows, columns, kept)
     shown = cut["masks"].flatten(1).any(1)
     return {name: values[shown] for name, values in cut.items()}
 
