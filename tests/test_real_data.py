@@ -271,7 +271,11 @@ def test_masks_of_other_names_and_formats(tmp_path: Path, caplog: pytest.LogCapt
     folder = tmp_path / "annotations/train"
     Image.open(folder / "1.png").save(folder / "1.tif")
     (folder / "1.png").unlink()
+    os.rename(folder / "2.png", folder / unicodedata.normalize("NFD", "é.PNG"))
+    os.rename(tmp_path / "images/train/2.jpg", tmp_path / "images/train" / unicodedata.normalize("NFC", "é.JPG"))
     assert len(masks(tmp_path)) == 3
+    os.rename(folder / unicodedata.normalize("NFD", "é.PNG"), folder / "2.png")
+    os.rename(tmp_path / "images/train" / unicodedata.normalize("NFC", "é.JPG"), tmp_path / "images/train/2.jpg")
     (folder / "2.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 3 semantic masks are missing: .*2\.png\..* data\.mask_suffix"):
         masks(tmp_path)

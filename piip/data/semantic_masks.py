@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,7 +206,7 @@ def pair_masks(
     Raises:
         ValueError: Masks are missing, or two images share one.
     """
-    masks = {path.relative_to(maps).as_posix(): path for path in walk_files(maps, findings)}
+    masks = {_key(path.relative_to(maps).as_posix()): path for path in walk_files(maps, findings)}
     pairs: list[tuple[Path, Path]] = []
     missing: list[str] = []
     for path in list_images(images, findings):
@@ -214,7 +216,8 @@ def pair_masks(
         name = path.relative_to(images).as_posix()
         base = name[: -len(image_suffix)] if image_suffix else str(Path(name).with_suffix(""))
         ends = LOSSLESS if mask_suffix in LOSSLESS else (mask_suffix,)
-        mask = next((masks[base + end] for end in (mask_suffix, *ends) if base + end in masks), None)
+        keys = [_key(base + end) for end in (mask_suffix, *ends)]
+        mask = next((masks[key] for key in keys if key in masks), None)
         if mask is None:
             missing.append(str(maps / (base + mask_suffix)))
         else:
@@ -227,10 +230,16 @@ def pair_masks(
     for name in missing:
         findings.note("semantic masks are missing, their images are left out", name)
     _check_shared(pairs, maps)
-    unused = masks.keys() - {mask.relative_to(maps).as_posix() for _, mask in pairs}
-    for name in sorted(name for name in unused if name.endswith(mask_suffix)):
+    unused = masks.keys() - {_key(mask.relative_to(maps).as_posix()) for _, mask in pairs}
+    for name in sorted(name for name in unused if name.endswith(_key(mask_suffix))):
         findings.note("semantic masks belong to no image and are left out", name)
     return pairs
+
+
+def _key(name: str) -> str:
+    """Return a relative path with a lower-case suffix, in composed Unicode."""
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + suffix.lower() if suffix else stem.lower() if stem.startswith(".") else stem
 
 
 def _check_shared(pairs: Sequence[tuple[Path, Path]], maps: Path) -> None:
