@@ -46,7 +46,7 @@ def _of_json(path: Path) -> str:
     """Return the format that a JSON file tells, or ""."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # not JSON, not text, or nested without end
         return ""
     first = content[0] if isinstance(content, list) and content and isinstance(content[0], dict) else {}
     if isinstance(content, dict) and {"shapes", "imagePath"} <= content.keys():
