@@ -161,7 +161,7 @@ def _read_xml(file: Path) -> Any:
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not a JSON file: {error}.") from error
 
 
