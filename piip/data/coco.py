@@ -20,6 +20,7 @@ from piip.data.coco_match import (
     match_classes,
     present_images,
 )
+from piip.data.coco_rows import compact, restored
 from piip.data.dense_images import DenseImages
 from piip.data.findings import Findings, Inspection, shorten
 from piip.data.image_reading import AS_STORED, ReadOptions, stored_shape
@@ -102,12 +103,16 @@ class CocoInstances(DenseImages):
         self.findings = findings
         findings.log()
         self._sizes = np.array([(image["height"], image["width"]) for _, image in chosen], np.int64)
-        self._objects = PackedList(by_image[image["id"]] for _, image in chosen)
+        self._objects = PackedList([compact(row) for row in by_image[image["id"]]] for _, image in chosen)
 
     @property
     def has_objects(self) -> bool:
         """Whether there is anything to find: objects that are not crowds."""
-        return any(not row["iscrowd"] for index in range(len(self._objects)) for row in self._objects[index])
+        return any(not row["iscrowd"] for index in range(len(self._objects)) for row in self._rows(index))
+
+    def _rows(self, index: int) -> list[Content]:
+        """Return the annotations of an image, crowds as well."""
+        return [restored(row) for row in self._objects[index]]
 
     def select(self, chosen: Callable[[Path], bool]) -> list[int]:
         """Keep the images whose path is chosen; see `DenseImages.select`."""
@@ -131,7 +136,7 @@ class CocoInstances(DenseImages):
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of objects of each class, without crowds."""
-        rows = (row for index in range(len(self._objects)) for row in self._objects[index] if not row["iscrowd"])
+        rows = (row for index in range(len(self._objects)) for row in self._rows(index) if not row["iscrowd"])
         labels = Counter(self._class_of[row["category_id"]] for row in rows)
         return {name: labels[index] for index, name in enumerate(self.classes)}
 
@@ -173,7 +178,7 @@ class CocoInstances(DenseImages):
         if shape != self.stated_size(index):
             self._check_size(index, shape)
         image = {"height": shape[0], "width": shape[1]}
-        rows = [(row, clipped_box(row["bbox"], image)) for row in self._objects[index] if not row["iscrowd"]]
+        rows = [(row, clipped_box(row["bbox"], image)) for row in self._rows(index) if not row["iscrowd"]]
         objects = [(row, box) for row, box in rows if box is not None]
         boxes = torch.tensor([box for _, box in objects], dtype=torch.float32).view(-1, 4)
         labels = torch.tensor([self._class_of[row["category_id"]] for row, _ in objects], dtype=torch.int64)
@@ -190,7 +195,7 @@ class CocoInstances(DenseImages):
         (path, _), stated, hint = self.samples[index], self.stated_size(index), ""
         if shape == stated[::-1]:
             image = {"height": shape[0], "width": shape[1]}
-            if not is_quarter_turned(path) and all(is_inside(row["bbox"], image) for row in self._objects[index]):
+            if not is_quarter_turned(path) and all(is_inside(row["bbox"], image) for row in self._rows(index)):
                 logger.warning("%s has height and width of %s swapped.", self.file, path.name)
                 return
             hint = " Its annotations ignore the EXIF orientation: save it without the tag."
@@ -215,7 +220,7 @@ class CocoInstances(DenseImages):
                 continue
             height, width = self.stated_size(index)
             images.append({"id": image_id, "file_name": path.name, "height": height, "width": width})
-            for row in self._objects[index]:
+            for row in self._rows(index):
                 label = 1 + self._class_of[row["category_id"]]
                 annotations.append({**row, "id": len(annotations) + 1, "category_id": label})
         categories = [{"id": index, "name": name} for index, name in enumerate(self.classes, start=1)]
