@@ -7,17 +7,19 @@ import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import shapes
+import torch
 from PIL import Image
 from tiny_run import write_model
 
 import piip
 from piip.cli import main
-from piip.data import image_reading
+from piip.data import image_reading, loader
 from piip.data.coco import CocoInstances
 from piip.data.coco_file import read_coco
 from piip.data.findings import Findings
@@ -26,6 +28,7 @@ from piip.data.image_check import check_splits
 from piip.data.image_folder import ImageFolder
 from piip.data.image_reading import ReadOptions, read_rgb
 from piip.data.listing import find_images, list_images
+from piip.data.loader import check_shared_memory
 from piip.data.semantic_masks import SemanticMasks
 from piip.data.splitting import held_out
 from piip.recipe import DataConfig, Recipe
@@ -333,6 +336,29 @@ def test_a_validation_split_of_the_training_images(tmp_path: Path) -> None:
 def test_fields_without_effect_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"has no effect on data of kind"):
         Recipe.from_dict({"model": {"name": "piip_tsb_1120_896_448.deit3_coco_mask_rcnn"}, **fields})
+
+
+def test_too_little_shared_memory_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = (torch.zeros(2, 3, 64, 64), [{"boxes": torch.zeros(5, 4)}])
+    check_shared_memory(batch, workers=2, folder=str(tmp_path))
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_300_000))
+    with pytest.raises(
+        ValueError, match=r"has 1\.3 MB free, 2 loading processes need about 1\.4 MB: set data\.workers"
+    ):
+        check_shared_memory(batch, workers=2, folder=str(tmp_path))
+    check_shared_memory(batch, workers=0, folder=str(tmp_path))
+
+
+def test_sizes_from_the_images_and_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def change(content: dict[str, Any]) -> None:
+        each("images", height=lambda row: None, width=lambda row: None)(content)
+        each("annotations", score=lambda row: 0.3)(content)
+        content["annotations"][0].update(bbox=[500, 500, 20, 20], segmentation=[])
+
+    data = opened(tmp_path, change, train=True)
+    assert sum(data.class_counts().values()) == len(data.ground_truth()["annotations"]) - 1
+    assert "annotations without box area inside their image are left out (1)" in caplog.text
+    assert "annotations have scores, as predictions do" in caplog.text
 
 
 def test_predictor_takes_what_people_pass(tmp_path: Path) -> None:

@@ -135,9 +135,13 @@ class CocoInstances(DenseImages):
         return seen
 
     def class_counts(self) -> dict[str, int]:
-        """Return the number of objects of each class, without crowds."""
-        rows = (row for index in range(len(self._objects)) for row in self._rows(index) if not row["iscrowd"])
-        labels = Counter(self._class_of[row["category_id"]] for row in rows)
+        """Return the number of objects of each class that are trained on: without crowds and boxes outside."""
+        labels: Counter[int] = Counter()
+        for index in range(len(self)):
+            height, width = self.stated_size(index)
+            for row in self._rows(index):
+                if not row["iscrowd"] and clipped_box(row["bbox"], {"height": height, "width": width}) is not None:
+                    labels[self._class_of[row["category_id"]]] += 1
         return {name: labels[index] for index, name in enumerate(self.classes)}
 
     def label_facts(self) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def check_coco(path: Path) -> tuple[Content, Findings]:
     content = _parsed(path, findings)
     images = _images(content["images"], findings)
     annotations = _annotations(content["annotations"], images, _categories(content["categories"], findings), findings)
+    _note_scores(content["annotations"], findings)
     categories = _used_categories(content["categories"], annotations, findings)
     return {"images": list(images.values()), "categories": categories, "annotations": annotations}, findings
 
@@ -80,6 +81,16 @@ def _parsed(path: Path, findings: Findings) -> Content:
         if not isinstance(content.get(section), list):
             raise ValueError(f"{path} has no list {section!r}, expected images, annotations and categories.")
     return content
+
+
+def _note_scores(rows: Sequence[Any], findings: Findings) -> None:
+    """Say that objects are predictions, as after predicting and correcting in a labelling tool."""
+    scores = [row["score"] for row in rows if isinstance(row, dict) and is_number(row.get("score"))]
+    if scores:
+        findings.say(
+            f"{len(scores)} annotations have scores, as predictions do, {sum(score < 0.5 for score in scores)} of them "
+            "below 0.5; each is read as an object: remove those that are none."
+        )
 
 
 def _json(data: bytes, path: Path, findings: Findings) -> Any:

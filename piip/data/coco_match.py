@@ -99,6 +99,7 @@ def correct_sizes(
     for path, image in entries:
         if image["height"] is None or image["width"] is None:
             image["height"], image["width"] = stored_shape(path)
+            image["has_outside"] = True  # unknown until now: look at every box
             findings.note("images have no size in the file; it is read from the image", image["file_name"])
             continue
         if "has_outside" in image:

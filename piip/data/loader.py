@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from piip.data.sampler import EpochSampler
+
+SHARED_MEMORY = "/dev/shm"
+BATCHES_AHEAD = 2  # of a loading process, PyTorch's default
+SMALL = 1_000_000  # bytes for queues and locks
 
 
 class TrainingImages(Protocol):
@@ -36,6 +44,29 @@ def ignore_interrupts(worker: int) -> None:
         worker: Number of the data loading process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def check_shared_memory(batch: Any, *, workers: int, folder: str = SHARED_MEMORY) -> None:
+    """Raise an error if batches of loading processes do not fit into shared memory, where they would wait for ever.
+
+    Args:
+        batch: A batch as it is passed on.
+        workers: Data loading processes, each of which prepares two batches ahead.
+        folder: Where the system keeps shared memory.
+
+    Raises:
+        ValueError: There is too little.
+    """
+    if not workers or not os.path.isdir(folder):
+        return
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    needed = SMALL + workers * BATCHES_AHEAD * sum(tensor.nbytes for tensor in tensors)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{folder} has {free / 1e6:.1f} MB free, {workers} loading processes need about {needed / 1e6:.1f} MB: set "
+            "data.workers to 0, lower it or data.batch_size, or enlarge the shared memory (docker run --shm-size 8g)."
+        )
 
 
 class ResumableLoader(DataLoader[Any]):

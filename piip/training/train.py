@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from piip.data.formats import DATA_FORMATS, Images
 from piip.data.image_check import check_splits
-from piip.data.loader import ResumableLoader, ignore_interrupts
+from piip.data.loader import ResumableLoader, check_shared_memory, ignore_interrupts
 from piip.data.sampler import EpochSampler, GroupedSampler
 from piip.device import check_devices, pick_device
 from piip.kinds import DATA_KINDS
@@ -146,6 +146,10 @@ def _run(
     recipe, folder = parts.recipe, Path(parts.recipe.run.out)
     replicas = devices * nodes
     rank_zero_only(check_splits)(parts.splits, workers=recipe.data.workers, show=progress != "none")
+    if recipe.data.workers:
+        # one image stands for all: a batch of them needs the most where all are as large
+        batch = parts.loader.collate_fn([parts.splits[0][0]] * recipe.data.batch_size)
+        check_shared_memory(batch, workers=recipe.data.workers)
     sentence = describe_frozen(parts.recipe, parts.task.model)
     if sentence:
         note(sentence)
