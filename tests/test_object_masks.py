@@ -11,7 +11,7 @@ from faster_coco_eval.core import mask as coder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from piip.data.object_masks import ObjectMasks, partial_mask
+from piip.data.object_masks import ObjectMasks, PixelMasks, partial_mask
 from piip.data.packed import PackedList
 from piip.data.transforms.geometry import cropped, resize_target, with_pixels
 
@@ -61,6 +61,11 @@ def test_resizing_and_cropping_outlines_is_resizing_and_cropping_masks(size: tup
     whole = lazy.decode()
     assert torch.equal(whole, torch.from_numpy(np.stack([decode_mask(*each, shape) for each in given])))
     if size != shape:
+        assert torch.equal(
+            PixelMasks(whole).resized(size).pixels,
+            F.resize(whole.byte(), list(size), interpolation=v2.InterpolationMode.NEAREST).bool(),
+        )
+        assert PixelMasks(whole[:0]).resized(size).pixels.shape == (0, *size)
         whole = F.resize(whole.byte(), list(size), interpolation=v2.InterpolationMode.NEAREST).bool()
     boxes = torch.tensor([box for _, box in given], dtype=torch.float32)
     target = {"boxes": boxes, "labels": torch.arange(len(given)), "masks": lazy}

@@ -40,8 +40,8 @@ class PixelMasks:
 
     def resized(self, size: tuple[int, int]) -> PixelMasks:
         """Return the masks resized to (H, W) by nearest neighbour."""
-        resized = F.interpolate(self.pixels.byte()[None], size=size, mode="nearest")[0]
-        return PixelMasks(resized.to(self.pixels.dtype))
+        rows, columns = (_nearest(torch.arange(old), new) for old, new in zip(self.pixels.shape[1:], size, strict=True))
+        return PixelMasks(self.pixels[:, rows][:, :, columns])
 
     def decode(self, rows: slice = slice(None), columns: slice = slice(None), kept: Tensor | None = None) -> Tensor:
         """Return the pixels of a part of the image; see `ObjectMasks.decode`."""
