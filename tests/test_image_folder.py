@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from piip.data.image_folder import ImageFolder, seeded
+from piip.data.image_folder import ImageFolder
 from piip.data.image_reading import read_rgb
+from piip.data.labelled_images import seeded
 from piip.data.sampler import EpochSampler
 from piip.data.transforms.classification import TransformConfig, build_transform
 

@@ -99,9 +99,9 @@ class CocoInstances(DenseImages):
             chosen = entries if keep_empty else [entry for entry in entries if entry[1]["id"] in usable]
             _note_left_out(content["annotations"], entries, usable, keep_empty, findings)
         samples = [(path, image["id"]) for path, image in chosen]
-        super().__init__(self.file, samples, classes, seed=seed, on_error=on_error, train=train, options=options)
-        self.findings = findings
-        findings.log()
+        super().__init__(
+            self.file, samples, classes, findings=findings, seed=seed, on_error=on_error, train=train, options=options
+        )
         self._sizes = np.array([(image["height"], image["width"]) for _, image in chosen], np.int64)
         self._objects = PackedList([compact(row) for row in by_image[image["id"]]] for _, image in chosen)
 
@@ -121,18 +121,12 @@ class CocoInstances(DenseImages):
         self._objects = PackedList(self._objects[index] for index in kept)
         return kept
 
-    def inspect(self, index: int) -> Inspection:
-        """Return whether an image can be opened and has the size of the file."""
-        seen = super().inspect(index)
-        if seen.problem:
-            return seen
-        try:
-            shape = stored_shape(self.samples[index][0])
-            if shape != self.stated_size(index):
-                self._check_size(index, shape)
-        except ValueError as error:
-            return Inspection(str(error).rstrip("."))
-        return seen
+    def inspect_label(self, index: int) -> Inspection:
+        """Return whether an image has the size of the file; see `LabelledImages`."""
+        shape = stored_shape(self.samples[index][0])
+        if shape != self.stated_size(index):
+            self._check_size(index, shape)
+        return Inspection()
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of objects of each class that are trained on: without crowds and boxes outside."""

@@ -101,28 +101,23 @@ def read_options(data: DataConfig) -> ReadOptions:
     return ReadOptions(data.white_level, data.page)
 
 
+def _common(data: DataConfig, split: _Split) -> dict[str, Any]:
+    """Return the arguments that all data sets take."""
+    return {
+        "seed": split.seed,
+        "on_error": data.on_error,
+        "expected_classes": split.classes,
+        "train": split.train,
+        "options": read_options(data),
+    }
+
+
 def _folder_split(data: DataConfig, split: _Split) -> Images:
-    return ImageFolder(
-        split.labels,
-        seed=split.seed,
-        on_error=data.on_error,
-        expected_classes=split.classes,
-        train=split.train,
-        options=read_options(data),
-    )
+    return ImageFolder(split.labels, **_common(data, split))
 
 
 def _coco_split(data: DataConfig, split: _Split) -> Images:
-    return CocoInstances(
-        split.labels,
-        split.images,
-        train=split.train,
-        seed=split.seed,
-        on_error=data.on_error,
-        expected_classes=split.classes,
-        keep_empty=data.keep_empty,
-        options=read_options(data),
-    )
+    return CocoInstances(split.labels, split.images, keep_empty=data.keep_empty, **_common(data, split))
 
 
 def _masks_split(data: DataConfig, split: _Split) -> Images:
@@ -130,14 +125,10 @@ def _masks_split(data: DataConfig, split: _Split) -> Images:
         split.labels,
         split.images,
         num_classes=split.num_classes,
-        train=split.train,
-        seed=split.seed,
-        on_error=data.on_error,
-        expected_classes=split.classes,
         image_suffix=data.image_suffix,
         mask_suffix=data.mask_suffix,
         reduce_zero_label=data.dense.reduce_zero_label,
-        options=read_options(data),
+        **_common(data, split),
     )
 
 

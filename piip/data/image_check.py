@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from piip.data.findings import Findings, Inspection, shorten
-from piip.data.image_folder import ADVICE
+from piip.data.labelled_images import ADVICE
 
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -13,8 +13,8 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from piip.data.image_folder import ON_ERROR
 from piip.data.image_reading import AS_STORED, ReadOptions, read_rgb
+from piip.data.labelled_images import ON_ERROR
 from piip.data.listing import find_images
 from piip.fields import one_of
 

@@ -82,9 +82,9 @@ class SemanticMasks(DenseImages):
                 f"{IGNORE_INDEX} marks pixels to ignore."
             )
         samples = [(path, 0) for path, _ in pairs]
-        super().__init__(self.maps, samples, classes, seed=seed, on_error=on_error, train=train, options=options)
-        self.findings = findings
-        findings.log()
+        super().__init__(
+            self.maps, samples, classes, findings=findings, seed=seed, on_error=on_error, train=train, options=options
+        )
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -97,15 +97,9 @@ class SemanticMasks(DenseImages):
         self._files = PackedSamples(self._files[index] for index in kept)
         return kept
 
-    def inspect(self, index: int) -> Inspection:
-        """Return whether an image can be opened, and the values of its mask."""
-        seen = super().inspect(index)
-        if seen.problem:
-            return seen
-        try:
-            labels = self._read_labels(index, stored_shape(self.samples[index][0]))
-        except ValueError as error:
-            return Inspection(str(error).rstrip("."))
+    def inspect_label(self, index: int) -> Inspection:
+        """Return the values of a mask; see `LabelledImages`."""
+        labels = self._read_labels(index, stored_shape(self.samples[index][0]))
         return Inspection(counts=np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1))
 
     def judge(self, inspections: Sequence[Inspection]) -> Findings:
