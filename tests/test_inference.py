@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import torch
 from fast_models import MODELS, build, of_vits
 from pyramids import image, randomise
 from shapes import dense_recipe
+from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 import piip
-from piip.config import ModelConfig
+from piip.config import MergeConfig, ModelConfig
 from piip.layers.attention import DeformableCrossAttention
+from piip.layers.merge import BranchMerge
 from piip.ops import native
 from piip.ops.native import gemm
 from piip.optimize.fused_block import FusedBlock, FusedMLP, PackedMLP
+from piip.optimize.fused_maps import FusedConvNeXtBlock, FusedMerge
 from piip.optimize.packing import InPlaceGELU, PackedConv2d, PackedDoubling, PackedLayerNorm, PackedLinear, can_pack
 from piip.optimize.rewrite import FusedInjector, OptimizedModel, optimize_for_inference
 
@@ -153,6 +157,15 @@ def test_layers_are_replaced() -> None:
     if gemm.level():
         assert {FusedBlock, PackedDoubling, FusedMLP} <= rounded
     assert (FusedBlock in rounded) == packs(torch.bfloat16)
+
+
+def test_blocks_and_merges_of_maps_are_replaced() -> None:
+    config = dataclasses.replace(MODELS["mixed"], merge=MergeConfig("conv"))
+    model = build(config)
+    fast = optimize_for_inference(model, IMAGES[0])
+    assert {FusedConvNeXtBlock, FusedMerge} <= kinds(fast)
+    assert not {ConvNeXtBlock, BranchMerge} & kinds(fast)
+    assert error(fast(IMAGES[1]), eager(model, IMAGES[1])) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["layer scales", "windows that tile", "convnext"])

@@ -94,6 +94,24 @@ def test_gelu_of_other_dtypes_is_pytorchs(dtype: torch.dtype) -> None:
     assert torch.equal(numbers, want)
 
 
+def maps(*shape: int, seed: int = 0) -> Tensor:
+    """Return random maps (B, C, H, W), channels last in memory."""
+    return random(*shape, seed=seed).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dim", [1, 16, 21])
+@pytest.mark.parametrize("sides", [((4, 5), (9, 13)), ((7, 3), (7, 3)), ((9, 8), (4, 3)), ((1, 1), (2, 5))])
+@pytest.mark.parametrize("dtype", native.SUFFIXES)
+def test_maps_are_resized_as_pytorch_does(dtype: torch.dtype, sides: tuple[tuple[int, int], ...], dim: int) -> None:
+    small, large = maps(2, dim, *sides[0]).to(dtype), maps(2, dim, *sides[1], seed=1).to(dtype)
+    resized = F.interpolate(small.double(), size=sides[1], mode="bilinear", align_corners=False)
+    want = 0.5 * large.double() - 2 * resized
+    got = native.add_resized_(large, small, large_scale=0.5, small_scale=-2.0)
+    assert got is large
+    bound = 1e-5 + (bf16_rounding(want) if dtype == torch.bfloat16 else 0)
+    assert ((got.double() - want).abs() <= bound).all()
+
+
 GRID = (5, 7)
 
 
@@ -125,6 +143,7 @@ KERNELS: dict[str, Callable[[torch.dtype], Tensor]] = {
     ),
     "layer_norm": lambda dtype: native.layer_norm(random(9, 50).to(dtype), None, None, 1e-6),
     "gelu": lambda dtype: native.gelu_(random(1003).to(dtype)),
+    "add_resized": lambda dtype: native.add_resized_(maps(2, 20, 9, 6).to(dtype), maps(2, 20, 4, 5, seed=1).to(dtype)),
 }
 
 

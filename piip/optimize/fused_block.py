@@ -80,9 +80,9 @@ class PackedMLP(nn.Module):
             self.act = nn.Identity()
             self.fc1 = PackedLinear(mlp.fc1.weight, mlp.fc1.bias, rows=rows, activation="gelu")
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens (B, N, C) plus the network's result."""
-        return self.fc2(self.act(self.fc1(self.norm(tokens))), tokens)
+    def forward(self, tokens: Tensor, add: Tensor | None = None) -> Tensor:
+        """Return the network's result for tokens (..., C) plus `add`, or plus the tokens."""
+        return self.fc2(self.act(self.fc1(self.norm(tokens))), tokens if add is None else add)
 
 
 class FusedMLP(nn.Module):

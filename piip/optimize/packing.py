@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 import torch
-from timm.layers import LayerNorm
+from timm.layers import LayerNorm, activations
 from torch import Tensor, nn
 
 from piip.ops import native
@@ -218,7 +218,7 @@ class InPlaceGELU(nn.Module):
 
 def in_place(activation: nn.Module) -> nn.Module:
     """Return an activation that overwrites its input, or the given one where none is known."""
-    if type(activation) is nn.GELU and activation.approximate == "none":
+    if type(activation) is activations.GELU or (type(activation) is nn.GELU and activation.approximate == "none"):
         return InPlaceGELU()
     return nn.ReLU(inplace=True) if type(activation) is nn.ReLU else activation
 

@@ -19,6 +19,7 @@ from piip.ops import native
 from piip.optimize.folding import fold_batch_norms, fold_layer_scales, scaled_linear, token_mlps
 from piip.optimize.fused_block import FusedBlock, can_fuse_block, fused_windowed_block
 from piip.optimize.fused_levels import fused_levels
+from piip.optimize.fused_maps import fused_maps
 from piip.optimize.packing import PackedConv2d, can_pack, in_place, joins, packed, packed_linear
 from piip.structures import Grid
 
@@ -165,7 +166,7 @@ def optimize_for_inference(
             module.windowed_block = fused_windowed_block
     with torch.no_grad():
         _replace(fast, lambda layer: _fused_injector(layer, shapes) or _fused_block(layer, shapes))
-        _replace(fast, lambda layer: fused_levels(layer, shapes))
+        _replace(fast, lambda layer: fused_levels(layer, shapes) or fused_maps(layer, shapes))
         _pack_with_relus(fast, shapes)
         _replace(fast, lambda layer: packed(layer, shapes[layer][0]) if layer in shapes else None)
     return OptimizedModel(fast)

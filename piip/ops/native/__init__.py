@@ -265,3 +265,18 @@ def gelu_(numbers: Tensor) -> Tensor:
         return torch.ops.aten.gelu_(numbers)
     call("gelu", numbers, (numbers.numel(),), numbers)
     return numbers
+
+
+def add_resized_(large: Tensor, small: Tensor, *, large_scale: float = 1.0, small_scale: float = 1.0) -> Tensor:
+    """Overwrite a map with its own multiple plus that of another one, resized bilinearly. For inference.
+
+    Args:
+        large: Map (B, C, H, W), channels last in memory.
+        small: Map (B, C, H', W') in the same dtype; may be of equal size.
+        large_scale: Factor of `large`.
+        small_scale: Factor of `small`.
+    """
+    small = small.contiguous(memory_format=torch.channels_last)
+    sizes = (*small.shape[:2], *small.shape[2:], *large.shape[2:])
+    call("add_resized", large, sizes, small, small_scale, large_scale, large)
+    return large
