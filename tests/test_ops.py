@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from piip.ops import PROVIDERS, cell_centres, deformable_attention, grid_extent, native
+from piip.ops import PROVIDERS, cell_centres, deformable_attention, grid_extent, levels_deformable_attention, native
 
 GRID = (5, 7)
 HERE = [provider for provider in PROVIDERS if provider != "triton"]  # that one is tested in another process
@@ -46,6 +46,34 @@ def one_by_one(value, locations, weights):
                 if share:
                     out[b, q, h] += weights[b, q, h, p].double() * share * maps[b, row, column, h]
     return out.flatten(2)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_levels_are_the_sum_of_their_maps(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grids, heads, points = [GRID, (2, 3), (1, 1)], 3, 2
+    cells = sum(height * width for height, width in grids)
+    value = torch.randn(2, cells, heads, 8, generator=generator)
+    locations = torch.rand(2, 11, heads, len(grids), points, 2, generator=generator) * 2 - 0.5
+    weights = torch.randn(2, 11, heads, len(grids), points, generator=generator)
+    exact = [tensor.to(dtype).double().requires_grad_() for tensor in (value, weights)]
+    places = locations.double().requires_grad_()
+    starts = [0, 35, 41]
+    parts = [
+        deformable_attention(
+            exact[0][:, start : start + grid[0] * grid[1]], grid, places[:, :, :, level], exact[1][:, :, :, level]
+        )
+        for level, (start, grid) in enumerate(zip(starts, grids, strict=True))
+    ]
+    want = sum(parts[1:], parts[0])
+    slope = torch.linspace(-1, 1, want.numel()).view_as(want)
+    want.backward(slope.double())
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (value.to(dtype), locations, weights.to(dtype))]
+    got = levels_deformable_attention(leaves[0], grids, leaves[1], leaves[2])
+    got.backward(slope.to(dtype))
+    pairs = zip([got, *(leaf.grad for leaf in leaves)], [want, exact[0].grad, places.grad, exact[1].grad], strict=True)
+    for ours, theirs in pairs:
+        assert (ours.double() - theirs).norm() / theirs.norm() < max(TOLERANCE[dtype], TOLERANCE[ours.dtype])
 
 
 @pytest.mark.parametrize("provider", DOUBLE)

@@ -6,7 +6,14 @@
 Imports nothing of the package. A new provider is a line in `deform_attn.PROVIDERS`.
 """
 
-from piip.ops.deform_attn import PROVIDERS, deformable_attention
+from piip.ops.deform_attn import PROVIDERS, deformable_attention, levels_deformable_attention
 from piip.ops.positions import cell_centres, cell_sides, grid_extent
 
-__all__ = ["PROVIDERS", "cell_centres", "cell_sides", "deformable_attention", "grid_extent"]
+__all__ = [
+    "PROVIDERS",
+    "cell_centres",
+    "cell_sides",
+    "deformable_attention",
+    "grid_extent",
+    "levels_deformable_attention",
+]

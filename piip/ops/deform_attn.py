@@ -17,7 +17,7 @@ Providers are interchangeable and tested against each other, forward and backwar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,29 @@ def deformable_attention(
     if provider not in PROVIDERS:
         raise ValueError(f"Provider {provider!r} is unknown, expected one of {', '.join(PROVIDERS)}.")
     return PROVIDERS[provider](value, grid, locations, weights)
+
+
+def levels_deformable_attention(value: Tensor, grids: Sequence[Grid], locations: Tensor, weights: Tensor) -> Tensor:
+    """Sample the maps of several levels at points and sum them with weights.
+
+    Args:
+        value: Values of all levels, one after another, (B, N, heads, dim); see `deformable_attention`.
+        grids: (H, W) of every level; N is the sum of H * W.
+        locations: Points as (x, y), relative to the level, (B, Q, heads, levels, points, 2).
+        weights: Weight of each point, (B, Q, heads, levels, points).
+
+    Returns:
+        (B, Q, heads * dim) in the dtype of `value`.
+
+    Source: arXiv 2010.04159, equation 3.
+    """
+    if native.supports(value) and not is_exporting() and native.is_available():
+        sides = [side for grid in grids for side in grid]
+        return native.sample_maps(value, sides, locations.float(), weights.to(value.dtype))
+    sizes = [height * width for height, width in grids]
+    levels = zip(value.split(sizes, 1), grids, locations.unbind(3), weights.unbind(3), strict=True)
+    results = [deformable_attention(*level) for level in levels]
+    return sum(results[1:], results[0])
 
 
 def _check(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from piip.heads.dino.tokens import LevelTokens, level_extents
 from piip.layers.attention import ray_offsets
-from piip.ops import deformable_attention, native
+from piip.ops import levels_deformable_attention, native
 from piip.ops.positions import kept
 from piip.structures import Grid
 
@@ -77,10 +77,7 @@ class LevelsDeformableAttention(nn.Module):
         offsets = offsets.unflatten(2, (*self.samples, 2)).float()
         weights = logits.unflatten(2, (self.samples[0], -1)).softmax(-1).to(value.dtype)
         weights = weights.unflatten(3, self.samples[1:])
-        locations = self._locations(offsets, references, levels)
-        by_level = zip(value.split(levels.sizes, 1), levels.grids, locations.unbind(3), weights.unbind(3), strict=True)
-        results = [deformable_attention(*level) for level in by_level]
-        return sum(results[1:], results[0])
+        return levels_deformable_attention(value, levels.grids, self._locations(offsets, references, levels), weights)
 
     def _locations(self, offsets: Tensor, references: Tensor, levels: LevelTokens) -> Tensor:
         """Return points (B, Q, heads, L, points, 2), float32 in every precision."""

@@ -42,11 +42,6 @@ class LevelTokens(NamedTuple):
         """Return values (B, N, C) of the cells, zero where they are padding."""
         return values.masked_fill(self.padding[..., None], 0) if self.is_padded else values
 
-    @property
-    def sizes(self) -> list[int]:
-        """Number of cells of every level."""
-        return [height * width for height, width in self.grids]
-
 
 def flatten_levels(levels: Sequence[Tensor], level_embeds: Tensor, image_infos: Sequence[ImageInfo]) -> LevelTokens:
     """Concatenate the levels.

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,65 @@ def _differentiate(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type:
 
 
 sample.register_autograd(_differentiate, setup_context=_keep)
+
+
+@torch.library.custom_op("piip::native_sample_maps", mutates_args=(), device_types="cpu")
+def sample_maps(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    """Sample several maps and add the results; see `piip.ops.levels_deformable_attention`. Differentiable."""
+    parts = [sample(*part) for part in _by_map(value, sides, locations, weights)]
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+@sample_maps.register_fake
+def _(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], weights.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.custom_op("piip::native_sample_maps_backward", mutates_args=(), device_types="cpu")
+def sample_maps_backward(
+    gradient: Tensor, value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of value, locations and weights, given that of the result of `sample_maps`."""
+    parts = [sample_backward(gradient, *part) for part in _by_map(value, sides, locations, weights)]
+    to_values, to_locations, to_weights = zip(*parts, strict=True)
+    return torch.cat(to_values, 1), torch.stack(to_locations, 3), torch.stack(to_weights, 3)
+
+
+@sample_maps_backward.register_fake
+def _(
+    gradient: Tensor, value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    empty = [torch.empty_like(item, memory_format=torch.contiguous_format) for item in (value, locations, weights)]
+    return empty[0], empty[1], empty[2]
+
+
+def _by_map(
+    value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor
+) -> Iterator[tuple[Tensor, int, int, Tensor, Tensor]]:
+    """Return the arguments of `sample` for each of several maps."""
+    grids = list(zip(sides[::2], sides[1::2], strict=True))
+    values = value.split([height * width for height, width in grids], 1)
+    for part, grid, places, shares in zip(values, grids, locations.unbind(3), weights.unbind(3), strict=True):
+        yield part, *grid, places, shares
+
+
+def _keep_maps(ctx, inputs: tuple[Tensor, Sequence[int], Tensor, Tensor], output: Tensor) -> None:  # type: ignore[no-untyped-def]
+    value, ctx.sides, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _differentiate_maps(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    value, locations, weights = ctx.saved_tensors
+    to_value, to_locations, to_weights = sample_maps_backward(
+        gradient.to(value.dtype), value, ctx.sides, locations, weights
+    )
+    return to_value, None, to_locations, to_weights
+
+
+sample_maps.register_autograd(_differentiate_maps, setup_context=_keep_maps)
 
 
 def sample_raw(value: Tensor, grid: tuple[int, int], raw: Tensor, query_width: int, points: int) -> Tensor:
