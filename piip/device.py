@@ -51,6 +51,30 @@ def check_devices(name: str, devices: int) -> None:
         raise ValueError(f"devices is {devices}, but PyTorch sees {torch.cuda.device_count()} GPUs.")
 
 
+def check_precision(name: str, precision: str) -> str | None:
+    """Check that a device computes in a precision, as far as that is known before a run.
+
+    Args:
+        name: As in `pick_device`.
+        precision: "32", "bf16" or "16".
+
+    Returns:
+        A sentence of advice, or None if the precision suits the device.
+
+    Raises:
+        ValueError: float16 on a CPU.
+    """
+    device = pick_device(name)
+    if precision == "16" and device.type == "cpu":
+        raise ValueError("run.precision is '16' (float16), which needs a GPU; on a CPU use --run.precision bf16 or 32.")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return (
+            f"{torch.cuda.get_device_name(device)} has no bfloat16 units and emulates them, which is slow: use "
+            "--run.precision 16 or 32."
+        )
+    return None
+
+
 # Operations that fill new parameters; on the meta device they have no effect but take three quarters of the time.
 FILLERS = "add_ clamp_ copy_ div_ erfinv_ fill_ mul_ normal_ sub_ trunc_normal_ uniform_ zero_".split()
 

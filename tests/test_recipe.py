@@ -197,7 +197,7 @@ def test_a_resolved_recipe_leaves_nothing_open(tmp_path: Path) -> None:
         ("optim.betas", [0.9], r"recipe\.optim\.betas is \[0\.9\], expected"),
         ("schedule.epochs", 2.5, r"recipe\.schedule\.epochs is 2\.5, expected int"),
         ("schedule.warmup_epochs", 2, r"warmup_epochs is 2\.0, expected less than schedule\.epochs \(2\)"),
-        ("run.precision", "fp16", r"run\.precision is 'fp16', expected one of 32, bf16"),
+        ("run.precision", "fp16", r"run\.precision is 'fp16', expected one of 32, bf16, 16"),
         ("run.ema_decay", 1.5, r"run\.ema_decay is 1\.5, expected a value between 0 and 1"),
         ("data", 3, r"recipe\.data is 3, expected a section"),
         ("data.transform.crop_mode", "middle", r"transform\.crop_mode is 'middle', expected one of"),

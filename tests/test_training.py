@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 from processes import succeed
+from pytorch_lightning.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 from tiny_run import recipe_values, tiny_recipe, write_images, write_recipe
 from training_run import EVERYTHING, losses, names, run
 
 from piip.cli import main
+from piip.device import check_precision
 from piip.recipe import Recipe, load_recipe
 from piip.training.callbacks import AveragedWeights
 from piip.training.run_folder import read_history
+from piip.training.tasks import classification
+from piip.training.tasks.base import NonFiniteLoss
 from piip.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,6 +127,68 @@ def test_bfloat16(images: Path, tmp_path: Path) -> None:
     assert single != half
     assert half == pytest.approx(single, rel=0.05)
     assert {v.dtype for v in load_file(tmp_path / "bf16" / "model" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_float16_needs_a_gpu(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"run.precision is '16' \(float16\), which needs a GPU; on a CPU use .* bf16"):
+        run(tiny_recipe(images, tmp_path / "run", run={"precision": "16"}))
+
+
+@pytest.fixture
+def _float16_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run what Lightning runs on GPUs, autocast to float16 and loss scaling, on the CPU."""
+
+    def trainer(precision: str, **options: Any) -> pl.Trainer:
+        assert precision == "16-mixed"
+        return trainer_type(plugins=[MixedPrecision("16-mixed", "cpu")], **options)
+
+    trainer_type = pl.Trainer
+    monkeypatch.setattr("piip.training.train.pl.Trainer", trainer)
+    monkeypatch.setattr("piip.training.train.check_precision", lambda *_: None)
+
+
+@pytest.mark.usefixtures("_float16_on_cpu")
+def test_float16_skips_steps_of_infinite_gradients(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(100))
+
+    def faulty(logits: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        loss = torch.nn.functional.cross_entropy(logits, *arguments, **options)
+        return loss + (logits.sum() * 0).sqrt() if next(calls) == 5 else loss  # a gradient of NaN, a finite loss
+
+    monkeypatch.setattr(classification, "F", types.SimpleNamespace(cross_entropy=faulty))
+    result = run(tiny_recipe(images, tmp_path / "run", run={"precision": "16"}))
+    weights = load_file(result.model_dir / "model.safetensors").values()
+    assert all(value.isfinite().all() for value in weights)
+    assert {value.dtype for value in weights} == {torch.float32}
+    state = torch.load(next((tmp_path / "run").rglob("*.ckpt")), weights_only=True)
+    assert state["MixedPrecision"]["scale"] < 2**16  # halved at least once
+
+
+@pytest.mark.usefixtures("_float16_on_cpu")
+def test_float16_stops_when_every_step_is_skipped(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(logits: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits, *arguments, **options) + (logits.sum() * 0).sqrt()
+
+    monkeypatch.setattr(classification, "F", types.SimpleNamespace(cross_entropy=faulty))
+    monkeypatch.setattr("piip.training.tasks.base.MAX_SKIPPED", 3)
+    with pytest.raises(NonFiniteLoss, match="gradient norm is nan at step 3"):
+        run(tiny_recipe(images, tmp_path / "run", run={"precision": "16"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "has_units", "advised"), [("bf16", False, True), ("bf16", True, False), ("16", False, False)]
+)
+def test_emulated_bfloat16_is_said(name: str, has_units: bool, advised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_units or including_emulation)
+    advice = check_precision("cuda", name)
+    assert (advice is not None) == advised
+    assert advice is None or "Tesla T4 has no bfloat16 units" in advice
 
 
 def test_max_steps_end_in_mid_epoch(images: Path, tmp_path: Path) -> None:

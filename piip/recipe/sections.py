@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from piip.fields import at_least, at_most, one_of
 
-PRECISIONS = ("32", "bf16")
+PRECISIONS = ("32", "bf16", "16")
 STRATEGIES = ("ddp", "fsdp2")
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 CURVES = ("cosine", "step", "poly")
@@ -144,7 +144,8 @@ class RunConfig:
         start: Model directory, or owner/name on the Hugging Face hub, to load initial weights from. A head for other
             classes, or of another kind, is initialised anew.
         seed: Seed of initial weights, data order, augmentation, mixing and dropout.
-        precision: "32", or "bf16" (bfloat16 mixed precision).
+        precision: "32", "bf16" (bfloat16 mixed precision) or "16" (float16 mixed precision with loss scaling, on GPUs
+            only, not with `strategy` "fsdp2").
         strategy: With several processes: "ddp" (each holds the whole model) or "fsdp2" (weights, gradients and
             optimiser states are sharded; not with `ema_decay`).
         accumulate: Number of batches per optimiser step (gradient accumulation).
@@ -178,6 +179,8 @@ class RunConfig:
         one_of("run.strategy", self.strategy, STRATEGIES)
         if self.strategy == "fsdp2" and self.ema_decay is not None:
             raise ValueError("run.strategy 'fsdp2' cannot average sharded weights: set run.ema_decay to null.")
+        if self.strategy == "fsdp2" and self.precision == "16":
+            raise ValueError("run.strategy 'fsdp2' cannot scale losses for run.precision '16': set it to bf16 or 32.")
         for name in ("accumulate", "checkpoint_every", "log_every"):
             at_least(f"run.{name}", getattr(self, name), 1)
         at_least("run.seed", self.seed, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from piip.data.formats import DATA_FORMATS, Images
 from piip.data.image_check import check_splits
 from piip.data.loader import ResumableLoader, check_shared_memory, ignore_interrupts
 from piip.data.sampler import EpochSampler, GroupedSampler
-from piip.device import check_devices, pick_device
+from piip.device import check_devices, check_precision, pick_device
 from piip.kinds import DATA_KINDS
 from piip.recipe import Recipe
 from piip.serialization.base import PyramidModel
@@ -67,7 +68,11 @@ from piip.training.setup import (
 from piip.training.tasks.base import TrainingTask
 from piip.training.tasks.build import build_task
 
-LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
+LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "32": "32-true",
+    "bf16": "bf16-mixed",
+    "16": "16-mixed",
+}
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,9 @@ def train(
     if resume_inexact and resume is None:
         raise ValueError("--resume-inexact says how to resume, expected --resume auto or --resume FILE with it.")
     check_devices(device, devices)
+    advice = check_precision(device, recipe.run.precision)
+    if advice:
+        note(advice)
     # the other processes of a run share the folder with the first
     process: Any = rank_zero_only
     with locked(folder) if process.rank == 0 else contextlib.nullcontext():
@@ -170,7 +178,9 @@ def _run(
     )
     parts.loader.order.share(trainer.global_rank, trainer.world_size)
     try:
-        with explained_restore(checkpoint, begun), saved_interrupts(trainer):
+        with explained_restore(checkpoint, begun), saved_interrupts(trainer), warnings.catch_warnings():
+            # loss scaling may skip the first step, which PyTorch takes for an error of ours
+            warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)`")
             trainer.fit(parts.task, parts.loader, parts.val_loader, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:  # Lightning raises it for Ctrl-C and SIGTERM
         raise KeyboardInterrupt from error

@@ -20,6 +20,8 @@ ADVICE = (
     "optim.clip."
 )
 
+MAX_SKIPPED = 25  # steps in a row: loss scaling starts at 2^16 and halves with each, so that less than 1 is hopeless
+
 Configure = Callable[[nn.Module], tuple[Optimizer, LRScheduler]]
 
 
@@ -40,6 +42,7 @@ class TrainingTask(pl.LightningModule):
         self.model = model
         self.configure = configure
         self._losses: list[Tensor] = []  # of the batches of this optimiser step
+        self._skipped = 0  # optimiser steps in a row that loss scaling left out
 
     def configure_model(self) -> None:
         """Shard the model if the strategy requires it."""
@@ -78,10 +81,15 @@ class TrainingTask(pl.LightningModule):
         """Check the gradients before the optimiser step.
 
         Raises:
-            NonFiniteLoss: A gradient is NaN or infinite.
+            NonFiniteLoss: A gradient is NaN or infinite; with loss scaling, which leaves out such steps and lowers the
+                scale, in many steps in a row.
         """
         norm = gradient_norm(self.model)
-        if not norm.isfinite():
+        if norm.isfinite():
+            self._skipped = 0
+            return
+        self._skipped += 1
+        if self.trainer.scaler is None or self._skipped > MAX_SKIPPED:
             raise NonFiniteLoss(
                 f"The gradient norm is {norm.item()} at step {self.global_step} (epoch {self.current_epoch}), the loss "
                 f"was finite. {ADVICE}"
