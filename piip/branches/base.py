@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -87,8 +88,9 @@ class Branch(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the parameters."""
-        return next(self.parameters()).dtype
+        """Dtype of the weights, which `optimize_for_inference` may turn into buffers."""
+        weights = itertools.chain(self.parameters(), self.buffers())
+        return next(weight.dtype for weight in weights if weight.is_floating_point())
 
     @abstractmethod
     def embed(self, image: Tensor) -> BranchFeatures:

@@ -92,7 +92,7 @@ class FusedMLP(nn.Module):
         super().__init__()
         packed = packed_norm(norm)
         assert packed is not None, "callers ask first"
-        self.norm = packed.norm
+        self.norm = gemm.Norm(packed.weight, packed.bias, packed.epsilon)
         self.first, self.second = (gemm.tiled(layer.weight, layer.bias) for layer in (mlp.fc1, mlp.fc2))
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -40,14 +40,19 @@ class PackedLayerNorm(nn.Module):
         norm: The layer to stand for.
     """
 
+    weight: Tensor | None
+    bias: Tensor | None
+
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
         weight, bias = (None if item is None else item.detach() for item in (norm.weight, norm.bias))
-        self.norm = gemm.Norm(weight, bias, norm.eps)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.epsilon = norm.eps
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Normalise tokens (..., C)."""
-        return native.layer_norm(tokens, *self.norm)
+        return native.layer_norm(tokens, self.weight, self.bias, self.epsilon)
 
 
 class PackedLinear(nn.Module):
@@ -65,7 +70,7 @@ class PackedLinear(nn.Module):
         self.activation = activation
         self.out_features, self.in_features = weight.shape
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
-        self.bias = None if bias is None else bias.detach()
+        self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, tokens: Tensor, add: Tensor | None = None) -> Tensor:
         """Map tokens (..., in) to (..., out); `add` (..., out) is added before rounding."""
@@ -91,7 +96,7 @@ class MKLLinear(nn.Module):
         self.rows = rows
         self.plain_weight = weight.detach().contiguous()
         self.weight = torch.ops.mkl._mkl_reorder_linear_weight(self.plain_weight, rows)
-        self.bias = None if bias is None else bias.detach()
+        self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, tokens: Tensor, add: Tensor | None = None) -> Tensor:
         """Map tokens (..., in) to (..., out); `add` (..., out) is added."""
@@ -143,7 +148,7 @@ class PackedConv2d(nn.Module):
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(
             conv.weight.detach(), *self.geometry, list(input_shape)
         )
-        self.bias = None if conv.bias is None else conv.bias.detach()
+        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach())
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
@@ -168,7 +173,7 @@ class PackedConvTranspose2d(nn.Module):
         self.weight = torch.ops.mkldnn._reorder_convolution_transpose_weight(
             conv.weight.detach(), *self.geometry, list(input_shape)
         )
-        self.bias = None if conv.bias is None else conv.bias.detach()
+        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach())
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
