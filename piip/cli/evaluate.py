@@ -34,6 +34,8 @@ def evaluate(
     With --out DIR, write a report: report.md to read, report.json and per_class.csv for programs, plots, and the
     worst-scoring images. docs/evaluation.md explains each number.
 
+    `torchrun --nproc-per-node N -m piip evaluate ...` shares the images among N processes, with the numbers of one.
+
     Args:
         model_dir: The saved model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
         data: Folder that the other paths are relative to.
@@ -55,6 +57,8 @@ def evaluate(
         out: Folder for the report, and for the detections in COCO format (results.json).
         json: Print JSON, with fractions in [0, 1].
     """
+    from piip.inference.processes import joined
+
     options: dict[str, Any] = {"split": split, "workers": workers, "device": device, "dtype": dtype, "out": out}
     options["on_error"] = on_error
     of_dense: dict[str, Any] = {
@@ -64,20 +68,25 @@ def evaluate(
         "max_detections": max_detections,
         "backend": backend,
     }
-    if images is not None:
-        if batch_size is not None:
-            _refuse("--batch-size", "classifiers; detectors and segmentors take one image at a time")
-        from piip.evaluation.dense import evaluate_dense, format_dense_report
+    if images is None:
+        _only_dense(of_dense)
+    elif batch_size is not None:
+        _refuse("--batch-size", "classifiers; detectors and segmentors take one image at a time")
+    with joined() as processes:
+        options["processes"] = processes
+        if images is not None:
+            from piip.evaluation.dense import evaluate_dense, format_dense_report
 
-        dense = evaluate_dense(model_dir, data, images=images, **options, **of_dense)
-        print(to_json(dense.to_dict()) if json else format_dense_report(dense))
-        return
-    _only_dense(of_dense)
-    from piip.evaluation.classification import evaluate as run
-    from piip.evaluation.classification import format_report
+            dense = evaluate_dense(model_dir, data, images=images, **options, **of_dense)
+            text = to_json(dense.to_dict()) if json else format_dense_report(dense)
+        else:
+            from piip.evaluation.classification import evaluate as run
+            from piip.evaluation.classification import format_report
 
-    report = run(model_dir, data, batch_size=batch_size or 64, **options)
-    print(to_json(report.to_dict()) if json else format_report(report))
+            report = run(model_dir, data, batch_size=batch_size or 64, **options)
+            text = to_json(report.to_dict()) if json else format_report(report)
+        if processes.is_first:
+            print(text)
 
 
 def _refuse(option: str, whose: str) -> None:

@@ -33,6 +33,9 @@ def predict(
     Print one line per image. With --out DIR also write DIR/predictions.json (COCO format, detections of any score),
     semantic masks as DIR/index/NAME.png, and images with the predictions drawn as DIR/drawn/NAME.png.
 
+    `torchrun --nproc-per-node N -m piip predict ...` shares the images among N processes; the first one prints and
+    writes the results of all, in order.
+
     Args:
         model_dir: The saved model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
         paths: Image files, folders, or patterns such as "in/**/*.png".
@@ -61,38 +64,42 @@ def predict(
     """
     from piip.data.listing import find_images
     from piip.inference.predictor import Predictor
+    from piip.inference.processes import joined
     from piip.inference.writer import write_predictions
 
     if formats and out is None:
         raise ValueError("--formats writes files, expected --out DIR with it.")
     if out is not None:
         writable_folder(out)
-    predictor = Predictor(
-        model_dir,
-        device=device,
-        dtype=dtype,
-        tile=tile,
-        tile_overlap=tile_overlap,
-        score_threshold=score_threshold,
-        white_level=white_level,
-        page=page,
-        runtime=runtime,
-    )
-    files = find_images(paths)
-    rows = predictor.predict_paths(files, top=top, batch_size=batch_size, workers=workers, on_error=on_error)
-    if out is not None:
-        rows = write_predictions(
-            rows,
-            out,
-            classes=predictor.classes,
-            category_ids=predictor.category_ids,
-            options=predictor.options,
-            formats=formats or (),
+    with joined() as processes:
+        predictor = Predictor(
+            model_dir,
+            device=processes.device(device),
+            dtype=dtype,
+            tile=tile,
+            tile_overlap=tile_overlap,
+            score_threshold=score_threshold,
+            white_level=white_level,
+            page=page,
+            runtime=runtime,
         )
-    count = 0
-    for row in rows:
-        count += 1
-        print(to_json(row.to_dict()) if json else f"{row.path}  {row.summary()}")
-    if count < len(files):
-        print(f"{len(files) - count} of {len(files)} images could not be read and are left out.", file=sys.stderr)
-        raise SystemExit(1)
+        files = find_images(paths)
+        rows = predictor.predict_paths(
+            files, top=top, batch_size=batch_size, workers=workers, on_error=on_error, processes=processes
+        )
+        if out is not None and processes.is_first:
+            rows = write_predictions(
+                rows,
+                out,
+                classes=predictor.classes,
+                category_ids=predictor.category_ids,
+                options=predictor.options,
+                formats=formats or (),
+            )
+        count = 0
+        for row in rows:
+            count += 1
+            print(to_json(row.to_dict()) if json else f"{row.path}  {row.summary()}")
+        if processes.is_first and count < len(files):
+            print(f"{len(files) - count} of {len(files)} images could not be read and are left out.", file=sys.stderr)
+            raise SystemExit(1)

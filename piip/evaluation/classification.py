@@ -17,6 +17,7 @@ from piip.data.image_reading import ReadOptions, read_rgb
 from piip.evaluation.report.page import Page, Value, write_page
 from piip.evaluation.report.sheet import SheetRow, Worst, write_sheet
 from piip.inference.class_predictor import ClassPredictor
+from piip.inference.processes import ALONE, Processes
 from piip.output import writable_folder
 
 
@@ -60,6 +61,7 @@ def evaluate(
     dtype: str = "f32",
     on_error: str = "stop",
     out: str | Path | None = None,
+    processes: Processes = ALONE,
 ) -> EvaluationReport:
     """Evaluate a saved classifier on one split.
 
@@ -73,53 +75,59 @@ def evaluate(
         dtype: "f32" or "bf16".
         on_error: "stop" at an unreadable image, or "skip" it with a warning that names it.
         out: Folder for the report; None writes nothing.
+        processes: Processes that share the images; the first one counts, all return the report.
 
     Raises:
         ValueError: Model or data are missing, their classes differ, or an image is unreadable.
     """
     if out is not None:
         writable_folder(out)
-    predictor = ClassPredictor(model_dir, device=device, dtype=dtype)
+    predictor = ClassPredictor(model_dir, device=processes.device(device), dtype=dtype)
     folder = ImageFolder(Path(data) / split, expected_classes=predictor.classes, options=predictor.options)
     labels = torch.tensor([label for _, label in folder.samples])
     num_classes = len(predictor.classes)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     hits = torch.zeros(num_classes, dtype=torch.int64)
     images, worst = 0, Worst()
-    for indices, batch in read_batches(
-        [path for path, _ in folder.samples],
+    own = processes.own(len(labels), block=batch_size)
+    batches = read_batches(
+        [folder.samples[index][0] for index in own],
         predictor.transform,
         batch_size=batch_size,
         workers=workers,
         on_error=on_error,
         options=predictor.options,
-    ):
-        label = labels[indices]  # (B,)
-        logits = predictor.logits(batch)
-        best = logits.topk(min(5, num_classes)).indices  # (B, 5)
-        hits += torch.bincount(label[(best == label[:, None]).any(1)], minlength=num_classes)
+    )
+    found = (
+        (own[place], logits)
+        for places, batch in batches
+        for place, logits in zip(places, predictor.logits(batch), strict=True)
+    )
+    for index, logits in processes.in_order(found, len(labels), block=batch_size):
+        label = labels[index]
+        best = logits.topk(min(5, num_classes)).indices
+        hits[label] += (best == label).any()
+        confusion[label, best[0]] += 1
+        images += 1
         if out is not None:
-            _rank(worst, folder, indices, logits.softmax(1))
-        confusion += torch.bincount(label * num_classes + best[:, 0], minlength=num_classes**2).view_as(confusion)
-        images += len(label)
+            _rank(worst, folder, index, logits.softmax(0))
+    if not processes.is_first:
+        return processes.share(None)
     if images == 0:
         raise ValueError(f"None of the {len(labels)} images in {folder.root} can be read.")
     report = _report(predictor.classes, confusion, hits, skipped=len(labels) - images)
     if out is not None:
         write_page(classifier_page(report, {"model": str(model_dir), "split": split}, worst.rows()), out)
-    return report
+    return processes.share(report)
 
 
-def _rank(worst: Worst, folder: ImageFolder, indices: list[int], probs: torch.Tensor) -> None:
-    """Add a batch of images, ranked by the probability (B, K) of their true class."""
-    for index, row in zip(indices, probs, strict=True):
-        path, label = folder.samples[index]
-        own, (first, predicted) = float(row[label]), [part.item() for part in row.max(0)]
-        caption = (
-            f"{path.name}: {folder.classes[label]} {own:.0%}, taken for {folder.classes[int(predicted)]} {first:.0%}"
-        )
-        if int(predicted) != label:
-            worst.add(own, index, partial(_sheet_row, caption, path, folder.options))
+def _rank(worst: Worst, folder: ImageFolder, index: int, probs: torch.Tensor) -> None:
+    """Add an image, ranked by the probability of its true class among all (K,)."""
+    path, label = folder.samples[index]
+    own, (first, predicted) = float(probs[label]), [part.item() for part in probs.max(0)]
+    caption = f"{path.name}: {folder.classes[label]} {own:.0%}, taken for {folder.classes[int(predicted)]} {first:.0%}"
+    if int(predicted) != label:
+        worst.add(own, index, partial(_sheet_row, caption, path, folder.options))
 
 
 def _sheet_row(caption: str, path: Path, options: ReadOptions) -> SheetRow:

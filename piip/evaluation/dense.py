@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from piip.data.coco import CocoInstances
-from piip.data.collate import Batch, reduce_zero_label
+from piip.data.collate import reduce_zero_label
 from piip.data.semantic_masks import SemanticMasks
 from piip.evaluation.metrics.coco import (
     OFFICIAL_RULE,
@@ -32,6 +32,7 @@ from piip.evaluation.report.drawing import draw_map, draw_objects
 from piip.evaluation.report.page import write_page
 from piip.evaluation.report.sheet import SheetRow, Worst, write_sheet
 from piip.inference.dense_predictor import DensePredictor, load_dense_predictor
+from piip.inference.processes import ALONE, Processes
 from piip.output import writable_folder, write_json
 from piip.structures import IGNORE_INDEX
 
@@ -60,6 +61,7 @@ def evaluate_dense(
     flip: bool | None = None,
     on_error: str = "stop",
     out: str | Path | None = None,
+    processes: Processes = ALONE,
 ) -> DenseReport:
     """Evaluate a saved detector or segmentor on one split.
 
@@ -79,6 +81,7 @@ def evaluate_dense(
         flip: Test-time augmentation: also predict on flipped images; None uses the model's.
         on_error: "stop" at a missing or unreadable image, or "skip" it with a warning: it does not count.
         out: Folder for the report and `results.json`, the detections in COCO format; None writes nothing.
+        processes: Processes that share the images; the first one computes the metrics, all return the report.
 
     Raises:
         ValueError: Model or data are missing, their classes differ, or options contradict `official`.
@@ -90,7 +93,7 @@ def evaluate_dense(
                 "remove official."
             )
         scales, flip = (1.0,), False
-    predictor = load_dense_predictor(model_dir, device=device, dtype=dtype, scales=scales, flip=flip)
+    predictor = load_dense_predictor(model_dir, device=processes.device(device), dtype=dtype, scales=scales, flip=flip)
     if not predictor.model.max_detections and (official or max_detections is not None or backend is not None):
         raise ValueError(
             "official, max_detections and backend are for detectors; the model is a segmentor: remove them."
@@ -99,9 +102,11 @@ def evaluate_dense(
     config = predictor.tta.config
     setup = {"model": str(model_dir), "split": split, "scales": list(config.test_scales), "flip": config.flip_test}
     folder = None if out is None else writable_folder(out)
-    run = Run(predictor, root / split, root / images, workers, on_error, setup, folder)
+    run = Run(predictor, root / split, root / images, workers, on_error, setup, folder, processes)
     rule = OFFICIAL_RULE if official else MetricRule(tuple(max_detections or predictor.max_detections))
-    return EVALUATIONS[predictor.model.task](run, rule._replace(backend=backend or rule.backend), official)
+    evaluation = EVALUATIONS[predictor.model.task]
+    report: DenseReport = processes.share(evaluation(run, rule._replace(backend=backend or rule.backend), official))
+    return report
 
 
 class Run(NamedTuple):
@@ -115,6 +120,7 @@ class Run(NamedTuple):
         on_error: "stop" or "skip" at an unreadable image.
         setup: Settings of the evaluation, for the report.
         out: Folder for the report; None writes nothing.
+        processes: Processes that share the images.
     """
 
     predictor: DensePredictor
@@ -124,19 +130,25 @@ class Run(NamedTuple):
     on_error: str
     setup: dict[str, Any]
     out: Path | None
+    processes: Processes
 
 
-def _batches(
-    predictor: DensePredictor, images: CocoInstances | SemanticMasks, workers: int
-) -> Iterator[tuple[int, list[Batch]]]:
-    """Yield the index of every image and its test-time augmentation views."""
-    images.transform = predictor.tta  # type: ignore[assignment] # a sample here is an image at several sizes
-    for batches in DataLoader(images, batch_size=1, num_workers=workers, collate_fn=itemgetter(0)):
-        if batches is not None:  # None: unreadable and skipped
-            yield batches[0].indices[0], batches
+def _predictions(
+    run: Run, images: CocoInstances | SemanticMasks, *, max_detections: int | None = None
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield the index of every readable image and its prediction, in the first process."""
+    images.transform = run.predictor.tta  # type: ignore[assignment] # a sample here is an image at several sizes
+    own = Subset(images, run.processes.own(len(images)))
+    loader = DataLoader(own, batch_size=1, num_workers=run.workers, collate_fn=itemgetter(0))
+    found = (
+        (batches[0].indices[0], run.predictor.run(batches, max_detections=max_detections))
+        for batches in loader
+        if batches is not None  # None: unreadable and skipped
+    )
+    return run.processes.in_order(found, len(images))
 
 
-def _evaluate_detections(run: Run, rule: MetricRule, official: bool) -> DenseReport:
+def _evaluate_detections(run: Run, rule: MetricRule, official: bool) -> DenseReport | None:
     predictor, out = run.predictor, run.out
     data = CocoInstances(
         run.split, run.images, on_error=run.on_error, expected_classes=predictor.classes, options=predictor.options
@@ -149,12 +161,13 @@ def _evaluate_detections(run: Run, rule: MetricRule, official: bool) -> DenseRep
     results: list[dict[str, Any]] = []
     seen: list[int] = []
     worst = Worst()
-    for index, batches in _batches(predictor, data, run.workers):
-        values = predictor.run(batches, max_detections=limit)
+    for index, values in _predictions(run, data, max_detections=limit):
         seen.append(data.samples[index][1])
         results += to_results(values, seen[-1], data.label_ids)
         if out is not None:
             _rank_detections(worst, data, index, values)
+    if not run.processes.is_first:
+        return None
     _check_seen(seen, data)
     if out is not None:  # before the metrics, which may fail; predictions take longer
         ids = dict(zip(data.label_ids, data.category_ids, strict=True))
@@ -209,7 +222,7 @@ def _with_objects(image: Image.Image, objects: dict[str, Tensor]) -> Image.Image
     return draw_objects(image, objects["boxes"].tolist(), objects["labels"].tolist(), masks)
 
 
-def _evaluate_masks(run: Run, rule: MetricRule, official: bool) -> DenseReport:
+def _evaluate_masks(run: Run, rule: MetricRule, official: bool) -> DenseReport | None:
     predictor, out, classes = run.predictor, run.out, run.predictor.classes
     data = SemanticMasks(
         run.split,
@@ -224,14 +237,16 @@ def _evaluate_masks(run: Run, rule: MetricRule, official: bool) -> DenseReport:
     metric = SemanticMetric(len(classes))
     seen: list[int] = []
     worst = Worst()
-    for index, batches in _batches(predictor, data, run.workers):
-        predicted = predictor.run(batches)["labels"]
+    for index, values in _predictions(run, data):
+        predicted = values["labels"]
         seen.append(index)
-        target = data.read_target(index, batches[0].image_infos[0].original)["labels"]
+        target = data.read_target(index, (predicted.shape[0], predicted.shape[1]))["labels"]
         target = reduce_zero_label(target) if predictor.tta.config.reduce_zero_label else target
         metric.add(predicted, target)
         if out is not None:
             _rank_mask(worst, data, index, predicted, target)
+    if not run.processes.is_first:
+        return None
     _check_seen(seen, data)
     if not metric.counts.any():
         reduced = "on" if predictor.tta.config.reduce_zero_label else "off"

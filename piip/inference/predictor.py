@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from piip.data.image_reading import ReadOptions
@@ -13,6 +14,7 @@ from piip.inference.class_predictor import ClassPredictor, trained_options
 from piip.inference.dense_predictor import DensePredictor, load_dense_predictor
 from piip.inference.inputs import ImageInput
 from piip.inference.predictions import SCORE_THRESHOLD, Prediction
+from piip.inference.processes import ALONE, Processes, shared
 from piip.inference.tiling import Tiling
 from piip.serialization.base import PyramidModel
 from piip.serialization.description import read_description
@@ -134,6 +136,7 @@ class Predictor:
         batch_size: int | None = None,
         workers: int | None = None,
         on_error: str = "skip",
+        processes: Processes = ALONE,
     ) -> Iterator[Prediction]:
         """Return an iterator over the predictions for files, in order; see `predict`.
 
@@ -143,6 +146,7 @@ class Predictor:
             batch_size: Files at a time (classifiers); None is 32.
             workers: Reading processes (classifiers); None or 0 reads in this process.
             on_error: "skip" an unreadable file with a warning that names it, or "stop".
+            processes: Processes that share the files: the first one yields the predictions of all, the others none.
 
         Raises:
             ValueError: There are no images, a file is unreadable, or an option is invalid or not for this model.
@@ -150,15 +154,17 @@ class Predictor:
         files = find_images(paths)
         if self._dense is not None:
             _refuse({"top": top, "batch_size": batch_size, "workers": workers}, "classifiers")
-            return self._dense.predict_paths(files, on_error=on_error)
+            dense = self._dense
+            return shared(files, lambda own: dense.predict_paths(own, on_error=on_error), processes)
         assert self._classifier is not None  # one of the two
-        return self._classifier.predict_paths(
-            files,
+        predict = partial(
+            self._classifier.predict_paths,
             top=TOP if top is None else top,
             batch_size=BATCH_SIZE if batch_size is None else batch_size,
             workers=workers or 0,
             on_error=on_error,
         )
+        return shared(files, predict, processes, block=BATCH_SIZE if batch_size is None else batch_size)
 
 
 def _refuse(options: Mapping[str, object], whose: str) -> None:
