@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from piip.config import ModelConfig
 from piip.layers import checkpointing
 from piip.layers.image_pyramid import check_image, image_pyramid, official_image_pyramid, pyramid_sizes
 from piip.layers.interaction import Interaction
+from piip.layers.map_info import MapInfo, check_format, formatted, taken_indices
 from piip.layers.merge import Merge
 from piip.layers.necks import Neck
 from piip.layers.outputs import ExportWrapper, NamedOutputs, Output
@@ -100,16 +102,28 @@ class PIIPBackbone(PyramidModel):
         Raises:
             ValueError: The input is not a batch of images.
         """
-        check_image(image, min_size=self.branches[-1].stride)
-        images = self.pyramid(image)
-        features = [branch.embed(resized) for branch, resized in zip(self.branches, images, strict=True)]
+        features = self.embed(image)
         stage_maps = []
-        for stage, interaction in enumerate(self.interactions):
-            features = [branch.run_stage(stage, tokens) for branch, tokens in zip(self.branches, features, strict=True)]
-            features = interaction(features)
+        for stage in range(len(self.interactions)):
+            features = self.run_stage(stage, features)
             if str(stage) in self.stage_merges:
                 stage_maps.append(self._merged(self.stage_merges[str(stage)], features))
-        return [branch.finish(tokens) for branch, tokens in zip(self.branches, features, strict=True)], stage_maps
+        return self.finish(features), stage_maps
+
+    def embed(self, image: Tensor) -> list[BranchFeatures]:
+        """Return the tokens of images (B, 3, H, W) that enter the first stage of every branch."""
+        check_image(image, min_size=self.branches[-1].stride)
+        images = self.pyramid(image)
+        return [branch.embed(resized) for branch, resized in zip(self.branches, images, strict=True)]
+
+    def run_stage(self, stage: int, features: list[BranchFeatures]) -> list[BranchFeatures]:
+        """Run one stage of every branch and the interaction behind it."""
+        features = [branch.run_stage(stage, tokens) for branch, tokens in zip(self.branches, features, strict=True)]
+        return self.interactions[stage](features)
+
+    def finish(self, features: list[BranchFeatures]) -> list[BranchFeatures]:
+        """Apply what every network does after its last block."""
+        return [branch.finish(tokens) for branch, tokens in zip(self.branches, features, strict=True)]
 
     def forward_features(self, image: Tensor) -> list[BranchFeatures]:
         """Return the finished features of every branch, before merging; see `run`."""
@@ -135,8 +149,92 @@ class PIIPBackbone(PyramidModel):
     def _merged(self, merge: Merge, features: list[BranchFeatures]) -> Tensor:
         return checkpointing.call(merge, features, recompute=self.grad_checkpointing)
 
+    def forward_intermediates(
+        self,
+        image: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        *,
+        branch: int | None = None,
+    ) -> Any:
+        """Return intermediate maps of images, as timm's models do.
+
+        Without `branch`, the intermediates are the maps of `forward`, described by `feature_info`. With it, they are
+        the maps of one branch after each stage and its interaction, described by `branch_feature_info`.
+
+        Args:
+            image: See `forward`.
+            indices: Maps or stages to return; a number selects the last ones, None all.
+            return_prefix_tokens: With `branch`: return pairs of a map and the prefix tokens (B, P, C).
+            norm: With `branch`: apply the network's final norm to maps of its final width. The maps of `forward` are
+                made of normalised features anyway.
+            stop_early: With `branch` and `intermediates_only`: do not run the stages after the last selected one.
+            output_fmt: "NCHW" for maps (B, C, H, W), "NLC" for tokens (B, H * W, C).
+            intermediates_only: Return the list of intermediates alone.
+            branch: Index of a branch, -1 is the one of the highest resolution.
+
+        Returns:
+            The features of `forward_features` and the list of intermediates, or this list.
+
+        Raises:
+            ValueError: Arguments out of range, or that need others.
+        """
+        check_format(output_fmt)
+        if branch is not None:
+            is_cut = stop_early and intermediates_only
+            features, found = self._stage_features(image, indices, branch, norm=norm, is_cut=is_cut)
+            maps = [formatted(tokens.as_map(), output_fmt) for tokens in found]
+            prefixes = [tokens.prefix for tokens in found]
+            intermediates = [*zip(maps, prefixes, strict=True)] if return_prefix_tokens else maps
+        elif return_prefix_tokens:
+            raise ValueError("return_prefix_tokens needs branch=INDEX: merged maps and levels have no prefix tokens.")
+        else:
+            features, stage_maps = self.run(image)
+            maps = self.forward_maps(features, stage_maps)
+            intermediates = [formatted(maps[index], output_fmt) for index in taken_indices(len(maps), indices)]
+        return intermediates if intermediates_only else (features, intermediates)
+
+    def _stage_features(
+        self, image: Tensor, indices: int | Sequence[int] | None, branch: int, *, norm: bool, is_cut: bool
+    ) -> tuple[list[BranchFeatures], list[BranchFeatures]]:
+        """Return the finished features of every branch, and those of one branch after selected stages."""
+        stages = self._branch(branch).stages
+        wanted = taken_indices(len(stages), indices)
+        features = self.embed(image)
+        found = {}
+        for stage in range(max(wanted) + 1 if is_cut else len(stages)):
+            features = self.run_stage(stage, features)
+            is_normed = norm and stages[stage].channels == stages[-1].channels
+            found[stage] = self.branches[branch].finish(features[branch]) if is_normed else features[branch]
+        return self.finish(features), [found[stage] for stage in wanted]
+
+    def _branch(self, index: int) -> Branch:
+        count = len(self.branches)
+        if not -count <= index < count:
+            raise ValueError(
+                f"branch is {index}, expected an index in [-{count}, {count}): there are {count} branches."
+            )
+        return self.branches[index]
+
+    def branch_feature_info(self, branch: int = -1) -> MapInfo:
+        """Return channels and stride in pixels of the given image of one branch's maps after each stage.
+
+        Args:
+            branch: Index of a branch, -1 is the one of the highest resolution.
+
+        Raises:
+            ValueError: There is no such branch.
+        """
+        stages = self._branch(branch).stages
+        ratio = self.ratios[branch]
+        return MapInfo([{"num_chs": stage.channels, "reduction": stage.stride / ratio} for stage in stages])
+
     @property
-    def feature_info(self) -> list[dict[str, float]]:
+    def feature_info(self) -> MapInfo:
         """Channels (`num_chs`) and stride in image pixels (`reduction`) of every returned map, in timm's words."""
         finest = self.branches[-1].stages
         maps: list[dict[str, float]] = []
@@ -147,7 +245,7 @@ class PIIPBackbone(PyramidModel):
         else:  # strides are in pixels of the input image, branches see smaller images
             stages = zip((branch.stages[-1] for branch in self.branches), self.ratios, strict=True)
             maps += [{"num_chs": stage.channels, "reduction": stage.stride / ratio} for stage, ratio in stages]
-        return maps if self.neck is None else self.neck.feature_info(maps)
+        return MapInfo(maps if self.neck is None else self.neck.feature_info(maps))
 
     def parts(self) -> dict[str, list[nn.Module]]:
         """Return the modules of each part; see `ModelParts`."""

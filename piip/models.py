@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from piip.cost.counting import NamesParts
 from piip.heads.base import DenseHead, LossesAndMetrics, View
 from piip.heads.classification import ClassificationHead
 from piip.heads.projector import Projector
+from piip.layers.map_info import MapInfo
 from piip.layers.outputs import ExportWrapper, NamedOutputs, Output
 from piip.serialization.base import PyramidModel
 from piip.structures import BranchFeatures, HeadOutput, ImageInfo, Target
@@ -46,6 +48,28 @@ class _ModelWithHead(PyramidModel):
     def usage(self) -> str:
         """Return Python code that runs the model on `image`; see `PyramidModel`."""
         return f"print(model((image - mean) / std).shape)  # {self._output_shape()}"
+
+    @property
+    def feature_info(self) -> MapInfo:
+        """Channels and strides of the backbone's maps; see `PIIPBackbone.feature_info`."""
+        return self.backbone.feature_info
+
+    def forward_intermediates(
+        self,
+        image: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        *,
+        branch: int | None = None,
+    ) -> Any:
+        """Return intermediate maps of images; see `PIIPBackbone.forward_intermediates`."""
+        return self.backbone.forward_intermediates(
+            image, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only, branch=branch
+        )
 
     def _output_shape(self) -> str:
         return "(1, ...)"

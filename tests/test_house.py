@@ -23,6 +23,7 @@ LIGHTNING_IMPORTS = {("piip/cli/train.py", "pytorch_lightning.utilities", "rank_
 # Parts of timm that are no internals of its networks, and who may use them.
 TIMM_PARTS = {
     ("piip/layers/interaction.py", "timm.layers", "DropPath"),
+    ("piip/layers/map_info.py", "timm.models", "FeatureInfo"),
     ("piip/layers/necks.py", "timm.layers", "LayerNorm2d"),
     ("piip/training/setup.py", "timm.data", "Mixup"),
 }
