@@ -10,7 +10,7 @@ import torch
 from packaging.version import Version
 from torch import nn
 
-from piip.config import BranchConfig
+from piip.config import BranchConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
 
 REGNET = pytest.param(
     "regnetx_002",
@@ -23,6 +23,17 @@ REGNET = pytest.param(
 def tiny_vit(dim: int, heads: int, image_size: int, depth: int = 4, **fields: Any) -> BranchConfig:
     args = {"embed_dim": dim, "num_heads": heads, "depth": depth, **fields.pop("timm_args", {})}
     return BranchConfig("vit_tiny_patch16_224", image_size, timm_args=args, **fields)
+
+
+def tiny_pyramid(count: int = 2, *, neck: str = "simple", merge: str | None = None, patch: int = 16) -> ModelConfig:
+    """Describe `count` ViTs of two blocks, with four levels by default; the strides are those of the patch."""
+    merge = merge or ("linear" if count > 1 else "none")
+    branches = tuple(
+        tiny_vit(width, 2, 2 * patch * 2**index, depth=2, timm_args={"patch_size": patch})
+        for index, width in enumerate((32, 24, 16)[:count])
+    )
+    interaction = InteractionConfig(num_heads=2)
+    return ModelConfig(branches, interaction, merge=MergeConfig(merge), neck=NeckConfig(neck))
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

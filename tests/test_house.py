@@ -93,6 +93,9 @@ def test_import_piip_loads_nothing_heavy() -> None:
         "PIL",
         "rich",
         "matplotlib",
+        "transformers",
+        "segmentation_models_pytorch",
+        "supervision",
     ]
     code = (
         "import sys, time, torch\n"

@@ -20,7 +20,7 @@ ORDER = """
 __init__ deprecation lazy tables kinds texts fields output config structures device ops layers branches heads
 optimize data
 cost serialization backbone models build zoo checkpoints recipe
-export inference evaluation training bench demo cli __main__
+export inference evaluation training bench demo integrations cli __main__
 """.split()
 # Imports against that order, and why: by file, the module that is imported.
 AGAINST_ORDER = {
@@ -33,6 +33,8 @@ AGAINST_ORDER = {
     # one function makes any model fast, in other runtimes too
     ("optimize/rewrite.py", "piip.export.runtime"),
     ("cost/paper.py", "piip.build"),
+    # a method of predictions, for who has supervision
+    ("inference/predictions.py", "piip.integrations.supervision"),
     # writing comes before the models, rebuilding after them
     ("serialization/load.py", "piip.build"),
     ("serialization/load.py", "piip.zoo.published"),
@@ -42,6 +44,7 @@ LATE = {
     "cli": "everything: help answers at once",
     "evaluation": "matplotlib, for reports only",
     "ops/deform_attn.py": "Triton, on CUDA only",
+    "inference/predictions.py": "supervision, which is optional",
     "lazy.py": "the point of it",
     "fields.py": "yaml, for text from the command line only",
     "optimize/rewrite.py": "the exporters, for another runtime only",
@@ -159,6 +162,7 @@ def test_the_top_level_is_small() -> None:
 
 def test_import_piip_loads_nothing_heavy() -> None:
     heavy = "torchvision timm pytorch_lightning lightning torchmetrics huggingface_hub PIL rich matplotlib".split()
+    heavy += "transformers segmentation_models_pytorch supervision".split()
     code = (
         "import sys, time, torch\n"
         "before = set(sys.modules)\n"

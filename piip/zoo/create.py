@@ -109,6 +109,8 @@ def create_model(
             f"No downloadable weights are known for {name}. Get the authors' file and convert it with "
             "`piip convert`, or start from pretrained_branches=True."
         )
+    if features_only:  # overrides need not fit the head
+        config = dataclasses.replace(config, head=HeadConfig())
     config = ModelConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
     if pretrained_branches:
         branches = tuple(dataclasses.replace(branch, pretrained=True) for branch in config.branches)
