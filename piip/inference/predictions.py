@@ -6,13 +6,16 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from piip.inference.compact_masks import CompactMask
+
+if TYPE_CHECKING:
+    import supervision as sv
 
 SCORE_THRESHOLD = 0.5  # detections below it are written to files, but neither counted nor drawn
 
@@ -23,10 +26,12 @@ class Prediction(ABC):
     Attributes:
         path: The file, None for an image in memory.
         is_drawn: Whether the prediction can be drawn into the image.
+        has_boxes: Whether the prediction is of a detector.
     """
 
     path: str | None
     is_drawn: ClassVar[bool] = True
+    has_boxes: ClassVar[bool] = False
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -60,6 +65,14 @@ class Prediction(ABC):
             image_id: The image's number.
         """
         return []
+
+    def to_supervision(self) -> sv.Detections:
+        """Return the detections as supervision's `Detections`.
+
+        Raises:
+            ValueError: The prediction is of a classifier or segmentor.
+        """
+        raise ValueError("supervision's Detections are made of boxes, which only predictions of detectors have.")
 
     def semantic_mask(self) -> Image.Image | None:
         """Return the class indices of the pixels as an 8-bit image, None for other tasks."""
@@ -129,6 +142,8 @@ class InstancePrediction(Prediction):
         category_ids: Id of every class in COCO files; None counts them from 1.
     """
 
+    has_boxes = True
+
     path: str | None
     shape: tuple[int, int]
     classes: Sequence[str]
@@ -197,6 +212,12 @@ class InstancePrediction(Prediction):
         sides = self.boxes.clone()
         sides[:, 2:] -= sides[:, :2]
         return {"boxes": sides.tolist(), "scores": self.scores.tolist(), "class_names": self.names}
+
+    def to_supervision(self) -> sv.Detections:
+        """Return all detections as supervision's; see `piip.integrations.supervision.to_detections`."""
+        from piip.integrations.supervision import to_detections
+
+        return to_detections(self)
 
     def _run_lengths(self) -> list[dict[str, Any]]:
         return [mask.run_lengths(self.shape) for mask in self.masks or ()]
