@@ -15,7 +15,7 @@ from piip.fields import at_least, check_fields, one_of, read_fields
 from piip.kinds import ATTENTION_KINDS, HEAD_KINDS, MERGE_KINDS, NECK_KINDS
 
 POOL_KINDS = ("token", "mean", "first_patch")
-DIRECTIONS = ("both", "to_coarse", "to_fine")
+DIRECTIONS = ("both", "to_coarse", "to_fine", "none")
 RESIZE_KINDS = ("exact", "official")
 NORMALIZE_KINDS = ("shared", "per_branch")
 WINDOW_PADDINGS = ("before_qkv", "after_qkv")
@@ -124,7 +124,8 @@ class InteractionConfig:
         ffn_ratio: Hidden width of the ConvFFN relative to the branch; 0 omits the ConvFFN.
         projection: Project the other branch to this branch's width before attention.
         norm: Apply LayerNorm to query, source and FFN input.
-        direction: "both", or only "to_coarse" (towards the larger network) or "to_fine".
+        direction: "both", only "to_coarse" (towards the larger network), only "to_fine", or "none": the branches meet in
+            the merge only (baselines).
         drop_path_rate: Stochastic depth of the ConvFFN, in [0, 1).
     """
 

@@ -70,14 +70,16 @@ def test_injector_is_gated_attention_and_gated_ffn() -> None:
         torch.testing.assert_close(injector(query, source, (8, 8), (6, 6)), want)
 
 
-@pytest.mark.parametrize("direction", ["both", "to_coarse", "to_fine"])
+@pytest.mark.parametrize("direction", ["both", "to_coarse", "to_fine", "none"])
 def test_directions(direction: str) -> None:
     made = backbone(direction=direction)
     given = [features(32, (4, 4), 0), features(24, (6, 6), 1), features(16, (8, 8), 2)]
     with torch.inference_mode():
         got = made.interactions[0](given)
     changed = [not torch.equal(a.patches, b.patches) for a, b in zip(given, got, strict=True)]
-    assert changed == {"both": [True] * 3, "to_coarse": [True, True, False], "to_fine": [False, True, True]}[direction]
+    want = {"both": [True] * 3, "to_coarse": [True, True, False], "to_fine": [False, True, True], "none": [False] * 3}
+    assert changed == want[direction]
+    assert bool(list(made.interactions.parameters())) == (direction != "none")
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def _injector(config: InteractionConfig, dim: int, source_dim: int) -> Injector:
 
 def interaction_unit(config: InteractionConfig, coarse: StageInfo, fine: StageInfo) -> InteractionUnit:
     """Build the interaction of two neighbouring branches."""
-    to_coarse, to_fine = config.direction != "to_fine", config.direction != "to_coarse"
+    to_coarse, to_fine = (config.direction in ("both", way) for way in ("to_coarse", "to_fine"))
     project = config.projection
     return InteractionUnit(
         _injector(config, coarse.channels, coarse.channels if project else fine.channels) if to_coarse else None,

@@ -23,7 +23,12 @@ MARK = "<!-- written by piip, {digest}: remove this line or change the text, and
 SEAL = re.compile(re.escape(MARK).replace(re.escape("{digest}"), "([0-9a-f]{16})"))
 
 AUTHORS = "https://github.com/OpenGVLab/PIIP"
-EXCHANGES = {"both": "in both directions", "to_coarse": "towards the larger one", "to_fine": "towards the smaller one"}
+EXCHANGES = {
+    "both": "neighbours exchange features by {attention} cross-attention in both directions",
+    "to_coarse": "features reach the larger neighbour by {attention} cross-attention",
+    "to_fine": "features reach the smaller neighbour by {attention} cross-attention",
+    "none": "neighbours exchange nothing",
+}
 SOURCES = """\
 Built with `piip`, an independent implementation of
 
@@ -135,8 +140,7 @@ def _summary(model: PyramidModel, config: ModelConfig, report: CostReport) -> st
     return (
         f"{'A parameter-inverted image pyramid' if inverted else 'An image pyramid'} of {len(parts)} networks that see "
         f"the same image at different resolutions: {', '.join(parts[:-1])} and {parts[-1]}. After each of "
-        f"{len(backbone.interactions)} stages neighbours exchange features by {exchange.attention} cross-attention "
-        f"{EXCHANGES[exchange.direction]}. {end}"
+        f"{len(backbone.interactions)} stages {EXCHANGES[exchange.direction].format(attention=exchange.attention)}. {end}"
     )
 
 
