@@ -124,8 +124,8 @@ class InteractionConfig:
         ffn_ratio: Hidden width of the ConvFFN relative to the branch; 0 omits the ConvFFN.
         projection: Project the other branch to this branch's width before attention.
         norm: Apply LayerNorm to query, source and FFN input.
-        direction: "both", only "to_coarse" (towards the larger network), only "to_fine", or "none": the branches meet in
-            the merge only (baselines).
+        direction: "both", only "to_coarse" (towards the larger network), only "to_fine", or "none": the branches meet
+            in the merge only (baselines).
         drop_path_rate: Stochastic depth of the ConvFFN, in [0, 1).
     """
 

@@ -109,6 +109,21 @@ def read_fields(cls: type[T], values: Mapping[str, Any], path: str, *, ready: Ma
     return cls(**arguments)
 
 
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested mappings with some fields changed; sections are merged, everything else is replaced.
+
+    Args:
+        values: Fields by name.
+        changes: Fields to change or add.
+    """
+    nested = {
+        name: merged(values[name], change)
+        for name, change in changes.items()
+        if isinstance(change, Mapping) and isinstance(values.get(name), Mapping)
+    }
+    return {**values, **changes, **nested}
+
+
 def set_dotted(values: dict[str, Any], name: str, value: Any) -> None:
     """Set one field in nested dicts and lists.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from piip.bench.table import label
 
 Row = dict[str, Any]
-PANELS = {
+Cost = Callable[[Row], float]
+PANELS: dict[str, Cost] = {
     "seconds per batch": lambda row: row["seconds"],
     "GMACs": lambda row: row["macs"] / 1e9,
     "peak memory, GB": lambda row: row["peak_bytes"] / 1e9,
@@ -34,13 +35,28 @@ def draw(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
         path: PNG file.
         title: Text above the panels.
     """
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     measured = [row for row in rows if row["seconds"] is not None]
     metric = main_metric(measured)
     shown = [row for row in measured if row["metric"] == metric]
-    panels = PANELS if metric else {"GMACs": PANELS["GMACs"]}
+    draw_panels(shown, PANELS if metric else {"GMACs": PANELS["GMACs"]}, path, title=title, metric=metric)
+
+
+def draw_panels(
+    shown: Sequence[Row], panels: Mapping[str, Cost], path: str | Path, *, title: str, metric: str | None
+) -> None:
+    """Draw accuracy against several costs; without a metric, time.
+
+    Args:
+        shown: Models with "name", "branches", "accuracy" (or "seconds") and the costs; "spread", if there, is the half
+            length of error bars.
+        panels: Cost of a row, by the name of its axis.
+        path: PNG file.
+        title: Text above the panels.
+        metric: Name of the accuracy.
+    """
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     heights = [row["accuracy"] if metric else row["seconds"] for row in shown]
     fronts = {
         name: pareto_front([*zip(map(value, shown), heights, strict=True)]) if metric else []
@@ -116,6 +132,9 @@ def _draw_panel(
         x, y = [costs[index] for index in chosen], [heights[index] for index in chosen]
         if chosen:
             axis.scatter(x, y, color=COLORS[is_pyramid], label=name, s=28, zorder=3)
+            spread = [rows[index].get("spread") or 0.0 for index in chosen]
+            if any(spread):
+                axis.errorbar(x, y, yerr=spread, fmt="none", ecolor=COLORS[is_pyramid], capsize=2, elinewidth=1)
     if len(front) > 1:
         x, y = [costs[index] for index in front], [heights[index] for index in front]
         axis.plot(x, y, color=FRONT, zorder=1, label="Pareto front")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from piip import __version__
 from piip.cli.bench import bench
+from piip.cli.compare import compare
 from piip.cli.convert import convert
 from piip.cli.cost import cost
 from piip.cli.data import data_check, data_landcover, data_nuclei
@@ -43,6 +44,7 @@ COMMANDS: Table[Command | CommandGroup, None] = Table.of(
         "list": list_models,
         "cost": cost,
         "bench": bench,
+        "compare": compare,
         "data": {
             "check": data_check,
             "convert": data_convert,

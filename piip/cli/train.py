@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from typing import Any, Literal
 
 from piip.output import to_json
@@ -48,11 +46,10 @@ def train(
     loaded = load_recipe(recipe, changes)  # before PyTorch is imported, so typing errors are reported immediately
     from pytorch_lightning.utilities import rank_zero_only
 
+    from piip.training.loggers import quieten_lightning
     from piip.training.train import train as run
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # about in-place operations on its outputs
+    quieten_lightning()
     result = run(
         loaded,
         resume=resume,

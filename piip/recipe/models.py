@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from piip.config import ModelConfig
-from piip.fields import nearest_names, plain, read_fields
+from piip.fields import merged, nearest_names, plain, read_fields
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class NamedModel:
         """
         from piip.zoo.create import model_config
 
-        values = _merged(model_config(self.name).to_dict(), {"head": {"num_classes": None}})
-        values = _merged(values, {**self.overrides, **_changed_branches(values["branches"], self.overrides)})
+        values = merged(model_config(self.name).to_dict(), {"head": {"num_classes": None}})
+        values = merged(values, {**self.overrides, **_changed_branches(values["branches"], self.overrides)})
         for name, kind in (("head", Mapping), ("branches", (list, tuple))):
             if not isinstance(values[name], kind):
                 raise ValueError(f"recipe.model.{name} is {values[name]!r}, expected fields of ModelConfig.{name}.")
@@ -73,7 +73,7 @@ class OpenModel:
 
     def description(self) -> dict[str, Any]:
         """Return the fields of `ModelConfig`, with None for the number of classes."""
-        values: dict[str, Any] = _merged(plain(self.config.to_dict()), {"head": {"num_classes": None}})
+        values: dict[str, Any] = merged(plain(self.config.to_dict()), {"head": {"num_classes": None}})
         return values
 
 
@@ -129,15 +129,6 @@ def _changed_branches(branches: Sequence[Mapping[str, Any]], overrides: Mapping[
             )
         numbered[str(number)] |= fields
     return {"branches": list(numbered.values())}
-
-
-def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    nested = {
-        name: _merged(values[name], change)
-        for name, change in changes.items()
-        if isinstance(change, Mapping) and isinstance(values.get(name), Mapping)
-    }
-    return {**values, **changes, **nested}
 
 
 def _read_description(values: Mapping[str, Any]) -> OpenModel | ModelConfig:

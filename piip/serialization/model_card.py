@@ -136,11 +136,12 @@ def _summary(model: PyramidModel, config: ModelConfig, report: CostReport) -> st
     sizes = [branch.image_size for branch in config.branches]
     params = [report.parts[f"branch {i}"].params for i in range(len(parts))]
     inverted = sizes == sorted(sizes) and params == sorted(params, reverse=True)
-    exchange = config.interaction
+    interaction = config.interaction
+    exchange = EXCHANGES[interaction.direction].format(attention=interaction.attention)
     return (
         f"{'A parameter-inverted image pyramid' if inverted else 'An image pyramid'} of {len(parts)} networks that see "
         f"the same image at different resolutions: {', '.join(parts[:-1])} and {parts[-1]}. After each of "
-        f"{len(backbone.interactions)} stages {EXCHANGES[exchange.direction].format(attention=exchange.attention)}. {end}"
+        f"{len(backbone.interactions)} stages {exchange}. {end}"
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,13 @@ from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from piip.recipe import RunConfig
 
 PROJECT = "piip"
+
+
+def quieten_lightning() -> None:
+    """Hide Lightning's advice, for the rest of the process: a command says by itself what users need to know."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # about in-place operations on its outputs
 
 
 def build_loggers(run: RunConfig, *, log_every: int, resumed_at: int | None = None) -> list[Logger]:

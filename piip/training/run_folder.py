@@ -226,12 +226,7 @@ def check_same_recipe(
     beside = checkpoint.parent / RECIPE_NAME
     if not beside.is_file():
         return ""
-    old, new = _flat(resolve(load_recipe(beside)).to_dict()), _flat(recipe.to_dict())
-    changed = [
-        f"{name} {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in FREE_ON_RESUME
-    ]
+    changed = recipe_changes(resolve(load_recipe(beside)), recipe)
     difference = f"{beside} differs from this recipe: {'; '.join(changed)}." if changed else ""
     if changed and is_exact:
         raise ValueError(
@@ -239,6 +234,21 @@ def check_same_recipe(
             "otherwise continue by step with --resume-inexact, or choose another --out."
         )
     return difference
+
+
+def recipe_changes(before: Recipe, after: Recipe) -> list[str]:
+    """Return the fields that affect training and differ, as "NAME OLD -> NEW"; see `FREE_ON_RESUME` for the others.
+
+    Args:
+        before: A recipe.
+        after: A recipe that is as much resolved as the first.
+    """
+    old, new = _flat(before.to_dict()), _flat(after.to_dict())
+    return [
+        f"{name} {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name not in FREE_ON_RESUME
+    ]
 
 
 def read_history(folder: str | Path) -> list[dict[str, float]]:

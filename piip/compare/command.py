@@ -1,0 +1,159 @@
+"""What `piip compare` does: plan, work, time, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from piip.bench.run import BenchOptions, run_bench
+from piip.bench.subjects import Subject
+from piip.compare.config import load_comparison
+from piip.compare.plan import Plan, check_unchanged, make_plan
+from piip.compare.queue import LOCKS, Launch, Session
+from piip.compare.report import PAGE, TIMES, read_times, write_report
+from piip.compare.worker import run_in_process
+from piip.device import pick_device
+from piip.fields import at_least, nearest_names
+from piip.output import writable_folder
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a command left.
+
+    Args:
+        content: Contents of `results.json`.
+        is_complete: Whether every run that was asked for is done.
+        failed: Folders of the runs that failed.
+        summary: Table and state, for printing.
+    """
+
+    content: dict[str, Any]
+    is_complete: bool
+    failed: list[str]
+    summary: str
+
+
+def compare_models(
+    path: str | Path,
+    *,
+    out: str | Path | None = None,
+    only: Sequence[str] = (),
+    max_minutes: float | None = None,
+    bench_only: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    launch: Launch = run_in_process,
+) -> Comparison:
+    """Work a comparison off, as far as time allows; see `piip compare --help`.
+
+    Args:
+        path: The file of the comparison.
+        out: Folder of the comparison; None for runs/compare/NAME.
+        only: Labels of models; empty for all.
+        max_minutes: Time after which the run in progress is interrupted; None for no limit.
+        bench_only: Time the models, and train nothing.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        threads: Threads of each run; None for PyTorch's own choice.
+        launch: Does a run; in a process of its own by default.
+
+    Raises:
+        ValueError: File, recipes or data are wrong, or a run was started with another recipe.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the run in progress has saved its step.
+    """
+    started = time.monotonic()
+    pick_device(device)
+    if threads is not None:
+        at_least("threads", threads, 1)
+    config = load_comparison(path)
+    for label in only:
+        if label not in config.models:
+            raise ValueError(f"There is no model {label!r}. {nearest_names(label, [*config.models])}")
+    if bench_only and config.bench is None:
+        raise ValueError(f"{path} has no section bench, expected for example bench: {{threads: 1}}.")
+    plan = make_plan(config, Path(out) if out is not None else Path("runs") / "compare" / Path(path).stem)
+    writable_folder(plan.out)
+    check_unchanged(plan)
+    session = Session(
+        plan,
+        device=device,
+        threads=threads,
+        only=only,
+        deadline=None if max_minutes is None else started + 60 * max_minutes,
+        launch=launch,
+        say=_say,
+        after_run=lambda: _report(plan),
+    )
+    is_complete = False
+    if not bench_only:
+        _report(plan)
+        with _terminated_as_interrupted():
+            is_complete = session.work()
+    is_timed = {*plan.contenders} <= {*read_times(plan.out)}
+    if bench_only or (config.bench is not None and is_complete and not only and not is_timed):
+        _time(plan, device)
+    content, table = _report(plan)
+    state = (
+        "complete" if is_complete else f"not complete; the same command continues: piip compare {path} --out {plan.out}"
+    )
+    return Comparison(content, is_complete, session.failed, f"{table}\n\n{plan.out / PAGE} is {state}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _report(plan: Plan) -> tuple[dict[str, Any], str]:
+    """Write the report; return the contents of `results.json`, and the table."""
+    (plan.out / LOCKS).mkdir(exist_ok=True)
+    with FileLock(plan.out / LOCKS / "report.lock"):
+        return write_report(plan)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C: the run in progress saves its step."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _time(plan: Plan, device: str) -> None:
+    """Time all models, head included, in turn."""
+    timing = plan.config.bench
+    assert timing is not None
+    subjects = []
+    for label, contender in plan.contenders.items():
+        config = contender.recipe.model_config()
+        branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
+        config = dataclasses.replace(config, branches=branches)
+        subjects.append(Subject(label, config, image_size=contender.cost.image_size))
+    options = BenchOptions(
+        dtypes=(timing.dtype,),
+        form=timing.form,
+        repeats=timing.repeats,
+        image_size=None,
+        batch_size=timing.batch_size,
+        device=str(pick_device(device)),
+        threads=timing.threads,
+    )
+    run_bench(subjects, options, plan.out / TIMES, lambda text, done, total: _say(f"{done + 1} of {total}: {text}"))
