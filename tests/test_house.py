@@ -15,7 +15,7 @@ from processes import succeed
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "piip"
 FILES = sorted(PACKAGE.rglob("*.py"))
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "compare")
 
 LIGHTNING = {"pytorch_lightning", "lightning", "torchmetrics", "tensorboard"}
 # The command starts training late, and tells Lightning to be quiet first.

@@ -20,7 +20,7 @@ from piip.zoo import model_config
 from piip.zoo.published import published_results
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "compare")
 NAME = "piip_tsb_368_192_128.deit1_in1k"
 
 

@@ -73,16 +73,21 @@ def find_subject(name: str, *, with_head: bool = False) -> Subject:
 
 def _find(name: str) -> Subject:
     if name.endswith(RECIPE_ENDINGS):
-        return Subject(name, _untrained(load_recipe(name).model_config()))
+        return Subject(name, untrained(load_recipe(name).model_config()))
     if Path(name).is_dir() or "/" in name:
         return _saved(name)
     record = official_record(name)  # raises ValueError with the nearest names
     published = next(model for model in published_models() if model.record == record)
-    config = _untrained(model_config(name))
+    config = untrained(model_config(name))
     return Subject(name, config, accuracy=_published(published), image_size=_evaluated_size(published))
 
 
-def _untrained(config: ModelConfig) -> ModelConfig:
+def untrained(config: ModelConfig) -> ModelConfig:
+    """Return a description without pretrained weights, which take the same time as random ones.
+
+    Args:
+        config: The description.
+    """
     branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
     return dataclasses.replace(config, branches=branches)
 
@@ -90,7 +95,7 @@ def _untrained(config: ModelConfig) -> ModelConfig:
 def _saved(name: str) -> Subject:
     directory = find_model(name)
     description = read_description(directory)
-    config = _untrained(ModelConfig.from_dict(description["model"]))
+    config = untrained(ModelConfig.from_dict(description["model"]))
     return Subject(name, config, str(directory), _recorded(description.get("metrics", {})))
 
 

@@ -76,7 +76,9 @@ def data_landcover(
     )
 
 
-def data_nuclei(*, out: str = "data/nuclei", archive: str | None = None, download: bool = False) -> None:
+def data_nuclei(
+    *, out: str = "data/nuclei", archive: str | None = None, download: bool = False, semantic: bool = False
+) -> None:
     """Convert the 2018 nuclei images (CC0; 664 images, 28,986 masks) to a COCO data set with a fixed split.
 
     Near-duplicates and tiles of one image stay in one split; the same archive always gives the same split.
@@ -85,6 +87,7 @@ def data_nuclei(*, out: str = "data/nuclei", archive: str | None = None, downloa
         out: New or empty folder for images/, train.json, val.json and test.json.
         archive: An already downloaded zip archive of the public repository.
         download: Download the archive (76 MB) into the folder first.
+        semantic: Also write OUT/semantic, semantic masks of the same splits: background, interior, border.
 
     Raises:
         ValueError: Neither or both of `archive` and `download` are given.
@@ -97,6 +100,11 @@ def data_nuclei(*, out: str = "data/nuclei", archive: str | None = None, downloa
     report = convert_nuclei(source, out, progress=_count_images)
     for split, counts in report.items():
         print(f"{split:<6} {counts['images']:>4} images {counts['masks']:>6} masks in {counts['groups']} groups")
+    if semantic:
+        from piip.data.sources.nuclei_semantic import write_semantic_nuclei
+
+        for split, pixels in write_semantic_nuclei(out).items():
+            print(f"{split:<6} {', '.join(f'{name} {count:,}' for name, count in pixels.items())} pixels")
 
 
 def _count_images(done: int, total: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import sys
 import threading
@@ -16,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from piip.bench.run import BenchOptions, run_bench
-from piip.bench.subjects import Subject
+from piip.bench.subjects import Subject, untrained
 from piip.compare.config import load_comparison
 from piip.compare.plan import Plan, check_unchanged, make_plan
 from piip.compare.queue import LOCKS, Launch, Session
@@ -143,9 +142,7 @@ def _time(plan: Plan, device: str) -> None:
     assert timing is not None
     subjects = []
     for label, contender in plan.contenders.items():
-        config = contender.recipe.model_config()
-        branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
-        config = dataclasses.replace(config, branches=branches)
+        config = untrained(contender.config)
         subjects.append(Subject(label, config, image_size=contender.cost.image_size))
     options = BenchOptions(
         dtypes=(timing.dtype,),

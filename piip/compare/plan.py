@@ -10,6 +10,7 @@ from pathlib import Path
 
 from piip.compare.config import CompareConfig, SplitConfig
 from piip.compare.measure import MEASURES, check_metrics, test_split
+from piip.config import ModelConfig
 from piip.cost import CostReport, estimate_cost
 from piip.kinds import DATA_KINDS
 from piip.recipe import Recipe, load_recipe
@@ -30,6 +31,7 @@ class Contender:
         label: Its label.
         family: Models of one family share a learning rate.
         recipe: Its recipe, with the budget's length and without rate, seed and folder.
+        config: Its full description.
         cost: Of one image as evaluated, head included.
         training_macs: Multiply-adds of the forward pass of one image as trained.
         steps: Optimiser steps of a run; None where the budget is in epochs.
@@ -38,6 +40,7 @@ class Contender:
     label: str
     family: str
     recipe: Recipe
+    config: ModelConfig
     cost: CostReport
     training_macs: int
     steps: int | None
@@ -176,7 +179,7 @@ def make_plan(config: CompareConfig, out: Path) -> Plan:
                 raise ValueError(f"models.{label}: {error}") from error
     contenders = {label: contenders[label] for label in config.models}
     recipes = [contender.recipe for contender in contenders.values()]
-    heads = {label: contender.recipe.model_config().head for label, contender in contenders.items()}
+    heads = {label: contender.config.head for label, contender in contenders.items()}
     tasks = {head.task: label for label, head in heads.items()}
     if len(tasks) > 1:
         raise ValueError(f"The models have different tasks: {', '.join(f'{v} {k}' for k, v in tasks.items())}.")
@@ -205,7 +208,9 @@ def _contender(config: CompareConfig, label: str, family: str, classes: dict[tup
     described = recipe.model_config(num_classes=classes[key])
     training_size, size = image_sizes(recipe)
     training_macs = estimate_cost(described, image_size=training_size).macs
-    contender = Contender(label, family, recipe, estimate_cost(described, image_size=size), training_macs, None)
+    contender = Contender(
+        label, family, recipe, described, estimate_cost(described, image_size=size), training_macs, None
+    )
     steps = _steps(config, contender)
     epochs = config.budget.epochs or recipe.schedule.epochs
     schedule = dataclasses.replace(recipe.schedule, max_steps=steps, epochs=epochs)

@@ -113,7 +113,7 @@ def _content(plan: Plan, rows: Rows, lines: Sequence[Line]) -> dict[str, Any]:
             {
                 "label": summary.label,
                 "family": contender.family,
-                "branches": len(contender.recipe.model_config().branches),
+                "branches": len(contender.config.branches),
                 "rate": summary.rate,
                 "seeds": [row["seed"] for row in summary.rows],
                 "steps": contender.steps,
@@ -161,9 +161,9 @@ def _page(plan: Plan, rows: Rows, lines: Sequence[Line], *, has_figure: bool) ->
     parts = [
         "# Comparison",
         f"Mean ± standard deviation over the seeds, measured on the {split} split `{plan.test.split}` with the "
-        f"checkpoint that is best in validation. Every run: {length}. Multiply-adds are of one image, head included; those of "
-        "training count three times the forward pass for every image. Training time includes validation, and not the "
-        "starts of a run that were killed.",
+        f"checkpoint that is best in validation. Every run: {length}. Multiply-adds are of one image, head included; "
+        "those of training count three times the forward pass for every image. Training time includes validation, and "
+        "not the starts of a run that were killed.",
         f"Runs: {describe_machine(machine())}.",
         markdown(plan, lines),
     ]
@@ -204,7 +204,7 @@ def _draw(plan: Plan, lines: Sequence[Line]) -> bool:
     for line in lines:
         mean, deviation = line.summary.mean(metric), line.summary.deviation(metric)
         if mean is not None:
-            facts = {"name": line.summary.label, "branches": len(line.contender.recipe.model_config().branches)}
+            facts = {"name": line.summary.label, "branches": len(line.contender.config.branches)}
             costs = {"macs": line.contender.cost.macs, "seconds": _seconds(line)}
             shown.append(facts | costs | {"accuracy": 100 * mean, "spread": 100 * (deviation or 0)})
     if not shown:
