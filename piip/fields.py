@@ -124,6 +124,21 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return {**values, **changes, **nested}
 
 
+def get_dotted(values: Any, name: str) -> Any:
+    """Return one field of nested mappings and sequences, None if it is not there.
+
+    Args:
+        values: Nested mappings, lists and tuples.
+        name: See `set_dotted`.
+    """
+    for part in name.split("."):
+        if isinstance(values, (list, tuple)):
+            values = dict(enumerate(values)).get(int(part)) if part.isdigit() else None
+        else:
+            values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
 def set_dotted(values: dict[str, Any], name: str, value: Any) -> None:
     """Set one field in nested dicts and lists.
 

@@ -24,7 +24,7 @@ COLORS = {False: "#c2410c", True: "#2563eb"}  # single network, pyramid
 FRONT = "#94a3b8"
 KEY_COLUMNS = 3
 MAX_TICKS = 7
-MAX_LABELLED = 9  # with more models, only single networks and the fronts are in the key
+MAX_LABELLED = 9
 
 
 def draw(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
@@ -42,7 +42,13 @@ def draw(rows: Sequence[Row], path: str | Path, *, title: str) -> None:
 
 
 def draw_panels(
-    shown: Sequence[Row], panels: Mapping[str, Cost], path: str | Path, *, title: str, metric: str | None
+    shown: Sequence[Row],
+    panels: Mapping[str, Cost],
+    path: str | Path,
+    *,
+    title: str,
+    metric: str | None,
+    max_labelled: int = MAX_LABELLED,
 ) -> None:
     """Draw accuracy against several costs; without a metric, time.
 
@@ -53,6 +59,7 @@ def draw_panels(
         path: PNG file.
         title: Text above the panels.
         metric: Name of the accuracy.
+        max_labelled: With more models, only single networks and the fronts are in the key.
     """
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -62,14 +69,14 @@ def draw_panels(
         name: pareto_front([*zip(map(value, shown), heights, strict=True)]) if metric else []
         for name, value in panels.items()
     }
-    numbers = _numbers(shown, heights, {index for front in fronts.values() for index in front})
+    numbers = _numbers(shown, heights, {index for front in fronts.values() for index in front}, max_labelled)
     lines = -(-len(numbers) // KEY_COLUMNS)
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.4 + 0.2 * lines), squeeze=False)
     for axis, (name, value) in zip(axes[0], panels.items(), strict=True):
         _draw_panel(axis, [value(row) for row in shown], heights, shown, fronts[name], numbers)
         axis.set_xlabel(name)
     axes[0][0].set_ylabel(f"{metric}, %" if metric else "seconds per batch")
-    axes[0][0].legend(loc="lower right", frameon=False)
+    axes[0][0].legend(loc="best", frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(rect=(0, 0.045 * lines, 1, 1))
     _draw_key(figure, shown, numbers, lines)
@@ -77,10 +84,12 @@ def draw_panels(
     pyplot.close(figure)
 
 
-def _numbers(rows: Sequence[Row], heights: Sequence[float], front: Collection[int]) -> dict[int, int]:
+def _numbers(
+    rows: Sequence[Row], heights: Sequence[float], front: Collection[int], max_labelled: int
+) -> dict[int, int]:
     """Return the numbers of the models in the key, the best first: all, or single networks and the fronts."""
     chosen = [
-        index for index, row in enumerate(rows) if len(rows) <= MAX_LABELLED or row["branches"] == 1 or index in front
+        index for index, row in enumerate(rows) if len(rows) <= max_labelled or row["branches"] == 1 or index in front
     ]
     ordered = sorted(chosen, key=lambda index: -heights[index])
     return {index: number for number, index in enumerate(ordered, start=1)}

@@ -32,6 +32,10 @@ KILLED = (
     "A data loading process was killed, probably for want of memory or shared memory: set data.workers (--workers) to "
     "0, or enlarge /dev/shm (docker run --shm-size 8g)."
 )
+INTERRUPTED = {
+    "train": " Resume from the last checkpoint with --resume auto.",
+    "compare": " The same command continues.",
+}
 DESCRIPTION = "Parameter-inverted image pyramids: large networks process small images, small networks large ones."
 
 
@@ -101,8 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         _fail(f'This needs {package}: pip install "piip[train]".', 2)
     except KeyboardInterrupt:
-        advice = " Resume from the last checkpoint with --resume auto." if list(words[:1]) == ["train"] else ""
-        _fail(f"Interrupted.{advice}", 130)
+        _fail(f"Interrupted.{INTERRUPTED.get(words[0], '')}", 130)
 
 
 def _with_current_options(words: Sequence[str]) -> list[str]:

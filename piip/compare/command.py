@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,9 @@ from piip.bench.run import BenchOptions, run_bench
 from piip.bench.subjects import Subject, untrained
 from piip.compare.config import load_comparison
 from piip.compare.plan import Plan, check_unchanged, make_plan
-from piip.compare.queue import LOCKS, Launch, Session
 from piip.compare.report import PAGE, TIMES, read_times, write_report
+from piip.compare.results import failed_runs, read_rows
+from piip.compare.session import LOCKS, Launch, Session
 from piip.compare.worker import run_in_process
 from piip.device import pick_device
 from piip.fields import at_least, nearest_names
@@ -70,10 +67,11 @@ def compare_models(
         ValueError: File, recipes or data are wrong, or a run was started with another recipe.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run in progress has saved its step.
     """
-    started = time.monotonic()
     pick_device(device)
     if threads is not None:
         at_least("threads", threads, 1)
+    if max_minutes is not None and max_minutes <= 0:
+        raise ValueError(f"max_minutes is {max_minutes}, expected a time above 0.")
     config = load_comparison(path)
     for label in only:
         if label not in config.models:
@@ -88,24 +86,22 @@ def compare_models(
         device=device,
         threads=threads,
         only=only,
-        deadline=None if max_minutes is None else started + 60 * max_minutes,
+        minutes=max_minutes,
         launch=launch,
         say=_say,
         after_run=lambda: _report(plan),
     )
-    is_complete = False
     if not bench_only:
         _report(plan)
-        with _terminated_as_interrupted():
-            is_complete = session.work()
+        session.work()
+    is_complete = not session.needed()
     is_timed = {*plan.contenders} <= {*read_times(plan.out)}
     if bench_only or (config.bench is not None and is_complete and not only and not is_timed):
         _time(plan, device)
     content, table = _report(plan)
-    state = (
-        "complete" if is_complete else f"not complete; the same command continues: piip compare {path} --out {plan.out}"
-    )
-    return Comparison(content, is_complete, session.failed, f"{table}\n\n{plan.out / PAGE} is {state}")
+    state = "complete." if is_complete else f"not complete. Continue with: piip compare {path} --out {plan.out}"
+    failed = failed_runs(plan, read_rows(plan))
+    return Comparison(content, is_complete, failed, f"{table}\n\n{plan.out / PAGE} is {state}")
 
 
 def _say(line: str) -> None:
@@ -117,23 +113,6 @@ def _report(plan: Plan) -> tuple[dict[str, Any], str]:
     (plan.out / LOCKS).mkdir(exist_ok=True)
     with FileLock(plan.out / LOCKS / "report.lock"):
         return write_report(plan)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C: the run in progress saves its step."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _time(plan: Plan, device: str) -> None:

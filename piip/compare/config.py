@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from piip.bench.worker import FORMS
-from piip.fields import at_least, merged, nearest_names, one_of, plain, read_fields, set_dotted
+from piip.fields import at_least, get_dotted, merged, nearest_names, one_of, plain, read_fields, set_dotted
 from piip.recipe import Recipe
 from piip.recipe.models import is_described, written_out
 from piip.serialization.save import DTYPES
@@ -177,20 +177,10 @@ class CompareConfig:
         elif any(is_described(name) for name in fields):
             values["model"] = written_out(values.get("model", {}))
         for name, value in fields.items():
-            before = _field(values, name)
+            before = get_dotted(values, name)
             is_section = isinstance(before, Mapping) and isinstance(value, Mapping)
             set_dotted(values, name, merged(before, plain(value)) if is_section else plain(value))
         return values
-
-
-def _field(values: Any, name: str) -> Any:
-    """Return a field of nested dicts and lists by its dotted name; None if it is not there."""
-    for part in name.split("."):
-        if isinstance(values, list):
-            values = dict(enumerate(values)).get(int(part)) if part.isdigit() else None
-        else:
-            values = values.get(part) if isinstance(values, Mapping) else None
-    return values
 
 
 def load_comparison(path: str | Path) -> CompareConfig:

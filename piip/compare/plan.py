@@ -12,6 +12,7 @@ from piip.compare.config import CompareConfig, SplitConfig
 from piip.compare.measure import MEASURES, check_metrics, test_split
 from piip.config import ModelConfig
 from piip.cost import CostReport, estimate_cost
+from piip.fields import get_dotted
 from piip.kinds import DATA_KINDS
 from piip.recipe import Recipe, load_recipe
 from piip.structures import Size
@@ -150,6 +151,13 @@ class Plan:
             run=dataclasses.replace(recipe.run, seed=run.seed, out=str(self.out / run.folder)),
         )
 
+    @property
+    def num_runs(self) -> int:
+        """Number of runs of the whole comparison, whatever rates are chosen."""
+        tuning = sum(len(self.tuning_runs(family)) for family in self.families)
+        shared = len(self.families) if tuning and self.config.tuning.fraction == 1 else 0  # that is a run of its model
+        return tuning - shared + len(self.contenders) * len(self.config.seeds)
+
     def possible_runs(self) -> Iterator[Run]:
         """Yield every run that the comparison may need, whatever rates are chosen."""
         for family in self.families:
@@ -196,21 +204,21 @@ def make_plan(config: CompareConfig, out: Path) -> Plan:
 
 def _contender(config: CompareConfig, label: str, family: str, classes: dict[tuple[str, ...], int]) -> Contender:
     """Return a model with its costs; `classes` holds the number of classes of data sets that were opened before."""
-    if config.rates and "optim.lr" in config.models[label]:
+    values = config.recipe_values(label)
+    if config.rates and get_dotted(values, "optim.lr") != get_dotted(config.recipe, "optim.lr"):
         raise ValueError("optim.lr is set, but rates are given for all models: remove one of them.")
-    recipe = Recipe.from_dict(config.recipe_values(label))
+    recipe = Recipe.from_dict(values)
     if recipe.data.val is None and not recipe.data.val_fraction:
         raise ValueError("data.val is null, expected a validation split: it chooses checkpoints and rates.")
     data = recipe.data
     key = (data.kind, data.root, data.train, data.train_images)
     if key not in classes:
-        classes[key] = recipe.known_classes or len(open_images(recipe)[0].classes)
+        classes[key] = len(open_images(recipe)[0].classes)
     described = recipe.model_config(num_classes=classes[key])
     training_size, size = image_sizes(recipe)
-    training_macs = estimate_cost(described, image_size=training_size).macs
-    contender = Contender(
-        label, family, recipe, described, estimate_cost(described, image_size=size), training_macs, None
-    )
+    cost = estimate_cost(described, image_size=size)
+    training = cost if training_size == size else estimate_cost(described, image_size=training_size)
+    contender = Contender(label, family, recipe, described, cost, training.macs, None)
     steps = _steps(config, contender)
     epochs = config.budget.epochs or recipe.schedule.epochs
     schedule = dataclasses.replace(recipe.schedule, max_steps=steps, epochs=epochs)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from piip.bench.figure import Cost, draw_panels
-from piip.bench.machine import describe_machine, machine
+from piip.bench.machine import describe_machine
 from piip.compare.plan import BACKWARD, Contender, Plan
 from piip.compare.results import Rows, Summary, read_rows, summarize
 from piip.output import write_json
 from piip.recipe import save_recipe
 
 RESULTS, PAGE, FIGURE, RECIPES, TIMES = "results.json", "report.md", "accuracy.png", "recipes", "bench.json"
+ABSENT = "-"
 Row = dict[str, Any]
 
 
@@ -44,10 +45,10 @@ def _seconds(line: Line) -> float | None:
 
 
 def _text(value: float | None, kind: str, *, factor: float = 1.0) -> str:
-    return "-" if value is None else format(value * factor, kind)
+    return ABSENT if value is None else format(value * factor, kind)
 
 
-# Columns after the metrics, by their heads.
+# Columns after the metrics, by their heads; those without any value are left out.
 COLUMNS: dict[str, Callable[[Line], str]] = {
     "seeds": lambda line: str(len(line.summary.rows)),
     "GMACs": lambda line: f"{line.contender.cost.macs / 1e9:.3g}",
@@ -139,13 +140,12 @@ def markdown(plan: Plan, lines: Sequence[Line]) -> str:
         plan: The comparison.
         lines: Its lines.
     """
-    heads = ["model", *(f"{name} %" for name in plan.metrics), *COLUMNS]
-    table = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
-    for line in lines:
-        metrics = [_with_deviation(line.summary, name) for name in plan.metrics]
-        cells = [line.summary.label, *metrics, *(cell(line) for cell in COLUMNS.values())]
-        table.append(f"| {' | '.join(cells)} |")
-    return "\n".join(table)
+    columns = {f"{name} %": [_with_deviation(line.summary, name) for line in lines] for name in plan.metrics}
+    columns |= {head: [*map(cell, lines)] for head, cell in COLUMNS.items()}
+    shown = {head: cells for head, cells in columns.items() if head not in COLUMNS or {*cells} != {ABSENT}}
+    table = [["model", *shown], ["---", *("---:" for _ in shown)]]
+    table += [[line.summary.label, *cells] for line, *cells in zip(lines, *shown.values(), strict=True)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
 def _with_deviation(summary: Summary, metric: str) -> str:
@@ -164,13 +164,23 @@ def _page(plan: Plan, rows: Rows, lines: Sequence[Line], *, has_figure: bool) ->
         f"checkpoint that is best in validation. Every run: {length}. Multiply-adds are of one image, head included; "
         "those of training count three times the forward pass for every image. Training time includes validation, and "
         "not the starts of a run that were killed.",
-        f"Runs: {describe_machine(machine())}.",
+        *_machines(plan, rows),
         markdown(plan, lines),
     ]
     if has_figure:
         parts.append(f"![{plan.metrics[0]} against cost]({FIGURE})")
     parts += [text for text in (_rates(plan, rows), _errors(rows)) if text]
     return "\n\n".join(parts) + "\n"
+
+
+def _machines(plan: Plan, rows: Rows) -> list[str]:
+    """Return sentences on where the models were trained and timed."""
+    trained = sorted({describe_machine(row["machine"]) for row in rows.values() if "machine" in row})
+    sentences = [f"Trained on {'; '.join(trained)}."] if trained else []
+    path = plan.out / TIMES
+    if path.is_file():
+        sentences.append(f"Timed on {describe_machine(json.loads(path.read_text('utf-8'))['machine'])}.")
+    return sentences
 
 
 def _rates(plan: Plan, rows: Rows) -> str:
@@ -214,5 +224,5 @@ def _draw(plan: Plan, lines: Sequence[Line]) -> bool:
         panels["seconds per image"] = lambda row: row["seconds"]
     seeds = len(plan.config.seeds)
     title = f"{metric} on {plan.test.split}, mean and standard deviation of up to {seeds} seeds"
-    draw_panels(shown, panels, plan.out / FIGURE, title=title, metric=metric)
+    draw_panels(shown, panels, plan.out / FIGURE, title=title, metric=metric, max_labelled=len(shown))
     return True

@@ -26,6 +26,17 @@ def read_rows(plan: Plan) -> dict[str, Row]:
     return {folder: json.loads(path.read_text("utf-8")) for folder, path in paths.items() if path.is_file()}
 
 
+def failed_runs(plan: Plan, rows: Rows) -> list[str]:
+    """Return the folders of runs without a result; a rate at which training diverges is one.
+
+    Args:
+        plan: The comparison.
+        rows: Results by folder.
+    """
+    tried = {run.folder for family in plan.families for run in plan.tuning_runs(family)}
+    return [folder for folder, row in rows.items() if "error" in row and not (row["diverged"] and folder in tried)]
+
+
 def is_finished(row: Row | None) -> bool:
     """Return whether a run needs nothing more: it was measured, or would diverge again.
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,9 +19,11 @@ from typing import Any
 
 import torch
 
+from piip.bench.machine import machine
 from piip.bench.worker import peak_resident_bytes
 from piip.compare.config import SplitConfig
-from piip.compare.measure import MEASURES, Scores
+from piip.compare.measure import MEASURES
+from piip.device import pick_device
 from piip.output import write_json
 from piip.recipe import Recipe
 from piip.serialization.description import read_description
@@ -60,7 +65,8 @@ class Outcome:
     """What became of a run.
 
     Args:
-        values: "steps", "validation", "scores", "seconds" and "peak_bytes" of a finished run.
+        values: Of a finished run: "steps"; "validation", the metrics of its best checkpoint; "scores", those of the
+            split that is measured; "seconds" of training with validation; "peak_bytes" of training; "machine".
         error: Message in one line; None for runs that finished or were interrupted.
         diverged: Whether the loss became NaN or infinite, which would happen again.
         interrupted: Whether it was interrupted and can be resumed.
@@ -79,25 +85,32 @@ def do_run(job: Job) -> Outcome:
         job: The run.
     """
     try:
-        quieten_lightning()
-        if job.threads is not None:
-            torch.set_num_threads(job.threads)
-        seconds = _train(job)
-        peak = peak_bytes(job.device)
-        scores: Scores = {}
-        if job.test is not None:
-            scores = MEASURES[job.task].evaluate(job.folder / BEST, job.recipe, job.test, job.device)
-        description = read_description(job.folder / BEST)
+        return Outcome(_trained_and_measured(job))
     except KeyboardInterrupt:
         return Outcome(interrupted=True)
-    except FloatingPointError as error:
-        return Outcome(error=_line(error), diverged=True)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError, FloatingPointError) as error:
         traceback.print_exc()
-        return Outcome(error=_line(error))
-    validation = {name.removeprefix("val/"): value for name, value in description["metrics"].items()}
-    steps = read_description(job.folder / MODEL)["steps"]
-    return Outcome({"steps": steps, "validation": validation, "scores": scores, "seconds": seconds, "peak_bytes": peak})
+        message = " ".join(str(error).split()) or type(error).__name__
+        return Outcome(error=message, diverged=isinstance(error, FloatingPointError))
+
+
+def _trained_and_measured(job: Job) -> dict[str, Any]:
+    """Return the values of an `Outcome`."""
+    quieten_lightning()
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    seconds = _train(job)
+    peak = _peak_bytes(job.device)
+    best = job.folder / BEST
+    recorded = read_description(best)["metrics"]
+    return {
+        "steps": read_description(job.folder / MODEL)["steps"],
+        "validation": {name.removeprefix("val/"): value for name, value in recorded.items()},
+        "scores": {} if job.test is None else MEASURES[job.task].evaluate(best, job.recipe, job.test, job.device),
+        "seconds": seconds,
+        "peak_bytes": peak,
+        "machine": machine(str(pick_device(job.device))),
+    }
 
 
 def _train(job: Job) -> float:
@@ -114,18 +127,10 @@ def _train(job: Job) -> float:
     return seconds
 
 
-def peak_bytes(device: str) -> int:
-    """Return the peak memory of this process so far: resident bytes, or allocated bytes of the GPU.
-
-    Args:
-        device: "auto", "cpu", "cuda" or "cuda:INDEX".
-    """
-    used = 0 if device == "cpu" or not torch.cuda.is_available() else torch.cuda.max_memory_allocated()
-    return used or peak_resident_bytes()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _peak_bytes(device: str) -> int:
+    """Return the peak memory of this process so far: allocated bytes of the GPU, or resident bytes."""
+    is_cuda = pick_device(device).type == "cuda"
+    return torch.cuda.max_memory_allocated(device) if is_cuda else peak_resident_bytes()
 
 
 def run_in_process(job: Job, deadline: float | None = None) -> Outcome:
@@ -136,7 +141,7 @@ def run_in_process(job: Job, deadline: float | None = None) -> Outcome:
         deadline: Value of `time.monotonic` at which the run is interrupted; None for no limit.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, after the run has saved its step.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the run has saved its step.
     """
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe(duplex=False)
@@ -145,11 +150,14 @@ def run_in_process(job: Job, deadline: float | None = None) -> Outcome:
     process.start()
     theirs.close()
     try:
-        while not connection.poll(WAIT):
-            if deadline is not None and time.monotonic() > deadline:
-                process.terminate()
-                break
-        return _receive(connection, process)
+        with _terminated_as_interrupted():
+            while not connection.poll(WAIT):
+                if deadline is not None and time.monotonic() > deadline:
+                    process.terminate()
+                    break
+            outcome = _receive(connection)
+            process.join()
+            return outcome or _ending(process.exitcode)
     except KeyboardInterrupt:
         process.terminate()
         process.join()
@@ -161,24 +169,45 @@ def run_in_process(job: Job, deadline: float | None = None) -> Outcome:
         connection.close()
 
 
-def _receive(connection: Connection, process: Any) -> Outcome:
-    """Return what a process answers, or what its end means."""
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _receive(connection: Connection) -> Outcome | None:
+    """Return the answer of a process, None if it ended without one."""
     try:
         answer: Outcome = connection.recv()
-        return answer
     except EOFError:
-        process.join()
-    if process.exitcode in (-signal.SIGTERM, 130):
+        return None
+    return answer
+
+
+def _ending(exitcode: int | None) -> Outcome:
+    """Return what it means that a process ended without an answer."""
+    if exitcode == -signal.SIGTERM:  # before or after training, which saves its step
         return Outcome(interrupted=True)
-    if process.exitcode == -signal.SIGKILL:
+    if exitcode == -signal.SIGKILL:
         return Outcome(error="the system ended its process, most likely for lack of memory")
-    return Outcome(error=f"its process ended with exit code {process.exitcode}")
+    return Outcome(error=f"its process ended with exit code {exitcode}, see {LOG} in its folder")
 
 
 def _serve(connection: Connection, job: Job) -> None:
     """Do a run and send its outcome; runs in the new process."""
     with (job.folder / LOG).open("a", encoding="utf-8") as log:
-        os.dup2(log.fileno(), sys.stdout.fileno())
-        os.dup2(log.fileno(), sys.stderr.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
         connection.send(do_run(job))
         connection.close()

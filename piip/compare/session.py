@@ -31,73 +31,74 @@ class Session:
     Args:
         plan: The comparison.
         device: Device of the runs.
-        threads: Threads of each run.
+        threads: Threads of each run; None for PyTorch's own choice.
         only: Labels of models; empty for all.
-        deadline: Value of `time.monotonic` at which work ends; None for no limit.
+        minutes: Time after which the run in progress is interrupted; None for no limit.
         launch: Does a run.
         say: Gets one line for every event.
         after_run: Called after every run.
-        failed: Folders of the runs that failed in this session.
+        started: Time of day in seconds: runs that failed since then, here or elsewhere, are not tried again.
     """
 
     plan: Plan
     device: str = "auto"
     threads: int | None = None
     only: Sequence[str] = ()
-    deadline: float | None = None
+    minutes: float | None = None
     launch: Launch = run_in_process
     say: Say = print
     after_run: Callable[[], object] = lambda: None
-    failed: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
 
-    def work(self) -> bool:
-        """Do all runs that are needed; return whether none is left."""
-        while not self._is_late():
-            runs = self._needed()
+    def __post_init__(self) -> None:
+        self._deadline = None if self.minutes is None else time.monotonic() + 60 * self.minutes
+
+    def work(self) -> None:
+        """Do the runs that are needed, as far as time allows.
+
+        Raises:
+            KeyboardInterrupt: A run was interrupted from outside.
+        """
+        while self._has_time():
+            runs = self.needed()
             if not runs:
-                return True
+                return
             for run in runs:
                 with claimed(self.plan.out, run) as is_ours:
-                    if is_ours and any(run == other for other in self._needed()):
+                    if is_ours and run in self.needed():
                         self._do(run)
                         break
             else:  # others are at it, and rates may depend on them
                 time.sleep(PAUSE)
-        return not self._needed()
 
-    def _is_late(self) -> bool:
-        return self.deadline is not None and time.monotonic() > self.deadline
+    def _has_time(self) -> bool:
+        return self._deadline is None or time.monotonic() < self._deadline
 
-    def _needed(self) -> list[Run]:
-        return needed_runs(self.plan, read_rows(self.plan), only=self.only, failed=self.failed)
+    def needed(self) -> list[Run]:
+        """Return the runs that are left, as far as the rates are known."""
+        rows = read_rows(self.plan)
+        failed = [folder for folder, row in rows.items() if "error" in row and row.get("ended", 0) >= self.started]
+        return needed_runs(self.plan, rows, only=self.only, failed=failed)
 
     def _do(self, run: Run) -> None:
         plan = self.plan
         recipe, test = plan.recipe(run), plan.test if run.fraction == 1 else None
         job = Job(recipe, plan.task, test, self.device, self.threads)
-        done, total = self._count()
         name = f"{run.label}, rate {run.rate:g}, seed {run.seed}" + (", to try the rate" if run.fraction != 1 else "")
-        self.say(f"{done} of {total} runs done; now {name}: {job.folder / LOG}")
+        done = sum(map(is_finished, read_rows(plan).values()))
+        self.say(f"{done} of {plan.num_runs} runs done. Now {name}: {job.folder / LOG}")
         save_recipe(recipe, job.folder / RECIPE)
-        outcome = self.launch(job, self.deadline)
+        outcome = self.launch(job, self._deadline)
         if outcome.interrupted:
+            if self._has_time():  # it was not this process that ended the run
+                raise KeyboardInterrupt
             return
-        row = {**dataclasses.asdict(run), **outcome.values}
+        row = {**dataclasses.asdict(run), "ended": time.time(), **outcome.values}
         if outcome.error is not None:
             row |= {"error": outcome.error, "diverged": outcome.diverged}
-            self.failed.append(run.folder)
             self.say(f"{name} failed: {outcome.error}")
         write_json(row, job.folder / RESULT, indent=1)
         self.after_run()
-
-    def _count(self) -> tuple[int, int]:
-        """Return how many runs are done, and how many there will be."""
-        plan, rows = self.plan, read_rows(self.plan)
-        labels = {label for label, _ in plan.slots(self.only)}
-        tuning = [run for family, of in plan.families.items() if labels & {*of} for run in plan.tuning_runs(family)]
-        shared = len({plan.contenders[run.label].family for run in tuning if run.fraction == 1 and run.label in labels})
-        total = len(tuning) + len(labels) * len(plan.config.seeds) - shared
-        return sum(is_finished(row) and row["label"] in labels for row in rows.values()), total
 
 
 @contextlib.contextmanager
@@ -109,16 +110,17 @@ def claimed(out: Path, run: Run) -> Iterator[bool]:
         run: The run.
 
     Yields:
-        Whether it is free.
+        Whether it was free.
     """
-    folder = out / LOCKS
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / (run.folder.replace("/", "--") + ".lock"), timeout=0)
+    lock = FileLock(out / LOCKS / (run.folder.replace("/", "--") + ".lock"), timeout=0)
     try:
+        (out / LOCKS).mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         yield False
         return
+    except NotImplementedError:  # file systems without locks
+        pass
     try:
         yield True
     finally:
