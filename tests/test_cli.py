@@ -18,7 +18,19 @@ from piip.cli.parser import split_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = str(ROOT / "recipes" / "classification" / "landcover_piip.yaml")
-NAMES = ["list", "cost", "bench", "data landcover", "train", "evaluate", "predict", "convert", "export"]
+NAMES = [
+    "list",
+    "cost",
+    "bench",
+    "compare",
+    "data landcover",
+    "data nuclei",
+    "train",
+    "evaluate",
+    "predict",
+    "convert",
+    "export",
+]
 
 
 def piip(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -325,7 +325,7 @@ def test_rates_are_chosen_when_all_were_tried(data: Path, tmp_path: Path) -> Non
 def test_a_run_is_taken_once(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
     path, _, _ = finished
     plan = plan_of(path, tmp_path)
-    mine, other = plan.tuning_runs("single")
+    mine, other = (each.folder for each in plan.tuning_runs("single"))
     with claimed(tmp_path, mine) as is_ours, claimed(tmp_path, mine) as again, claimed(tmp_path, other) as free:
         assert (is_ours, again, free) == (True, False, True)
     with claimed(tmp_path, mine) as is_ours:
@@ -389,14 +389,14 @@ def test_a_base_recipe_is_beside_the_file(data: Path, tmp_path: Path) -> None:
         ({"seeds": []}, "seeds is empty"),
         ({"rates": [0.0]}, "rates is"),
         ({"tuning": {"fraction": 2}}, "tuning.fraction is 2.0"),
-        ({"tuning": {"models": {"singel": "one"}}}, "tuning.models has no family 'singel'. Did you mean: single"),
+        ({"tuning": {"models": {"singles": "one"}}}, "tuning.models has no family 'singles'. Did you mean: single"),
         ({"tuning": {"models": {"single": "two"}}}, "expected a model of the family: one"),
         ({"metrics": ["miou"]}, "metrics has 'miou', which is not measured here"),
         ({"metrics": ["mean_class"]}, "metrics starts with 'mean_class', but training validates top1, top5 only"),
         ({"test": {"split": "val", "images": "x"}}, "test has images, which classifiers do not take"),
         ({"bench": {"form": "fast"}}, "bench.form is 'fast'"),
         ({"recipe": "nothing.yaml"}, "There is no recipe"),
-        ({"recipe": {"modle": {}}}, "comparison.recipe has no section 'modle'. Did you mean: model"),
+        ({"recipe": {"models": {}}}, "comparison.recipe has no section 'models'. Did you mean: model"),
     ],
 )
 def test_wrong_files_are_explained(changes: dict[str, Any], message: str, data: Path, tmp_path: Path) -> None:
@@ -454,6 +454,17 @@ def test_shipped_comparisons_parse(path: Path) -> None:
     assert str(path.relative_to(ROOT)) in path.read_text()
 
 
+def test_the_file_in_the_documentation_parses(data: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "compare.md").read_text()
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(shapes.dense_recipe(data, tmp_path, "semantic_masks")))
+    (tmp_path / "file.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    config = load_comparison(tmp_path / "file.yaml")
+    recipes = {label: Recipe.from_dict(config.recipe_values(label)) for label in config.models}
+    assert [len(recipe.model_config().branches) for recipe in recipes.values()] == [1, 2, 2]
+    assert recipes["ViT"].data.dense.crop == 256
+    assert recipes["PIIP-apart"].model_config().interaction.direction == "none"
+
+
 @pytest.mark.slow
 def test_processes_are_terminated_and_share_the_work(
     finished: tuple[Path, Path, dict[str, Any]], data: Path, tmp_path: Path
@@ -473,7 +484,7 @@ def test_processes_are_terminated_and_share_the_work(
     assert "Traceback" not in stopped.stderr + log.read_text()
     late = run(*words, "--threads", "1", "--max-minutes", "0.001")
     assert late.returncode == 0, late.stderr
-    assert "is not complete. Continue with: piip compare" in late.stdout
+    assert "is not complete, continue with: piip compare" in late.stdout
     both = [start(*words, "--threads", "1", "--json") for _ in range(2)]
     for done in [outcome(each) for each in both]:
         assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from piip.data.collate import DenseTransform, PadTogether, reduce_zero_label
 from piip.data.semantic_masks import SemanticMasks
 from piip.data.sources.near_duplicates import group_similar
 from piip.data.sources.nuclei import convert_nuclei, split_groups
+from piip.data.sources.nuclei_semantic import semantic_mask, write_semantic_nuclei
 from piip.data.transforms.dense import DenseTransformConfig, resized_shape
 from piip.data.transforms.official_resize import resize_like_opencv
 
@@ -244,10 +245,37 @@ def test_the_nuclei_archive_becomes_a_coco_set(tmp_path: Path) -> None:
     truth = data.read_target(0, data.shapes[0])
     assert data.classes == ["nucleus"]
     assert len(truth["boxes"]) > 0
+    pixels = write_semantic_nuclei(tmp_path / "out")
+    folder = tmp_path / "out" / "semantic"
+    masks = SemanticMasks(folder / "annotations/train", folder / "images/train")
+    assert masks.classes == ["background", "interior", "border"]
+    assert len(masks) == report["train"]["images"]
+    assert sum(pixels["train"].values()) == 64 * 64 * len(masks)
+    assert min(pixels["train"].values()) > 0
+    labels = masks.read_target(0, (64, 64))["labels"]
+    inside = torch.zeros(64, 64, dtype=torch.bool)
+    for mask in truth["masks"]:
+        inside |= mask
+    assert torch.equal(labels > 0, inside)
     with pytest.raises(ValueError, match="is not empty"):
         convert_nuclei(archive, tmp_path / "out")
     with pytest.raises(ValueError, match="no readable zip archive"):
         convert_nuclei(tmp_path / "one.png", tmp_path / "other")
+
+
+def test_nuclei_that_touch_are_parted_by_their_borders() -> None:
+    from faster_coco_eval.core import mask as coder
+
+    nuclei = np.zeros((3, 20, 24), np.uint8)
+    nuclei[0, :, :8] = 1  # at three sides of the image, which are no outline
+    nuclei[1, 4:14, 8:18] = 1  # beside the first
+    nuclei[2, 12:16, 16:20] = 1  # over a corner of the second
+    labels = semantic_mask([coder.encode(np.asfortranarray(nucleus)) for nucleus in nuclei], (20, 24))
+    want = np.zeros((20, 24), np.uint8)
+    want[:, :8], want[:, :6] = 2, 1
+    want[4:14, 8:18], want[6:12, 10:16] = 2, 1
+    want[12:16, 16:20] = 2
+    assert np.array_equal(labels, want)
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from piip.bench.run import BenchOptions, run_bench
 from piip.bench.subjects import Subject, untrained
 from piip.compare.config import load_comparison
 from piip.compare.plan import Plan, check_unchanged, make_plan
 from piip.compare.report import PAGE, TIMES, read_times, write_report
 from piip.compare.results import failed_runs, read_rows
-from piip.compare.session import LOCKS, Launch, Session
+from piip.compare.session import Launch, Session, claimed
 from piip.compare.worker import run_in_process
 from piip.device import pick_device
 from piip.fields import at_least, nearest_names
@@ -99,9 +97,10 @@ def compare_models(
     if bench_only or (config.bench is not None and is_complete and not only and not is_timed):
         _time(plan, device)
     content, table = _report(plan)
-    state = "complete." if is_complete else f"not complete. Continue with: piip compare {path} --out {plan.out}"
     failed = failed_runs(plan, read_rows(plan))
-    return Comparison(content, is_complete, failed, f"{table}\n\n{plan.out / PAGE} is {state}")
+    state = "complete" if is_complete else f"not complete, continue with: piip compare {path} --out {plan.out}"
+    errors = f"; {len(failed)} runs failed" if failed else ""
+    return Comparison(content, is_complete, failed, f"{table}\n\n{plan.out / PAGE} is {state}{errors}")
 
 
 def _say(line: str) -> None:
@@ -110,8 +109,7 @@ def _say(line: str) -> None:
 
 def _report(plan: Plan) -> tuple[dict[str, Any], str]:
     """Write the report; return the contents of `results.json`, and the table."""
-    (plan.out / LOCKS).mkdir(exist_ok=True)
-    with FileLock(plan.out / LOCKS / "report.lock"):
+    with claimed(plan.out, "report", wait=True):
         return write_report(plan)
 
 

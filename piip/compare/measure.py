@@ -50,7 +50,7 @@ def _evaluate_classes(model: Path, recipe: Recipe, split: SplitConfig, device: s
 
 def _evaluate_dense(model: Path, recipe: Recipe, split: SplitConfig, device: str) -> Scores:
     data = recipe.data
-    assert split.images is not None  # `test_split` sees to it
+    assert split.images is not None  # `measured_split` sees to it
     report = evaluate_dense(
         model,
         data.root,
@@ -110,7 +110,7 @@ def check_metrics(metrics: tuple[str, ...], measure: Measure, recipe: Recipe, *,
         )
 
 
-def test_split(recipe: Recipe, test: SplitConfig | None, *, is_dense: bool) -> SplitConfig:
+def measured_split(recipe: Recipe, test: SplitConfig | None, *, is_dense: bool) -> SplitConfig:
     """Return the split that is measured at the end.
 
     Args:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from piip.compare.config import CompareConfig, SplitConfig
-from piip.compare.measure import MEASURES, check_metrics, test_split
+from piip.compare.measure import MEASURES, check_metrics, measured_split
 from piip.config import ModelConfig
 from piip.cost import CostReport, estimate_cost
 from piip.fields import get_dotted
@@ -195,7 +195,7 @@ def make_plan(config: CompareConfig, out: Path) -> Plan:
     measure = MEASURES[task]
     metrics = config.metrics or measure.validated[:1]
     check_metrics(metrics, measure, recipes[0], is_tuned=len(config.rates) > 1)
-    test = test_split(recipes[0], config.test, is_dense=next(iter(heads.values())).is_dense)
+    test = measured_split(recipes[0], config.test, is_dense=next(iter(heads.values())).is_dense)
     plan = Plan(config, contenders, task, metrics, test, out)
     for run in plan.possible_runs():
         plan.recipe(run)  # raises ValueError for rates that do not fit into the schedule

@@ -86,10 +86,10 @@ def write_report(plan: Plan) -> tuple[dict[str, Any], str]:
     ]
     content = _content(plan, rows, lines)
     write_json(content, plan.out / RESULTS, indent=1)
-    for line in lines:
-        rate = line.summary.rate or line.contender.recipe.optim.lr
-        recipe = plan.recipe(plan.run(line.summary.label, rate, plan.config.seeds[0]))
-        save_recipe(recipe, plan.out / RECIPES / f"{line.summary.label}.yaml")
+    for label, rate in ((line.summary.label, line.summary.rate) for line in lines):
+        if rate is not None:
+            run = plan.run(label, rate, plan.config.seeds[0])
+            save_recipe(plan.recipe(run), plan.out / RECIPES / f"{label}.yaml")
     has_figure = _draw(plan, lines)
     (plan.out / PAGE).write_text(_page(plan, rows, lines, has_figure=has_figure), encoding="utf-8")
     return content, markdown(plan, lines)

@@ -64,7 +64,7 @@ class Session:
             if not runs:
                 return
             for run in runs:
-                with claimed(self.plan.out, run) as is_ours:
+                with claimed(self.plan.out, run.folder) as is_ours:
                     if is_ours and run in self.needed():
                         self._do(run)
                         break
@@ -102,19 +102,21 @@ class Session:
 
 
 @contextlib.contextmanager
-def claimed(out: Path, run: Run) -> Iterator[bool]:
-    """Take a run, so that other processes leave it alone until this one is done or dies.
+def claimed(out: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
+    """Take a run or file of a comparison, so that other processes leave it alone until this one is done or dies.
 
     Args:
         out: Folder of the comparison.
-        run: The run.
+        name: What is taken.
+        wait: Wait until it is free.
 
     Yields:
-        Whether it was free.
+        Whether it is ours.
     """
-    lock = FileLock(out / LOCKS / (run.folder.replace("/", "--") + ".lock"), timeout=0)
+    folder = out / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / (name.replace("/", "--") + ".lock"), timeout=-1 if wait else 0)
     try:
-        (out / LOCKS).mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         yield False
