@@ -10,7 +10,7 @@ from typing import Any
 
 from piip.bench.run import BenchOptions, run_bench
 from piip.bench.subjects import Subject, untrained
-from piip.compare.config import load_comparison
+from piip.compare.config import CompareConfig, load_comparison
 from piip.compare.plan import Plan, check_unchanged, make_plan
 from piip.compare.report import PAGE, TIMES, read_times, write_report
 from piip.compare.results import failed_runs, read_rows
@@ -66,16 +66,7 @@ def compare_models(
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run in progress has saved its step.
     """
     pick_device(device)
-    if threads is not None:
-        at_least("threads", threads, 1)
-    if max_minutes is not None and max_minutes <= 0:
-        raise ValueError(f"max_minutes is {max_minutes}, expected a time above 0.")
-    config = load_comparison(path)
-    for label in only:
-        if label not in config.models:
-            raise ValueError(f"There is no model {label!r}. {nearest_names(label, [*config.models])}")
-    if bench_only and config.bench is None:
-        raise ValueError(f"{path} has no section bench, expected for example bench: {{threads: 1}}.")
+    config = _checked(path, only=only, max_minutes=max_minutes, bench_only=bench_only, threads=threads)
     plan = make_plan(config, Path(out) if out is not None else Path("runs") / "compare" / Path(path).stem)
     writable_folder(plan.out)
     check_unchanged(plan)
@@ -101,6 +92,23 @@ def compare_models(
     state = "complete" if is_complete else f"not complete, continue with: piip compare {path} --out {plan.out}"
     errors = f"; {len(failed)} runs failed" if failed else ""
     return Comparison(content, is_complete, failed, f"{table}\n\n{plan.out / PAGE} is {state}{errors}")
+
+
+def _checked(
+    path: str | Path, *, only: Sequence[str], max_minutes: float | None, bench_only: bool, threads: int | None
+) -> CompareConfig:
+    """Return the file of a comparison; raise ValueError for options that mean nothing for it."""
+    if threads is not None:
+        at_least("threads", threads, 1)
+    if max_minutes is not None and max_minutes <= 0:
+        raise ValueError(f"max_minutes is {max_minutes}, expected a time above 0.")
+    config = load_comparison(path)
+    for label in only:
+        if label not in config.models:
+            raise ValueError(f"There is no model {label!r}. {nearest_names(label, [*config.models])}")
+    if bench_only and config.bench is None:
+        raise ValueError(f"{path} has no section bench, expected for example bench: {{threads: 1}}.")
+    return config
 
 
 def _say(line: str) -> None:
