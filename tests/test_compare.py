@@ -230,7 +230,7 @@ def test_a_model_that_fails_does_not_stop_the_others(
 ) -> None:
     _, out, _ = finished
     shutil.copytree(out, tmp_path / "out")
-    shutil.rmtree(tmp_path / "out" / "runs" / "two" / "rate-0.001")
+    shutil.rmtree(tmp_path / "out" / "runs" / "two" / "rate-0.001" / "seed-0")
     broken = {**MODELS["one"], "family": "broken", "run.start": "nothing/there"}
     path = write_comparison(tmp_path / "tiny.yaml", data, models={"broken": broken, **MODELS})
     done = compare(path, tmp_path / "out")
@@ -420,6 +420,7 @@ def test_wrong_options_are_explained(options: dict[str, Any], message: str, data
         compare(path, tmp_path / "out", launch=never, **options)
 
 
+@pytest.mark.slow
 def test_segmentors_are_compared(tmp_path: Path) -> None:
     for split, count in (("train", 4), ("val", 1), ("test", 2)):
         shapes.write_semantic_masks(tmp_path, split, count, seed=count)
