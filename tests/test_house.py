@@ -22,6 +22,7 @@ LIGHTNING = {"pytorch_lightning", "lightning", "torchmetrics", "tensorboard"}
 LIGHTNING_IMPORTS = {("piip/cli/train.py", "pytorch_lightning.utilities", "rank_zero_only")}
 # Parts of timm that are no internals of its networks, and who may use them.
 TIMM_PARTS = {
+    ("piip/plan/families.py", "timm", ""),
     ("piip/layers/interaction.py", "timm.layers", "DropPath"),
     ("piip/layers/map_info.py", "timm.models", "FeatureInfo"),
     ("piip/layers/necks.py", "timm.layers", "LayerNorm2d"),

@@ -22,6 +22,7 @@ from piip.cli.export import export
 from piip.cli.help import conversion_examples, recipe_fields
 from piip.cli.list import list_models
 from piip.cli.parser import Command, CommandGroup, run_command
+from piip.cli.plan import plan
 from piip.cli.predict import predict
 from piip.cli.train import train
 from piip.deprecation import deprecated
@@ -47,6 +48,7 @@ COMMANDS: Table[Command | CommandGroup, None] = Table.of(
     {
         "list": list_models,
         "cost": cost,
+        "plan": plan,
         "bench": bench,
         "compare": compare,
         "data": {
