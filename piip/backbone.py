@@ -21,7 +21,7 @@ from piip.layers import checkpointing
 from piip.layers.image_pyramid import check_image, image_pyramid, official_image_pyramid, pyramid_sizes
 from piip.layers.interaction import Interaction
 from piip.layers.map_info import MapInfo, check_format, formatted, taken_indices
-from piip.layers.merge import Merge
+from piip.layers.merge import CombinesBranches, Merge
 from piip.layers.necks import Neck
 from piip.layers.outputs import ExportWrapper, NamedOutputs, Output
 from piip.serialization.base import PyramidModel
@@ -257,6 +257,10 @@ class PIIPBackbone(PyramidModel):
         if self.neck is not None:
             parts["neck"] = [self.neck]
         return parts
+
+    def combining_parts(self) -> list[CombinesBranches]:
+        """Return the merges."""
+        return [*self.stage_merges.values(), *([] if self.merge is None else [self.merge])]
 
     def get_backbone(self) -> PIIPBackbone:
         """Return the model itself."""

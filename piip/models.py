@@ -16,6 +16,7 @@ from piip.heads.base import DenseHead, LossesAndMetrics, View
 from piip.heads.classification import ClassificationHead
 from piip.heads.projector import Projector
 from piip.layers.map_info import MapInfo
+from piip.layers.merge import CombinesBranches
 from piip.layers.outputs import ExportWrapper, NamedOutputs, Output
 from piip.serialization.base import PyramidModel
 from piip.structures import BranchFeatures, HeadOutput, ImageInfo, Target
@@ -44,6 +45,10 @@ class _ModelWithHead(PyramidModel):
     def get_backbone(self) -> PIIPBackbone:
         """Return the pyramid."""
         return self.backbone
+
+    def combining_parts(self) -> list[CombinesBranches]:
+        """Return the merges of the backbone."""
+        return self.backbone.combining_parts()
 
     def usage(self) -> str:
         """Return Python code that runs the model on `image`; see `PyramidModel`."""
@@ -122,6 +127,10 @@ class PIIPClassifier(_ModelWithHead):
         self.head.reset_classes(num_classes)
         for name in ("classes", "metrics"):  # of the classifier before
             self.metadata.pop(name, None)
+
+    def combining_parts(self) -> list[CombinesBranches]:
+        """Return the merges and the head."""
+        return [*super().combining_parts(), self.head]
 
     def forward_features(self, image: Tensor) -> list[BranchFeatures]:
         """Return the finished features of every branch for images (B, 3, H, W)."""

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from piip.layers.merge import CombinesBranches
 from piip.structures import BranchFeatures
 
 
-class ClassificationHead(nn.Module, ABC):
+class ClassificationHead(CombinesBranches, ABC):
     """Logits from finished branch features and the maps after merging."""
 
     @abstractmethod
@@ -73,6 +74,8 @@ class PerBranchHead(ClassificationHead):
         pool: "token" (class token), "mean" over patches, or "first_patch".
     """
 
+    takes_mean = True
+
     def __init__(self, channels: Sequence[int], num_classes: int, *, pool: str = "token") -> None:
         super().__init__()
         self.pool = pool
@@ -85,6 +88,10 @@ class PerBranchHead(ClassificationHead):
     def summary(self, num_classes: int) -> str:
         """Return one sentence about the output of the head, for cards."""
         return f"The logits of one linear layer per branch are averaged, for {num_classes} classes."
+
+    def shares(self) -> Sequence[nn.Module]:
+        """Return the linear layers, whose logits are averaged."""
+        return list(self.fcs)
 
     def _read(self, features: BranchFeatures) -> Tensor:
         if self.pool == "token":

@@ -90,6 +90,23 @@ class DeformableCrossAttention(nn.Module):
         # the bias is part of a product of rows in any layout
         return self.output(sampled.flatten(0, 1)).unflatten(0, (batch, -1))
 
+    def sampling_points(self, query: Tensor, centres: Tensor, source_grid: Grid) -> tuple[Tensor, Tensor]:
+        """Return where queries sample and with which weights, for inspection; `forward` does not call this.
+
+        Args:
+            query: Query tokens, (B, Q, C).
+            centres: Their positions as (x, y) relative to the image, (Q, 2).
+            source_grid: (H, W) of the sampled map.
+
+        Returns:
+            Locations as (x, y) relative to the image, outside [0, 1] where zeros are read, float32
+            (B, Q, heads, points, 2), and weights, which sum to 1 over the points of a head, (B, Q, heads, points).
+        """
+        shape = (*query.shape[:2], self.num_heads, self.num_points)
+        offsets = self.offsets(query).view(*shape, 2).float()
+        locations = centres.view(1, -1, 1, 1, 2) + offsets * cell_sides(source_grid, query.device)
+        return locations, self.weights(query).view(shape).softmax(-1).float()
+
 
 def sample_around(value: Tensor, offsets: Tensor, weights: Tensor, query_grid: Grid, source_grid: Grid) -> Tensor:
     """Sample a map around the queries' own positions; see `deformable_attention`.

@@ -73,6 +73,11 @@ class Injector(nn.Module):
             self.ffn_gate = nn.Parameter(torch.zeros(dim))
             self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
+    def gates(self) -> dict[str, Tensor]:
+        """Return the gates (C,) of "attention" and, if there is one, "ffn"."""
+        gates: dict[str, Tensor] = {"attention": self.attention_gate}
+        return gates if self.ffn is None else {**gates, "ffn": self.ffn_gate}
+
     def forward(self, query: Tensor, source: Tensor, query_grid: Grid, source_grid: Grid) -> Tensor:
         """Return the updated query tokens (B, Q, C), given the other branch's tokens (B, N, C')."""
         attended = self.attention(self.query_norm(query), self.source_norm(source), query_grid, source_grid)
@@ -106,6 +111,15 @@ class InteractionUnit(nn.Module):
         self.to_fine = to_fine
         self.coarse_projection = coarse_projection or nn.Identity()
         self.fine_projection = fine_projection or nn.Identity()
+
+    def injectors(self, pair: int) -> dict[tuple[int, int], Injector]:
+        """Return the injectors by the indices of the branches that they (read, update).
+
+        Args:
+            pair: Index of the unit's coarse branch.
+        """
+        directions = {(pair + 1, pair): self.to_coarse, (pair, pair + 1): self.to_fine}
+        return {branches: injector for branches, injector in directions.items() if injector is not None}
 
     def forward(self, coarse: BranchFeatures, fine: BranchFeatures) -> tuple[BranchFeatures, BranchFeatures]:
         """Return both branches with exchanged features."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,24 @@ from torch import Tensor, nn
 from piip.structures import BranchFeatures
 
 
-class Merge(nn.Module, ABC):
+class CombinesBranches(nn.Module):
+    """A part that makes one result of all branches.
+
+    Attributes:
+        takes_mean: Whether the result is the mean of the shares, rather than their sum.
+    """
+
+    takes_mean: ClassVar[bool] = False
+
+    def shares(self) -> Sequence[nn.Module]:
+        """Return the modules whose outputs are the branches' shares of the result, one per branch.
+
+        Empty for a part that neither adds nor averages: what one branch contributes cannot be told there.
+        """
+        return ()
+
+
+class Merge(CombinesBranches, ABC):
     """Merges the features of all branches into one map.
 
     Attributes:
@@ -42,6 +60,10 @@ class BranchMerge(Merge):
         self.projections = nn.ModuleList(projections)
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(())) for _ in projections])
         self.out_channels = out_channels
+
+    def shares(self) -> Sequence[nn.Module]:
+        """Return the projections."""
+        return list(self.projections)
 
     def forward(self, features: Sequence[BranchFeatures]) -> Tensor:
         """Return the merged map (B, C, H, W) on the last branch's grid."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from piip.config import ModelConfig
 from piip.cost.counting import Countable, NamesParts
+from piip.layers.merge import CombinesBranches
 from piip.layers.outputs import ExportWrapper
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class ModelParts(nn.Module, ABC):
     @abstractmethod
     def get_backbone(self) -> PIIPBackbone:
         """Return the pyramid of the model, which is the model itself if it has no head."""
+
+    def combining_parts(self) -> list[CombinesBranches]:
+        """Return the merges and the head, where the branches come together; empty where they stay apart."""
+        return []
 
     def up_to_dense_head(self) -> ModelParts:
         """Return the model without a detection or segmentation head: the backbone of such a model, or the model."""
