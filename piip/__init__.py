@@ -27,6 +27,7 @@ _HOMES = {
     "from_pretrained": "piip.serialization.load",
     "load_model": "piip.serialization.load",
     "estimate_cost": "piip.cost.estimate",
+    "explain_image": "piip.explain.inspect",
     "export_model": "piip.export.exporter",
     "checkpoints": "piip.checkpoints",
     "ops": "piip.ops",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from piip.build import PyramidWarning, build_backbone, build_model
     from piip.config import BranchConfig, HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
     from piip.cost.estimate import estimate_cost
+    from piip.explain.inspect import explain_image
     from piip.export.exporter import export_model
     from piip.inference.predictor import Predictor
     from piip.optimize.rewrite import optimize_for_inference

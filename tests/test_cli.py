@@ -28,6 +28,7 @@ NAMES = [
     "train",
     "evaluate",
     "predict",
+    "explain",
     "convert",
     "export",
 ]

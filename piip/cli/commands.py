@@ -18,6 +18,7 @@ from piip.cli.data import data_check, data_landcover, data_nuclei
 from piip.cli.data_convert import data_convert
 from piip.cli.demo import demo
 from piip.cli.evaluate import evaluate
+from piip.cli.explain import explain
 from piip.cli.export import export
 from piip.cli.help import conversion_examples, recipe_fields
 from piip.cli.list import list_models
@@ -60,6 +61,7 @@ COMMANDS: Table[Command | CommandGroup, None] = Table.of(
         "train": train,
         "evaluate": evaluate,
         "predict": predict,
+        "explain": explain,
         "convert": convert,
         "export": export,
         "demo": demo,
