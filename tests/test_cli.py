@@ -31,6 +31,7 @@ NAMES = [
     "explain",
     "convert",
     "export",
+    "app",
 ]
 
 

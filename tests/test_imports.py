@@ -20,7 +20,7 @@ ORDER = """
 __init__ deprecation lazy tables kinds texts fields output config structures device ops layers branches heads
 optimize data
 cost serialization backbone models build zoo checkpoints recipe
-export inference evaluation training bench compare plan demo explain integrations cli __main__
+export inference evaluation training bench compare plan demo explain app integrations cli __main__
 """.split()
 # Imports against that order, and why: by file, the module that is imported.
 AGAINST_ORDER = {

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from piip import __version__
+from piip.cli.app import app
 from piip.cli.bench import bench
 from piip.cli.compare import compare
 from piip.cli.convert import convert
@@ -65,6 +66,7 @@ COMMANDS: Table[Command | CommandGroup, None] = Table.of(
         "convert": convert,
         "export": export,
         "demo": demo,
+        "app": app,
     },
 )
 
