@@ -19,7 +19,7 @@ from piip.app.limits import Limits, deadline, read_upload
 from piip.app.served import ServedModel, Settings, serve_model
 from piip.cost import CostReport, estimate_cost
 from piip.demo.tasks import TASKS
-from piip.explain.inspect import denormalise
+from piip.explain.inspect import denormalise, whole_parts
 from piip.inference.predictions import Prediction
 from piip.inference.writer import RESULTS_NAME, write_predictions
 from piip.output import write_json
@@ -186,10 +186,7 @@ def cost_bars(report: CostReport, *, tiles: int = 1) -> str:
         report: Cost of one image or tile.
         tiles: Number of tiles.
     """
-    macs: dict[str, int] = {}
-    for name, part in report.parts.items():
-        whole = name.split(": ")[0]
-        macs[whole] = macs.get(whole, 0) + part.macs
+    macs = whole_parts(report)
     height, width = report.image_size
     times = f"{tiles} tiles of " if tiles > 1 else ""
     head = f"{times}{width} x {height} pixels: {tiles * report.macs / 1e9:.3g} G multiply-adds"

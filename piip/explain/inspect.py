@@ -89,7 +89,7 @@ def explain_image(
         prediction = subject.run()
     gates = read_gates(subject.model)
     cost = estimate_cost(subject.model, image_size=recording.image_size)
-    macs = _whole_parts(cost)
+    macs = whole_parts(cost)
     removals, reasons = _removals(subject, prediction)
     return Explanation(
         subject.path,
@@ -157,8 +157,12 @@ def _single(named: list[NamedImage]) -> list[NamedImage]:
     return named
 
 
-def _whole_parts(cost: CostReport) -> dict[str, int]:
-    """Return the multiply-adds by part, those of a head's parts together."""
+def whole_parts(cost: CostReport) -> dict[str, int]:
+    """Return the multiply-adds by part, those of a head's parts together.
+
+    Args:
+        cost: Cost of a model.
+    """
     macs: dict[str, int] = {}
     for name, part in cost.parts.items():
         whole = name.split(": ")[0]
