@@ -1,7 +1,10 @@
 """How long does one image take in each runtime? PyTorch as it is beside exported files, on the CPU.
 
     python benchmarks/runtimes.py [MODEL ...] [--image-size 320 320] [--repeats 15] [--threads 2]
-        [--json out/runtimes.json]
+        [--calibrate FOLDER] [--json out/runtimes.json]
+
+With --calibrate, OpenVINO in int8 is a further runtime, calibrated on images of that folder; `piip evaluate --runtime
+openvino-int8` says what it costs in accuracy.
 
 Every model is exported to each format whose packages are installed, and checked against PyTorch. Then all run on the
 same image in turns, so that what else the machine does meets them alike; the median of the repeats counts. Run it on an
@@ -32,13 +35,16 @@ import piip
 from piip.bench.machine import machine
 from piip.export.exporter import load_for_export, wrap_model
 from piip.export.formats import EXPORT_FORMATS, find_format
+from piip.export.runtime import FORMAT_OF, INT8
 
 ASSETS = Path(piip.__file__).parent / "assets"
 DEFAULTS = [str(ASSETS / name / "model") for name in ("landcover", "landcover_maps", "nuclei")]
 Run = Callable[[NDArray[np.float32]], Any]
 
 
-def ready(model: str, size: tuple[int, int] | None, threads: int, folder: Path) -> tuple[dict[str, Run], list[int]]:
+def ready(
+    model: str, size: tuple[int, int] | None, threads: int, folder: Path, calibrate: str | None
+) -> tuple[dict[str, Run], list[int]]:
     """Return what runs a model in every runtime, and the shape of its images."""
     loaded, _ = load_for_export(model)
     target = wrap_model(loaded).eval()
@@ -49,19 +55,28 @@ def ready(model: str, size: tuple[int, int] | None, threads: int, folder: Path) 
 
     runs: dict[str, Run] = {"eager": eager}
     shape = [1, 3, *(size or loaded.pretrained_cfg["input_size"][1:])]
-    for name, form in EXPORT_FORMATS.items():
+    for name in columns(calibrate)[1:]:
+        format = FORMAT_OF.get(name, name)
+        form = EXPORT_FORMATS[format]
         try:
-            find_format(name)
+            find_format(format)
         except ValueError as error:
             say(f"{name} is left out: {error}")
             continue
         path = folder / f"{name}{form.suffix}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of exporters, about themselves
-            piip.export_model(loaded, path, format=name, image_size=size)
+            piip.export_model(
+                loaded, path, format=format, image_size=size, calibrate=calibrate if name == INT8 else None
+            )
         say(f"{model}: exported to {name}")
         runs[name] = form.load(path, threads)
     return runs, shape
+
+
+def columns(calibrate: str | None) -> list[str]:
+    """Return the names of the runtimes."""
+    return ["eager", *EXPORT_FORMATS, *([INT8] if calibrate else [])]
 
 
 def measure(runs: Mapping[str, Run], shape: list[int], repeats: int) -> dict[str, float]:
@@ -83,6 +98,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"), help="default: each model's own")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--calibrate", metavar="FOLDER", help="images for OpenVINO in int8; default: no int8")
     parser.add_argument("--json", type=Path, default=Path("out/runtimes.json"), help="where to write the numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -95,17 +111,18 @@ def main() -> None:
     table = Table(
         "model", "image", title=f"{facts['machine']}, {arguments.threads} threads, {facts['date']}; median ms"
     )
-    for name in ("eager", *EXPORT_FORMATS):
+    names = columns(arguments.calibrate)
+    for name in names:
         table.add_column(name, justify="right")
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
-            runs, shape = ready(model, size, arguments.threads, Path(folder))
+            runs, shape = ready(model, size, arguments.threads, Path(folder), arguments.calibrate)
             seconds = measure(runs, shape, arguments.repeats)
         facts["models"][model] = {"shape": shape, "seconds": seconds}
         facts["complete"] = len(facts["models"]) == len({*arguments.models})
         save(facts, arguments.json)
         label = model.replace(str(ASSETS), "assets").removesuffix("/model")
-        shown = [f"{1e3 * seconds[name]:.1f}" if name in seconds else "-" for name in ("eager", *EXPORT_FORMATS)]
+        shown = [f"{1e3 * seconds[name]:.1f}" if name in seconds else "-" for name in names]
         table.add_row(label, " x ".join(str(side) for side in shape[2:]), *shown)
         say(f"{label}: {', '.join(f'{name} {1e3 * median:.1f} ms' for name, median in seconds.items())}")
     Console().print(table)

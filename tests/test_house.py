@@ -138,7 +138,7 @@ def names_of(path: Path) -> Iterator[tuple[str, int]]:
 
 # Digits that are part of a word (or timm's word), or an image size, do not number several things.
 DIGIT_WORDS = re.compile(
-    r"_6b(?=_)|_patch\d+|top[15]|2d|bf16|f32|sha256|\b(fc|ls)[12]\b|\bdrop_path[12]\b|_\d{3,4}(?=_|$)"
+    r"_6b(?=_)|_patch\d+|top[15]|2d|bf16|f32|int8|sha256|\b(fc|ls)[12]\b|\bdrop_path[12]\b|_\d{3,4}(?=_|$)"
 )
 
 

@@ -17,6 +17,8 @@ def evaluate(
     workers: int = 2,
     device: str = "auto",
     dtype: Literal["f32", "bf16"] = "f32",
+    runtime: Literal["torch", "onnx", "openvino", "openvino-int8"] = "torch",
+    calibrate: str | None = None,
     on_error: Literal["stop", "skip"] = "stop",
     max_detections: list[int] | None = None,
     official: bool = False,
@@ -45,6 +47,8 @@ def evaluate(
         workers: Data loading processes; 0 loads in this process.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: Number format of weights and activations.
+        runtime: Where the model runs, see `piip predict --help`.
+        calibrate: Folder of images for --runtime openvino-int8, not those of the split.
         on_error: Stop at a missing or unreadable image, or skip it with a warning that names it: it does not count.
         max_detections: Three increasing limits on detections per image; precision uses the last. Default: the model's.
         official: Evaluate detectors as the authors did: limits 100, 300 and 1000 with AP at 100 and everything else at
@@ -60,7 +64,7 @@ def evaluate(
     from piip.inference.processes import joined
 
     options: dict[str, Any] = {"split": split, "workers": workers, "device": device, "dtype": dtype, "out": out}
-    options["on_error"] = on_error
+    options |= {"on_error": on_error, "runtime": runtime, "calibrate": calibrate}
     of_dense: dict[str, Any] = {
         "official": official,
         "flip": flip,

@@ -31,6 +31,9 @@ def export(
     dynamic_batch: bool = False,
     dynamic_size: bool = False,
     check: bool | None = None,
+    int8: bool = False,
+    calibrate: str | None = None,
+    calibration_images: int = 100,
     json: bool = False,
 ) -> None:
     """Export a model to a file for ONNX Runtime, OpenVINO or torch.export, and compare its outputs with PyTorch.
@@ -48,10 +51,19 @@ def export(
         dynamic_batch: Accept any batch size instead of one image (not for detectors).
         dynamic_size: Accept any image size instead of a fixed one (not for detectors); slow to export.
         check: Compare the outputs of the file with the model on two images; fail if they differ. Default: yes.
-        json: Print JSON, with "files", "input_shape", "has_random_weights" and "differences".
+        int8: Compute products and convolutions in 8-bit integers (openvino only, pip install "piip[int8]"); needs
+            --calibrate. Changes results; docs/export.md says by how much.
+        calibrate: Folder of images like those to predict on, prepared as for prediction, without labels.
+        calibration_images: Maximum number of images for calibration, drawn from the folder with a fixed seed.
+        json: Print JSON, with "files", "input_shape", "has_random_weights", "differences" and "int8".
+
+    Raises:
+        ValueError: --int8 without --calibrate, or the other way round.
     """
     from piip.export.exporter import export_model, format_export
 
+    if int8 != (calibrate is not None):
+        raise ValueError("--int8 and --calibrate FOLDER belong together: give both, or neither.")
     with ended_as_by_ctrl_c(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from the exporters, about their own code
         report = export_model(
@@ -63,5 +75,7 @@ def export(
             dynamic_batch=dynamic_batch,
             dynamic_size=dynamic_size,
             check=check is not False,
+            calibrate=calibrate,
+            calibration_images=calibration_images,
         )
     print(to_json(report.to_dict()) if json else format_export(report))

@@ -25,7 +25,8 @@ def predict(
     on_error: Literal["stop", "skip"] = "skip",
     white_level: int | None = None,
     page: int | None = None,
-    runtime: Literal["torch", "onnx", "openvino"] = "torch",
+    runtime: Literal["torch", "onnx", "openvino", "openvino-int8"] = "torch",
+    calibrate: str | None = None,
     json: bool = False,
 ) -> None:
     """Predict classes, detections or semantic masks of image files with a trained model.
@@ -55,7 +56,9 @@ def predict(
         page: Page or frame of image files with several, from 0. Default: as in training, or 0.
         runtime: Where the model runs: PyTorch, ONNX Runtime or OpenVINO (pip install "piip[export]"; on the CPU, f32).
             Each image size is exported once, which takes a minute or less, and kept in the cache folder; of detectors
-            and segmentors everything but the head runs there.
+            and segmentors everything but the head runs there. openvino-int8 computes in int8 after calibration
+            (pip install "piip[int8]") and changes results; docs/export.md says by how much.
+        calibrate: Folder of images like those to predict on, for --runtime openvino-int8; 100 of them are used.
         json: Print one JSON object per line.
 
     Raises:
@@ -82,6 +85,7 @@ def predict(
             white_level=white_level,
             page=page,
             runtime=runtime,
+            calibrate=calibrate,
         )
         files = find_images(paths)
         rows = predictor.predict_paths(

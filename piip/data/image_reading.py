@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,6 +49,17 @@ class ReadOptions:
 
 
 AS_STORED = ReadOptions()
+
+
+def trained_options(description: Mapping[str, Any]) -> ReadOptions:
+    """Return how the training images of a saved model were read.
+
+    Args:
+        description: Contents of its `config.json`.
+    """
+    if "white_level" not in description and "page" not in description:
+        return AS_STORED
+    return ReadOptions(description.get("white_level"), description.get("page", 0))
 
 
 def read_rgb(path: Path, *, upright: bool = False, options: ReadOptions = AS_STORED) -> Image.Image:

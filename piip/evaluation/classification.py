@@ -16,6 +16,8 @@ from piip.data.image_folder import ImageFolder
 from piip.data.image_reading import ReadOptions, read_rgb
 from piip.evaluation.report.page import Page, Value, write_page
 from piip.evaluation.report.sheet import SheetRow, Worst, write_sheet
+from piip.export.int8 import Calibration
+from piip.export.runtime import runtime_device
 from piip.inference.class_predictor import ClassPredictor
 from piip.inference.processes import ALONE, Processes
 from piip.output import writable_folder
@@ -59,6 +61,8 @@ def evaluate(
     workers: int = 2,
     device: str = "auto",
     dtype: str = "f32",
+    runtime: str = "torch",
+    calibrate: str | Path | None = None,
     on_error: str = "stop",
     out: str | Path | None = None,
     processes: Processes = ALONE,
@@ -73,6 +77,8 @@ def evaluate(
         workers: Data loading processes; 0 loads in this process.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: "f32" or "bf16".
+        runtime: Where the model runs, and with which images int8 is calibrated, as in `piip.Predictor`.
+        calibrate: See `runtime`.
         on_error: "stop" at an unreadable image, or "skip" it with a warning that names it.
         out: Folder for the report; None writes nothing.
         processes: Processes that share the images; the first one counts, all return the report.
@@ -82,7 +88,13 @@ def evaluate(
     """
     if out is not None:
         writable_folder(out)
-    predictor = ClassPredictor(model_dir, device=processes.device(device), dtype=dtype)
+    predictor = ClassPredictor(
+        model_dir,
+        device=processes.device(runtime_device(device, runtime)),
+        dtype=dtype,
+        runtime=runtime,
+        calibration=Calibration(calibrate) if calibrate is not None else None,
+    )
     folder = ImageFolder(Path(data) / split, expected_classes=predictor.classes, options=predictor.options)
     labels = torch.tensor([label for _, label in folder.samples])
     num_classes = len(predictor.classes)

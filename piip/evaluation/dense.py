@@ -31,6 +31,8 @@ from piip.evaluation.report.dense import DenseReport, class_rows, curves_of, den
 from piip.evaluation.report.drawing import draw_map, draw_objects
 from piip.evaluation.report.page import write_page
 from piip.evaluation.report.sheet import SheetRow, Worst, write_sheet
+from piip.export.int8 import Calibration
+from piip.export.runtime import runtime_device
 from piip.inference.dense_predictor import DensePredictor, load_dense_predictor
 from piip.inference.processes import ALONE, Processes
 from piip.output import writable_folder, write_json
@@ -54,6 +56,8 @@ def evaluate_dense(
     workers: int = 2,
     device: str = "auto",
     dtype: str = "f32",
+    runtime: str = "torch",
+    calibrate: str | Path | None = None,
     max_detections: Sequence[int] | None = None,
     official: bool = False,
     backend: str | None = None,
@@ -73,6 +77,8 @@ def evaluate_dense(
         workers: Data loading processes; 0 loads in this process.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: "f32" or "bf16".
+        runtime: Where the model runs, and with which images int8 is calibrated, as in `piip.Predictor`.
+        calibrate: See `runtime`.
         max_detections: Three limits on detections per image; None uses the model's.
         official: Evaluate as the authors did, see docs/evaluation.md: limits 100, 300 and 1000, average precision at
             100 and all else at 1000, the head's own number of detections, no test-time augmentation, pycocotools.
@@ -93,7 +99,15 @@ def evaluate_dense(
                 "remove official."
             )
         scales, flip = (1.0,), False
-    predictor = load_dense_predictor(model_dir, device=processes.device(device), dtype=dtype, scales=scales, flip=flip)
+    predictor = load_dense_predictor(
+        model_dir,
+        device=processes.device(runtime_device(device, runtime)),
+        dtype=dtype,
+        scales=scales,
+        flip=flip,
+        runtime=runtime,
+        calibration=Calibration(calibrate) if calibrate is not None else None,
+    )
     if not predictor.model.max_detections and (official or max_detections is not None or backend is not None):
         raise ValueError(
             "official, max_detections and backend are for detectors; the model is a segmentor: remove them."

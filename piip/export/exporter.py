@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import nn
 
 from piip.export.comparison import Difference, compare
 from piip.export.files import keep, scratch_folder, writable_path
-from piip.export.formats import find_format
+from piip.export.formats import EXPORT_FORMATS, Format, find_format, find_int8
+from piip.export.int8 import CALIBRATION_IMAGES, Calibration, CalibrationImages
 from piip.export.sidecar import describe
 from piip.export.tracing import example_batches, free_sides, trace
 from piip.layers.outputs import ExportWrapper
@@ -24,6 +26,19 @@ from piip.zoo.create import create_model
 
 
 @dataclass(frozen=True)
+class Int8Report:
+    """Quantization of a file.
+
+    Args:
+        images: Number of images for calibration.
+        differences: Differences from the model on the first of these images; outputs whose number differs are left out.
+    """
+
+    images: int
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """Result of an export.
 
@@ -31,13 +46,16 @@ class ExportReport:
         files: The file to open, files that belong to it, and the JSON description.
         input_shape: Shape of the images: numbers for fixed sizes, names for dynamic ones.
         has_random_weights: Whether the model was built by name, with random weights.
-        differences: Differences between the outputs of file and model; empty without a check.
+        differences: Differences between the outputs of file and model, before an int8 file is quantized; empty without
+            a check.
+        int8: How the file was quantized; None for float32.
     """
 
     files: tuple[str, ...]
     input_shape: tuple[int | str, ...]
     has_random_weights: bool
     differences: tuple[Difference, ...]
+    int8: Int8Report | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -54,6 +72,9 @@ def export_model(
     dynamic_batch: bool = False,
     dynamic_size: bool = False,
     check: bool = True,
+    calibrate: str | Path | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    calibration_metadata: Mapping[str, Any] | None = None,
 ) -> ExportReport:
     """Export a model to a file for another runtime, with a JSON description, and compare it with PyTorch.
 
@@ -67,6 +88,9 @@ def export_model(
         dynamic_batch: Accept any batch size instead of one image.
         dynamic_size: Accept any image size, see docs/export.md.
         check: Compare the outputs of file and model on two images, and raise an error if they differ.
+        calibrate: Folder of images like those to predict on: write int8 ("openvino" only) with ranges measured on them.
+        calibration_images: Maximum number of these images, drawn with a fixed seed.
+        calibration_metadata: Metadata of the model for which they are prepared; None uses that of `model`.
 
     Raises:
         ValueError: The model or options cannot be exported, a package is missing, the output cannot be written, or
@@ -76,6 +100,11 @@ def export_model(
         >>> export_model("runs/landcover/best", "out/landcover.onnx", dynamic_batch=True)
     """
     written = find_format(format, runs=check)
+    calibration = None
+    if calibrate is not None:
+        find_int8(written, format)
+        calibration = Calibration(calibrate, calibration_images, calibration_metadata)
+        calibration.files()  # raises an error before the long work
     out = writable_path(out, written.suffix, format)
     loaded, is_random = (
         load_for_export(model, features_only=features_only) if isinstance(model, (str, Path)) else (model, False)
@@ -97,11 +126,27 @@ def export_model(
         written.write(trace(target, batches[-1], free), path, [output.name for output in target.outputs])
         differences = compare(target, written.load(path, None), batches) if check else []
         _refuse(differences)
+        int8 = None
+        if calibration is not None:
+            int8 = _quantize(path, format, target, calibration.images(loaded, (size[0], size[1])), is_checked=check)
         text = describe(
             loaded, target, outputs, input_shape=shape, has_random_weights=is_random, differences=differences
         )
-        files = keep(folder, out, {"format": format, **text})
-    return ExportReport(files, shape, is_random, tuple(differences))
+        files = keep(folder, out, {"format": format, **text, "int8": asdict(int8) if int8 else None})
+    return ExportReport(files, shape, is_random, tuple(differences), int8)
+
+
+def _quantize(
+    path: Path, format: str, target: ExportWrapper, images: CalibrationImages, *, is_checked: bool
+) -> Int8Report:
+    """Replace a written file by its int8 form, and compare it with the model on the first image."""
+    written: Format = EXPORT_FORMATS[format]
+    find_int8(written, format)(path, images)
+    found: list[Difference] = []
+    if is_checked:
+        first = torch.from_numpy(images[0])
+        found = [each for each in compare(target, written.load(path, None), [first]) if math.isfinite(each.relative)]
+    return Int8Report(len(images), tuple(found))
 
 
 def wrap_model(model: nn.Module, *, features_only: bool = False) -> ExportWrapper:
@@ -164,12 +209,16 @@ def format_export(report: ExportReport) -> str:
     lines = [f"{', '.join(report.files)}: images ({shape}), RGB in [0, 1] minus mean over std"]
     if report.has_random_weights:
         lines.append("The weights are random, because models by name have no weights; see `piip convert`.")
-    lines += [
-        f"{each.name} {each.shape}: largest difference {each.max_abs:.1e}, relative {each.relative:.1e}"
-        for each in report.differences
-    ]
+    lines += [_format_difference(each) for each in report.differences]
     if not report.differences:
         lines.append("Not compared with PyTorch.")
     if any(0 in each.shape for each in report.differences):
         lines.append("PyTorch found nothing in the last image either, so there was little to compare.")
+    if report.int8 is not None:
+        lines.append(f"Then made int8, calibrated on {report.int8.images} images. Differences on the first of them:")
+        lines += [_format_difference(each) for each in report.int8.differences] or ["not measured"]
     return "\n".join(lines)
+
+
+def _format_difference(each: Difference) -> str:
+    return f"{each.name} {each.shape}: largest difference {each.max_abs:.1e}, relative {each.relative:.1e}"

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
+from piip.export.int8 import quantize_openvino
 from piip.tables import Table
 
 INPUT = "image"
@@ -38,6 +39,7 @@ class Format:
             PyTorch has one number for the process).
         fixed_size: Why only one image size is supported, or None.
         min_torch: Minimum version of PyTorch for writing.
+        quantize: Replaces a written file by its int8 form, given images (1, 3, H, W); None where there is no int8.
     """
 
     suffix: str
@@ -47,6 +49,7 @@ class Format:
     load: Callable[[Path, int | None], Run]
     fixed_size: str | None = None
     min_torch: tuple[int, int] = (2, 6)
+    quantize: Callable[[Path, Sequence[NDArray[np.float32]]], None] | None = None
 
 
 def find_format(name: str, *, runs: bool = True) -> Format:
@@ -67,6 +70,24 @@ def find_format(name: str, *, runs: bool = True) -> Format:
     if missing:
         raise ValueError(f'The format {name} needs {" and ".join(missing)}: pip install "piip[export]".')
     return found
+
+
+def find_int8(written: Format, name: str) -> Callable[[Path, Sequence[NDArray[np.float32]]], None]:
+    """Return what makes int8 files of a format, and check that its package is installed.
+
+    Args:
+        written: The format.
+        name: Its name, for messages.
+
+    Raises:
+        ValueError: The format has no int8, or the package is missing.
+    """
+    if written.quantize is None:
+        known = [format for format, each in EXPORT_FORMATS.items() if each.quantize is not None]
+        raise ValueError(f"format is {name!r}, which has no int8, expected {' or '.join(known)}.")
+    if importlib.util.find_spec("nncf") is None:
+        raise ValueError('Int8 needs nncf: pip install "piip[int8]".')
+    return written.quantize
 
 
 def _write_torch(program: ExportedProgram, path: Path, names: Sequence[str]) -> None:
@@ -153,7 +174,13 @@ EXPORT_FORMATS: Table[Format, None] = Table.of(
         "torch": Format(".pt2", (), (), _write_torch, _load_torch, FIXED_SIZE),
         "onnx": Format(".onnx", ONNX_WRITERS, ("onnxruntime",), _write_onnx, _load_onnx, min_torch=ONNX_TORCH),
         "openvino": Format(
-            ".xml", (*ONNX_WRITERS, "openvino"), ("openvino",), _write_openvino, _load_openvino, min_torch=ONNX_TORCH
+            ".xml",
+            (*ONNX_WRITERS, "openvino"),
+            ("openvino",),
+            _write_openvino,
+            _load_openvino,
+            min_torch=ONNX_TORCH,
+            quantize=quantize_openvino,
         ),
     },
 )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from piip.data.image_files import read_batches
-from piip.data.image_reading import AS_STORED, ReadOptions, to_rgb
+from piip.data.image_reading import ReadOptions, to_rgb, trained_options
 from piip.data.listing import find_images
 from piip.data.transforms.classification import TransformConfig, build_transform
 from piip.device import pick_device
+from piip.export.int8 import Calibration
 from piip.export.runtime import in_runtime
 from piip.fields import at_least, read_fields
 from piip.inference.inputs import ImageInput, named_images
@@ -31,7 +31,8 @@ class ClassPredictor:
         model_dir: Written by `piip train`, or the id of a repository on the Hugging Face hub, "owner/name".
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
         dtype: "f32" or "bf16".
-        runtime: "torch", "onnx" or "openvino"; see `piip.export.runtime.in_runtime`.
+        runtime: "torch", "onnx", "openvino" or "openvino-int8"; see `piip.export.runtime.in_runtime`.
+        calibration: Images for "openvino-int8".
         options: How 16-bit and multi-page files are read; None reads them as in training.
 
     Attributes:
@@ -51,6 +52,7 @@ class ClassPredictor:
         device: str = "auto",
         dtype: str = "f32",
         runtime: str = "torch",
+        calibration: Calibration | None = None,
         options: ReadOptions | None = None,
     ) -> None:
         model_dir = find_model(model_dir)
@@ -71,7 +73,7 @@ class ClassPredictor:
         self.classes: list[str] = description["classes"]
         self.category_ids = list(range(1, len(self.classes) + 1))
         self.options = trained_options(description) if options is None else options
-        self._run = in_runtime(self.model, runtime)
+        self._run = in_runtime(self.model, runtime, calibration=calibration)
         num_classes = description["model"].get("head", {}).get("num_classes")
         if num_classes != len(self.classes):
             raise ValueError(
@@ -141,14 +143,3 @@ class ClassPredictor:
             (self.classes[index], score) for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
         )
         return ClassPrediction(path, pairs[0][0], pairs[0][1], pairs)
-
-
-def trained_options(description: Mapping[str, Any]) -> ReadOptions:
-    """Return how the training images of a saved model were read.
-
-    Args:
-        description: Contents of its `config.json`.
-    """
-    if "white_level" not in description and "page" not in description:
-        return AS_STORED
-    return ReadOptions(description.get("white_level"), description.get("page", 0))

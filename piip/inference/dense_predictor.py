@@ -13,13 +13,13 @@ from torch import Tensor
 
 from piip.data.collate import Batch
 from piip.data.image_files import read_images
-from piip.data.image_reading import ReadOptions, to_rgb
+from piip.data.image_reading import ReadOptions, to_rgb, trained_options
 from piip.data.orientation import turn_upright
 from piip.data.transforms.dense import DenseTransformConfig
 from piip.device import pick_device
+from piip.export.int8 import Calibration
 from piip.export.runtime import in_runtime
 from piip.fields import read_fields
-from piip.inference.class_predictor import trained_options
 from piip.inference.compact_masks import CompactMask, Region
 from piip.inference.inputs import ImageInput, named_images
 from piip.inference.predictions import SCORE_THRESHOLD, InstancePrediction, Prediction, SemanticPrediction
@@ -248,6 +248,7 @@ def load_dense_predictor(
     flip: bool | None = None,
     score_threshold: float = SCORE_THRESHOLD,
     runtime: str = "torch",
+    calibration: Calibration | None = None,
     options: ReadOptions | None = None,
 ) -> DensePredictor:
     """Load a saved detector or segmentor for prediction.
@@ -260,7 +261,8 @@ def load_dense_predictor(
         scales: See `DensePredictor`.
         flip: See `DensePredictor`.
         score_threshold: See `DensePredictor`.
-        runtime: "torch", "onnx" or "openvino"; see `piip.export.runtime.in_runtime`.
+        runtime: "torch", "onnx", "openvino" or "openvino-int8"; see `piip.export.runtime.in_runtime`.
+        calibration: Images for "openvino-int8".
         options: See `DensePredictor`.
 
     Raises:
@@ -271,7 +273,7 @@ def load_dense_predictor(
     if "dense" not in description or "classes" not in description:
         raise ValueError(f"{model_dir}/config.json has no 'dense' and 'classes', expected a trained dense model.")
     model: Any = load_model(model_dir, device=str(pick_device(device)), dtype=dtype)
-    fast: Any = in_runtime(model, runtime)  # of the same class
+    fast: Any = in_runtime(model, runtime, calibration=calibration)  # of the same class
     return DENSE_PREDICTORS[model.task](
         fast,
         description,

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from piip.data.image_reading import ReadOptions
+from piip.data.image_reading import ReadOptions, trained_options
 from piip.data.listing import find_images
-from piip.export.runtime import TORCH
+from piip.export.int8 import Calibration
+from piip.export.runtime import runtime_device
 from piip.fields import at_least, at_most
-from piip.inference.class_predictor import ClassPredictor, trained_options
+from piip.inference.class_predictor import ClassPredictor
 from piip.inference.dense_predictor import DensePredictor, load_dense_predictor
 from piip.inference.inputs import ImageInput
 from piip.inference.predictions import SCORE_THRESHOLD, Prediction
@@ -38,8 +39,9 @@ class Predictor:
         score_threshold: Detectors: minimum score of a detection to be counted and drawn, in [0, 1]; None uses 0.5.
         white_level: Value of white in images with 16 bits per channel, such as 4095; None uses the model's.
         page: Page or frame of image files with several, from 0; None uses the model's.
-        runtime: "torch", "onnx" or "openvino" (extra `export`; on the CPU, "f32"): where the model runs, of detectors
-            and segmentors their backbone. Every new image size is exported once.
+        runtime: "torch", "onnx" or "openvino" (extra `export`; on the CPU, "f32"), or "openvino-int8" (extra `int8`):
+            where the model runs, of detectors and segmentors their backbone. Every new image size is exported once.
+        calibrate: Folder of images for "openvino-int8"; 100 of them are used.
 
     Attributes:
         model: The model, in evaluation mode.
@@ -64,13 +66,14 @@ class Predictor:
         white_level: int | None = None,
         page: int | None = None,
         runtime: str = "torch",
+        calibrate: str | Path | None = None,
     ) -> None:
         tiling = Tiling(tile, tile_overlap) if tile is not None else None
         if score_threshold is not None:
             at_least("score_threshold", score_threshold, 0)
             at_most("score_threshold", score_threshold, 1)
-        if device == "auto" and runtime != TORCH:
-            device = "cpu"
+        device = runtime_device(device, runtime)
+        calibration = Calibration(calibrate) if calibrate is not None else None
         folder = find_model(model_dir)
         trained = trained_options(read_description(folder))
         options = ReadOptions(
@@ -89,13 +92,14 @@ class Predictor:
                 flip=flip,
                 score_threshold=SCORE_THRESHOLD if score_threshold is None else score_threshold,
                 runtime=runtime,
+                calibration=calibration,
                 options=options,
             )
         else:
             given = {"tile": tile, "scales": scales, "flip": flip, "score_threshold": score_threshold}
             _refuse(given, "detectors and segmentors")
             made = self._classifier = ClassPredictor(
-                folder, device=device, dtype=dtype, runtime=runtime, options=options
+                folder, device=device, dtype=dtype, runtime=runtime, calibration=calibration, options=options
             )
         self._made = made
         self.model: PyramidModel = made.model
