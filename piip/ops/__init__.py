@@ -1,6 +1,7 @@
 """Operations without parameters: deformable attention and position tables.
 
-`deform_attn` is the one function for all providers (native C++ on CPU, Triton on CUDA, `grid_sample` anywhere);
+`deform_attn` is the one function for all providers (native C++ on CPU, Triton and `deformops` on CUDA, `grid_sample`
+anywhere); `choice` measures which one a GPU takes;
 `positions` and `relative_positions` make grids and tables; `native` compiles and calls the C++ kernels.
 
 Imports nothing of the package. A new provider is a line in `deform_attn.PROVIDERS`.

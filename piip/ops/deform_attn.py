@@ -12,21 +12,28 @@ Providers are interchangeable and tested against each other, forward and backwar
 - `gather`: the four neighbours of every point are rows of one table; a weighted `embedding_bag` reads and sums them
   in one pass. The fastest stock forward on CPU.
 - `index`: the same rows by plain indexing; only operations that every exporter and compiler knows.
-- `triton`: kernels for GPUs (`triton_sampling.py`); untimed, therefore never selected automatically.
+- `triton`: kernels of our own for GPUs (`triton_sampling.py`).
+- `deformops`: the library of that name (extra `gpu`); of several levels in one pass.
+
+On GPUs `choice` measures which of `triton`, `deformops` and `portable` is fastest, once for every kind of call.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from piip.ops import native
+from piip.ops import choice, deformops, native
 from piip.ops.compat import is_exporting
 from piip.ops.positions import bag_starts, grid_extent
 from piip.structures import Grid
+
+TRITON_DTYPES, TRITON_MAX_DIM = (torch.bfloat16, torch.float16, torch.float32), 256  # of `triton_sampling`
 
 
 def deformable_attention(
@@ -40,7 +47,7 @@ def deformable_attention(
         locations: Points as (x, y), (B, Q, heads, points, 2), float32 (or float64), normalised so that (0, 0) and
             (1, 1) are the outer corners of the map; may lie outside, where zeros are read.
         weights: Weight of each point, (B, Q, heads, points), in the dtype of `value`; need not sum to 1.
-        provider: "native", "portable", "gather", "index" or "triton"; None selects automatically.
+        provider: "native", "portable", "gather", "index", "triton" or "deformops"; None selects automatically.
 
     Returns:
         (B, Q, heads * dim) in the dtype of `value`.
@@ -54,7 +61,7 @@ def deformable_attention(
     if value.dtype == torch.float64:
         locations = locations.double()
     if provider is None:
-        provider = _choose(value, locations, weights)
+        provider = _choose(value, grid, locations, weights)
     if provider not in PROVIDERS:
         raise ValueError(f"Provider {provider!r} is unknown, expected one of {', '.join(PROVIDERS)}.")
     return PROVIDERS[provider](value, grid, locations, weights)
@@ -74,12 +81,27 @@ def levels_deformable_attention(value: Tensor, grids: Sequence[Grid], locations:
 
     Source: arXiv 2010.04159, equation 3.
     """
+    if value.device.type == choice.GPU and not is_exporting():
+        if value.dtype == torch.float64:
+            locations = locations.double()
+        runs: dict[str, choice.Run] = {
+            name: functools.partial(_sum_of_levels, grids=grids, provider=name) for name in _on_gpu(value)
+        }
+        if deformops.supports(value):
+            runs["deformops"] = lambda *tensors: deformops.sample(tensors[0], grids, *tensors[1:])
+        return runs[choice.choose(runs, value, locations, weights)](value, locations, weights)
     if native.supports(value) and not is_exporting() and native.is_available():
         sides = [side for grid in grids for side in grid]
         return native.sample_maps(value, sides, locations.float(), weights.to(value.dtype))
+    return _sum_of_levels(value, locations, weights, grids=grids)
+
+
+def _sum_of_levels(
+    value: Tensor, locations: Tensor, weights: Tensor, *, grids: Sequence[Grid], provider: str | None = None
+) -> Tensor:
     sizes = [height * width for height, width in grids]
     levels = zip(value.split(sizes, 1), grids, locations.unbind(3), weights.unbind(3), strict=True)
-    results = [deformable_attention(*level) for level in levels]
+    results = [deformable_attention(*level, provider=provider) for level in levels]
     return sum(results[1:], results[0])
 
 
@@ -101,15 +123,32 @@ def _check(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Non
         )
 
 
-def _choose(value: Tensor, locations: Tensor, weights: Tensor) -> str:
+def _choose(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> str:
     if is_exporting():
         return "index"  # GridSample is miscompiled or slow in several runtimes, bags are unknown to most
+    if value.device.type == choice.GPU:
+        names = _on_gpu(value) + (["deformops"] if deformops.supports(value) else [])
+        runs: dict[str, choice.Run] = {
+            name: lambda *tensors, run=PROVIDERS[name]: run(tensors[0], grid, *tensors[1:]) for name in names
+        }
+        return choice.choose(runs, value, locations, weights)
     if native.supports(value) and native.is_available():
         return "native"
     differentiated = torch.is_grad_enabled() and (
         value.requires_grad or locations.requires_grad or weights.requires_grad
     )
     return "gather" if value.device.type == "cpu" and not differentiated else "portable"
+
+
+def _on_gpu(value: Tensor) -> list[str]:
+    """Return the providers of our own that take values on a GPU."""
+    has_triton = value.dtype in TRITON_DTYPES and value.shape[3] <= TRITON_MAX_DIM and _triton_is_installed()
+    return ["portable", *(["triton"] if has_triton else [])]
+
+
+@functools.cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _native(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
@@ -198,10 +237,15 @@ def _triton(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Te
     return sample(value, grid, locations, weights)
 
 
+def _deformops(value: Tensor, grid: Grid, locations: Tensor, weights: Tensor) -> Tensor:
+    return deformops.sample(value, [grid], locations.unsqueeze(3), weights.unsqueeze(3))
+
+
 PROVIDERS: dict[str, Callable[[Tensor, Grid, Tensor, Tensor], Tensor]] = {
     "native": _native,
     "portable": _portable,
     "gather": _gather,
     "index": _index,
     "triton": _triton,
+    "deformops": _deformops,
 }

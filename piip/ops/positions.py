@@ -102,3 +102,16 @@ def channel_values(values: tuple[float, ...], device: torch.device) -> Tensor:
         device: Device of the result.
     """
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
+@kept
+def level_table(grids: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Return height, width and first cell of every level, int64, (levels, 3).
+
+    Args:
+        grids: (H, W) of every level.
+        device: Device of the result.
+    """
+    starts = [sum(height * width for height, width in grids[:index]) for index in range(len(grids))]
+    rows = [[*grid, start] for grid, start in zip(grids, starts, strict=True)]
+    return torch.tensor(rows, dtype=torch.int64, device=device)

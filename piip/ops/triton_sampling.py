@@ -6,8 +6,8 @@ this file, which `deform_attn` imports only when its provider "triton" is asked 
 
 Shapes: B images, Q queries, N = H * W cells; a program holds (queries,) positions and (queries, channels) values.
 
-Untimed: no GPU was at hand. The kernels were checked by Triton's interpreter (TRITON_INTERPRET=1), and the automatic
-choice of a provider never takes them.
+Untimed: no GPU was at hand. The kernels were checked by Triton's interpreter (TRITON_INTERPRET=1); on a GPU `choice`
+compares and times them before it takes them.
 """
 
 from __future__ import annotations
