@@ -29,7 +29,7 @@ from piip.bench.weights import build_random
 from piip.bench.worker import FORMS, Job, Worker
 from piip.cli import COMMANDS, main
 from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
-from piip.export.runtime import RUNTIMES
+from piip.export.runtime import INT8, RUNTIMES
 
 ASSETS = Path(piip.__file__).parent / "assets"
 CONTRACT = {
@@ -311,5 +311,5 @@ def test_commands_offer_what_there_is() -> None:
 
     assert choices(COMMANDS["bench"], "form") == {*FORMS}
     assert choices(COMMANDS["predict"], "runtime") == {*RUNTIMES}
-    assert {*RUNTIMES} - {"torch"} <= {*FORMS}
+    assert {*RUNTIMES} - {"torch", INT8} <= {*FORMS}  # int8 needs images to calibrate on
     assert all(name in (COMMANDS["bench"].__doc__ or "") for name in PRESETS)
