@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
 
 from piip.output import to_json, writable_folder
+
+if TYPE_CHECKING:
+    from piip.inference.predictions import Prediction
 
 
 def predict(
@@ -100,10 +104,15 @@ def predict(
                 options=predictor.options,
                 formats=formats or (),
             )
-        count = 0
-        for row in rows:
-            count += 1
-            print(to_json(row.to_dict()) if json else f"{row.path}  {row.summary()}")
+        count = _print(rows, as_json=json)
         if processes.is_first and count < len(files):
             print(f"{len(files) - count} of {len(files)} images could not be read and are left out.", file=sys.stderr)
             raise SystemExit(1)
+
+
+def _print(rows: Iterable[Prediction], *, as_json: bool) -> int:
+    """Print a line per prediction; return how many there are."""
+    count = 0
+    for count, row in enumerate(rows, start=1):  # noqa: B007
+        print(to_json(row.to_dict()) if as_json else f"{row.path}  {row.summary()}")
+    return count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,20 +101,7 @@ def evaluate(
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     hits = torch.zeros(num_classes, dtype=torch.int64)
     images, worst = 0, Worst()
-    own = processes.own(len(labels), block=batch_size)
-    batches = read_batches(
-        [folder.samples[index][0] for index in own],
-        predictor.transform,
-        batch_size=batch_size,
-        workers=workers,
-        on_error=on_error,
-        options=predictor.options,
-    )
-    found = (
-        (own[place], logits)
-        for places, batch in batches
-        for place, logits in zip(places, predictor.logits(batch), strict=True)
-    )
+    found = _logits(predictor, folder, processes.own(len(labels), block=batch_size), batch_size, workers, on_error)
     for index, logits in processes.in_order(found, len(labels), block=batch_size):
         label = labels[index]
         best = logits.topk(min(5, num_classes)).indices
@@ -131,6 +118,23 @@ def evaluate(
     if out is not None:
         write_page(classifier_page(report, {"model": str(model_dir), "split": split}, worst.rows()), out)
     return processes.share(report)
+
+
+def _logits(
+    predictor: ClassPredictor, folder: ImageFolder, indices: list[int], batch_size: int, workers: int, on_error: str
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield index and logits (K,) of those of the images that can be read."""
+    batches = read_batches(
+        [folder.samples[index][0] for index in indices],
+        predictor.transform,
+        batch_size=batch_size,
+        workers=workers,
+        on_error=on_error,
+        options=predictor.options,
+    )
+    for places, batch in batches:
+        for place, logits in zip(places, predictor.logits(batch), strict=True):
+            yield indices[place], logits
 
 
 def _rank(worst: Worst, folder: ImageFolder, index: int, probs: torch.Tensor) -> None:
