@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import runpy
 import sys
@@ -12,15 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import environment, succeed
 from tiny_run import CLASSES, write_images
 
 import piip
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NUCLEI = ROOT / "piip" / "assets" / "nuclei"
 DOCS = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
 NEEDS = {
     "llava": "transformers",
+    "ray_bulk": "ray",
     "smp_unet": "segmentation_models_pytorch",
     "supervision_annotators": "supervision",
     "transformers_segmentor": "transformers",
@@ -73,6 +77,28 @@ def test_smp_unet(run: Run) -> None:
 def test_supervision_annotators(run: Run, tmp_path: Path) -> None:
     assert "76 nuclei, ['nucleus']" in run("supervision_annotators", tmp_path / "drawn.png")
     assert (tmp_path / "drawn.png").is_file()
+
+
+@pytest.mark.slow
+def test_ray_bulk(tmp_path: Path) -> None:
+    """In a process of its own: actors import what the main program is."""
+    pytest.importorskip("ray")
+    import pyarrow
+    import pyarrow.parquet
+
+    files = sorted((NUCLEI / "images").glob("nuclei*"))[:4]
+    columns = {"name": [path.name for path in files], "image": [path.read_bytes() for path in files]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "images.parquet")
+    command = [sys.executable, ROOT / "examples" / "ray_bulk.py", NUCLEI / "model", "--actors", "1"]
+    quiet = environment(RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=str(ROOT))
+    succeed(*command, tmp_path / "images.parquet", tmp_path / "table", env=quiet)
+    succeed(*command, NUCLEI / "images", tmp_path / "folder", env=quiet)
+    alone = [prediction.to_dict() for prediction in piip.Predictor(NUCLEI / "model").predict(files)]
+    for name, key in (("table", "name"), ("folder", "path")):
+        rows = pyarrow.parquet.read_table(tmp_path / name).to_pylist()
+        counts = {Path(row[key]).name: json.loads(row["prediction"])["count"] for row in rows}
+        assert [counts[path.name] for path in files] == [values["count"] for values in alone]
+    assert len(rows) == 6
 
 
 def test_llava(run: Run) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from piip.output import to_json, writable_folder
 
 if TYPE_CHECKING:
     from piip.inference.predictions import Prediction
+    from piip.inference.predictor import Predictor
 
 
 def predict(
@@ -31,6 +34,8 @@ def predict(
     page: int | None = None,
     runtime: Literal["torch", "onnx", "openvino", "openvino-int8"] = "torch",
     calibrate: str | None = None,
+    ray: str | None = None,
+    ray_actors: int | None = None,
     json: bool = False,
 ) -> None:
     """Predict classes, detections or semantic masks of image files with a trained model.
@@ -39,11 +44,12 @@ def predict(
     semantic masks as DIR/index/NAME.png, and images with the predictions drawn as DIR/drawn/NAME.png.
 
     `torchrun --nproc-per-node N -m piip predict ...` shares the images among N processes; the first one prints and
-    writes the results of all, in order.
+    writes the results of all, in order. `--ray ADDRESS` shares them among the actors of a Ray cluster.
 
     Args:
         model_dir: The saved model, RUN/model or RUN/best, or owner/name on the Hugging Face hub.
-        paths: Image files, folders, or patterns such as "in/**/*.png".
+        paths: Image files, folders, or patterns such as "in/**/*.png"; or Parquet files with the images in a column
+            "image" (pip install "piip[parquet]").
         top: Number of classes to show per image, at least 1 (classifiers). Default: 5.
         score_threshold: Minimum score of a detection to be counted and drawn, in [0, 1] (detectors). Default: 0.5.
         out: Folder for results and drawn images.
@@ -63,25 +69,31 @@ def predict(
             and segmentors everything but the head runs there. openvino-int8 computes in int8 after calibration
             (pip install "piip[int8]") and changes results; docs/export.md says by how much.
         calibrate: Folder of images like those to predict on, for --runtime openvino-int8; 100 of them are used.
+        ray: Predict by actors of a Ray cluster, each with the model: its address such as "10.0.0.1:6379" or "auto", or
+            "local" for actors on this machine (pip install "piip[ray]"). All machines read the files and the model
+            under the same names. An actor that dies is replaced and its images are predicted again.
+        ray_actors: Number of actors. Default: the GPUs of the cluster, or its processor cores if it has no GPU.
         json: Print one JSON object per line.
 
     Raises:
-        ValueError: --formats without --out.
+        ValueError: --formats without --out, or --ray-actors without --ray.
         SystemExit: Files could not be read; the others were predicted.
     """
     from piip.data.listing import find_images
     from piip.inference.predictor import Predictor
     from piip.inference.processes import joined
-    from piip.inference.writer import write_predictions
+    from piip.inference.ray_actors import RayPool, predict_on_ray
 
     if formats and out is None:
         raise ValueError("--formats writes files, expected --out DIR with it.")
     if out is not None:
         writable_folder(out)
+    if ray_actors is not None and ray is None:
+        raise ValueError("--ray-actors is the number of actors on a Ray cluster, expected --ray ADDRESS with it.")
     with joined() as processes:
-        predictor = Predictor(
+        make_predictor = partial(
+            Predictor,
             model_dir,
-            device=processes.device(device),
             dtype=dtype,
             tile=tile,
             tile_overlap=tile_overlap,
@@ -91,28 +103,47 @@ def predict(
             runtime=runtime,
             calibrate=calibrate,
         )
+        predictor = make_predictor(device=processes.device(device) if ray is None else "cpu")
         files = find_images(paths)
-        rows = predictor.predict_paths(
-            files, top=top, batch_size=batch_size, workers=workers, on_error=on_error, processes=processes
+        predict_paths = partial(
+            Predictor.predict_paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error
         )
+        if ray is None:
+            rows = predict_paths(predictor, files, processes=processes)
+        else:
+            pool = RayPool(ray, ray_actors, use_gpus=device != "cpu")
+            actor = partial(make_predictor, device=device)
+            rows = predict_on_ray(files, actor, predict_paths, pool, batch_size=predictor.files_at_once(batch_size))
         if out is not None and processes.is_first:
-            rows = write_predictions(
-                rows,
-                out,
-                classes=predictor.classes,
-                category_ids=predictor.category_ids,
-                options=predictor.options,
-                formats=formats or (),
-            )
-        count = _print(rows, as_json=json)
+            rows = _written(rows, predictor, out, formats or ())
+        results = sys.stdout
+        # Ray prints to the standard output, too
+        with redirect_stdout(sys.stderr if ray is not None else results):
+            count = _print(rows, as_json=json, file=results)
         if processes.is_first and count < len(files):
             print(f"{len(files) - count} of {len(files)} images could not be read and are left out.", file=sys.stderr)
             raise SystemExit(1)
 
 
-def _print(rows: Iterable[Prediction], *, as_json: bool) -> int:
+def _written(
+    rows: Iterator[Prediction], predictor: Predictor, out: str, formats: Sequence[str]
+) -> Iterator[Prediction]:
+    """Yield the predictions and write them."""
+    from piip.inference.writer import write_predictions
+
+    return write_predictions(
+        rows,
+        out,
+        classes=predictor.classes,
+        category_ids=predictor.category_ids,
+        options=predictor.options,
+        formats=formats,
+    )
+
+
+def _print(rows: Iterable[Prediction], *, as_json: bool, file: TextIO) -> int:
     """Print a line per prediction; return how many there are."""
     count = 0
     for count, row in enumerate(rows, start=1):  # noqa: B007
-        print(to_json(row.to_dict()) if as_json else f"{row.path}  {row.summary()}")
+        print(to_json(row.to_dict()) if as_json else f"{row.path}  {row.summary()}", file=file, flush=True)
     return count

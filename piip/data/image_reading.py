@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from piip.data.image_tables import is_row, row_bytes
 from piip.data.orientation import turn_upright, upright_shape
 from piip.fields import at_least
 
@@ -74,7 +76,7 @@ def read_rgb(path: Path, *, upright: bool = False, options: ReadOptions = AS_STO
         ValueError: The file is missing, truncated, or not an image with 8 or 16 bits per channel, or lacks the page.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             _turn_to_page(image, path, options.page)
             _note_oddities(image, path, options)
             return to_rgb(turn_upright(image) if upright else image, white_level=options.white_level)
@@ -82,10 +84,15 @@ def read_rgb(path: Path, *, upright: bool = False, options: ReadOptions = AS_STO
         raise ValueError(f"The image {path} cannot be read ({type(error).__name__}: {error}).") from error
 
 
+def open_image(path: Path) -> Image.Image:
+    """Open an image file, or a row of a Parquet file; pixels are not decoded."""
+    return Image.open(BytesIO(row_bytes(path)) if is_row(path) else path)
+
+
 def verify_image(path: Path) -> str:
     """Return why a file cannot be opened, or ""; pixels are not decoded, so a truncated JPEG passes."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.verify()
     except BROKEN_IMAGE as error:
         return f"{path} cannot be opened ({type(error).__name__})"
@@ -95,7 +102,7 @@ def verify_image(path: Path) -> str:
 def stored_shape(path: Path) -> tuple[int, int]:
     """Return the size (H, W) after rotation; (1, 1) if unreadable, which is reported when the image is read."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return upright_shape(image)
     except BROKEN_IMAGE:
         return (1, 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from piip.data.findings import Findings
+from piip.data.image_tables import is_row, is_table, table_rows
 
 # Formats that Pillow only identifies, or that need another program.
 WITHOUT_PIXELS = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
@@ -89,6 +90,7 @@ def find_images(patterns: str | Path | Iterable[str | Path]) -> list[Path]:
 
     Args:
         patterns: Files (of any name), folders (searched recursively) or patterns such as "in/**/*.png", or one of them.
+            A Parquet file stands for its rows, `FILE.parquet#ROW`.
 
     Raises:
         ValueError: A pattern matches no image.
@@ -98,15 +100,24 @@ def find_images(patterns: str | Path | Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         path, findings = Path(pattern), Findings(pattern)
-        if path.is_file():
-            matches = [path]
+        if is_row(path) or path.is_file():
+            matches = _expand([path])
         elif path.is_dir():
             matches = list_images(path, findings)
         else:
             names = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
-            matches = sorted(name for name in names if name.is_file() and is_image_file(name))
+            matches = _expand(sorted(name for name in names if name.is_file() and _is_wanted(name)))
         findings.log()
         if not matches:
             raise ValueError(f"{str(pattern)!r} is not an image file, or a folder or pattern with images.")
         found |= dict.fromkeys(matches)
     return list(found)
+
+
+def _is_wanted(path: Path) -> bool:
+    return is_table(path) or is_image_file(path)
+
+
+def _expand(files: Iterable[Path]) -> list[Path]:
+    """Return the files, with the rows of Parquet files in their place."""
+    return [image for path in files for image in (table_rows(path) if is_table(path) else [path])]

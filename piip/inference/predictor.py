@@ -156,19 +156,28 @@ class Predictor:
             ValueError: There are no images, a file is unreadable, or an option is invalid or not for this model.
         """
         files = find_images(paths)
+        block = self.files_at_once(batch_size)
         if self._dense is not None:
             _refuse({"top": top, "batch_size": batch_size, "workers": workers}, "classifiers")
             dense = self._dense
-            return shared(files, lambda own: dense.predict_paths(own, on_error=on_error), processes)
+            return shared(files, lambda own: dense.predict_paths(own, on_error=on_error), processes, block=block)
         assert self._classifier is not None  # one of the two
         predict = partial(
             self._classifier.predict_paths,
             top=TOP if top is None else top,
-            batch_size=BATCH_SIZE if batch_size is None else batch_size,
+            batch_size=block,
             workers=workers or 0,
             on_error=on_error,
         )
-        return shared(files, predict, processes, block=BATCH_SIZE if batch_size is None else batch_size)
+        return shared(files, predict, processes, block=block)
+
+    def files_at_once(self, batch_size: int | None = None) -> int:
+        """Return how many files are predicted together; detectors and segmentors take one at a time.
+
+        Args:
+            batch_size: As in `predict_paths`.
+        """
+        return 1 if self._dense is not None else BATCH_SIZE if batch_size is None else batch_size
 
 
 def _refuse(options: Mapping[str, object], whose: str) -> None:
