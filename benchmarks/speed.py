@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import piip
 from piip.cost.total import naming_parts
-from piip.optimize.rewrite import OptimizedModel
+from piip.optimize.optimized_model import OptimizedModel
 from piip.serialization.base import PyramidModel
 
 Run = Callable[[Tensor], Any]

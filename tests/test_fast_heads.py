@@ -116,7 +116,7 @@ def test_optimized_dino_is_the_same(infos: list[ImageInfo]) -> None:
     found = kinds(fast)
     assert {FusedEncoderLayer, FusedLevelsAttention, PackedLayerNorm, PackedConv2d} <= found
     assert not {LevelsDeformableAttention, nn.Linear, nn.ReLU} & found
-    assert isinstance(fast, piip.optimize.rewrite.OptimizedModel)
+    assert isinstance(fast, piip.optimize.optimized_model.OptimizedModel)
     other: Any = fast.model
     with torch.no_grad():
         levels = levels_of(model, images, infos)

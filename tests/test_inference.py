@@ -24,8 +24,9 @@ from piip.ops import native
 from piip.ops.native import gemm
 from piip.optimize.fused_block import FusedBlock, FusedMLP, PackedMLP
 from piip.optimize.fused_maps import FusedConvNeXtBlock, FusedMerge
+from piip.optimize.optimized_model import OptimizedModel, compiled
 from piip.optimize.packing import InPlaceGELU, PackedConv2d, PackedDoubling, PackedLayerNorm, PackedLinear, can_pack
-from piip.optimize.rewrite import FusedInjector, OptimizedModel, optimize_for_inference
+from piip.optimize.rewrite import FusedInjector, optimize_for_inference
 
 TOLERANCE = 2e-5  # of float32, relative
 
@@ -262,3 +263,26 @@ def test_autocast_does_not_reach_packed_weights() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         got = fast(pixels)
     assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+
+
+def test_a_model_that_cannot_be_compiled_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Accelerators without a compiler: no machine with one was at hand, so the compiler is a stand-in."""
+
+    def fail(image: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("Cannot find a working triton installation.\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda model, mode: fail)
+    layer, image = torch.nn.Conv2d(3, 2, 1).eval(), torch.randn(1, 3, 4, 4)
+    model = compiled(layer, image)
+    assert torch.equal(model(image), layer(image))
+    assert "torch.compile failed (RuntimeError: Cannot find a working triton installation.)" in caplog.text
+    with pytest.raises(RuntimeError, match="expected input"):
+        compiled(layer, torch.randn(1, 4, 4, 4))
+
+
+def test_a_compiled_model_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, mode: lambda image: model(image) + 1)
+    image = torch.zeros(1, 3, 2, 2)
+    assert compiled(torch.nn.Identity(), image)(image).unique().tolist() == [1.0]

@@ -20,6 +20,7 @@ from piip.optimize.folding import fold_batch_norms, fold_layer_scales, scaled_li
 from piip.optimize.fused_block import FusedBlock, can_fuse_block, fused_windowed_block
 from piip.optimize.fused_levels import fused_levels
 from piip.optimize.fused_maps import fused_maps
+from piip.optimize.optimized_model import OptimizedModel, compiled
 from piip.optimize.packing import PackedConv2d, can_pack, in_place, joins, packed, packed_linear
 from piip.structures import Grid
 
@@ -122,8 +123,8 @@ def optimize_for_inference(
     On CPU: weights are laid out once for the processor, factors (layer scales, gates, batch norms) are folded into
     them, ReLUs are part of the product before them, position tables are resized once per size, and deformable attention
     runs from bare layer outputs in one kernel, where a C++ compiler is at hand. Elsewhere the model is compiled by
-    `torch.compile` with static shapes. The model itself stays as it is; weights that need no other layout are shared
-    with it.
+    `torch.compile` and captured as a graph for each size, or left as it is, with a warning, if that fails. The model
+    itself stays as it is; weights that need no other layout are shared with it.
 
     Args:
         model: Any model of piip, of float32 or bfloat16 weights.
@@ -153,7 +154,7 @@ def optimize_for_inference(
     if runtime != "torch":
         return _exported(fast, example_image, runtime)
     if parameter.device.type != "cpu":
-        return OptimizedModel(torch.compile(fast, mode="reduce-overhead"))
+        return compiled(fast, example_image)
     if keep_memory:
         _keep_freed_memory()
     fold_layer_scales(fast)
@@ -188,26 +189,6 @@ def _keep_freed_memory() -> None:
     library = ctypes.CDLL(None)
     for parameter in (MMAP_THRESHOLD, TRIM_THRESHOLD):
         library.mallopt(parameter, HEAP_BYTES)
-
-
-class OptimizedModel:
-    """A model that can only be called; its weights are laid out for one processor and cannot be saved or trained.
-
-    Args:
-        model: The model with packed layers.
-
-    Attributes:
-        model: The same, to look at.
-    """
-
-    def __init__(self, model: Callable[[Tensor], Any]) -> None:
-        self.model = model
-
-    def __call__(self, image: Tensor) -> Any:
-        """Return what the model returns for normalised RGB images (B, 3, H, W)."""
-        # packed weights have one dtype, which autocast must not mix with another
-        with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-            return self.model(image)
 
 
 def _shared_copy(model: nn.Module) -> nn.Module:
