@@ -64,7 +64,7 @@ def test_released_classifiers_expect_imagenet_normalisation() -> None:
 
 def test_create_model_explains_what_it_cannot_do() -> None:
     for arguments, message in (
-        ({"name": "piip_tsb_1120_896_448.deit3"}, "Did you mean: piip_tsb_1120_896_448.deit3_coco_mask_rcnn"),
+        ({"name": "piip_tsb_1120_896_448.deit4"}, r"Did you mean: piip_tsb_1120_896_448\.deit3"),
         ({"name": "piip_tsb_368_192_128.deit1_in1k", "pretrained": True}, "piip convert"),
         ({"name": "piip_tsb_1120_896_448.deit3_coco_mask_rcnn", "head": {"kind": "none"}}, "features_only=True"),
         ({"name": "piip_tsb_368_192_128.deit1_in1k", "resise": "exact"}, "no field 'resise'. Did you mean: resize"),

@@ -28,8 +28,8 @@ from piip.inference.dense_predictor import load_dense_predictor
 from piip.serialization.description import read_description
 from piip.serialization.load import load_model
 from piip.serialization.weights import open_weights
-from piip.zoo import list_models, model_config, published_results
-from piip.zoo.registry import PUBLISHED
+from piip.zoo import model_config, published_results
+from piip.zoo.registry import OFFICIAL, PUBLISHED
 
 OTHER = "piip_tsb_1120_896_448.deit3_coco_mask_rcnn"
 CASE = "det3_deit_global_square"
@@ -312,7 +312,7 @@ def test_likeness_is_a_share_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None
     assert most_alike({"branch7.a": (1,)}, [MODEL]).names == ()
 
 
-NAMES = list_models()
+NAMES = sorted(OFFICIAL.values())
 LIGHT = {"piip_tsb_368_192_128.deit1_in1k", "piip_bl_512_256.clip_llava_7b", "single_6b_1024.internvl_coco_mask_rcnn"}
 
 

@@ -16,10 +16,11 @@ from piip.device import without_values
 from piip.plan import command, search
 from piip.plan.candidates import Candidate, Costs, pyramids
 from piip.plan.evidence import nearest, shape
-from piip.plan.families import FAMILIES
+from piip.plan.families import find_networks
 from piip.plan.search import Budget, Machine, choose, non_dominated
 from piip.plan.tasks import TASKS
 from piip.recipe import load_recipe
+from piip.zoo.families import NETWORK_FAMILIES
 
 NETWORKS = ("test_vit3", "test_vit2", "test_vit")  # the largest first
 SIZE = 128
@@ -42,7 +43,12 @@ def costs() -> Costs:
 
 def test_every_family_exists_in_timm() -> None:
     known = set(timm.list_models(pretrained=True))
-    assert {name for networks in FAMILIES.values() for name in networks} <= known
+    assert {name for family in NETWORK_FAMILIES for name in find_networks(family, None)} <= known
+
+
+def test_a_renamed_family_is_found(caplog: pytest.LogCaptureFixture) -> None:
+    assert find_networks("dinov2", None) == find_networks("dinov2_reg", None)
+    assert caplog.messages == ["--family dinov2 is deprecated, use --family dinov2_reg."]
 
 
 def test_composed_costs_are_those_of_whole_models(costs: Costs) -> None:

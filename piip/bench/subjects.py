@@ -12,7 +12,7 @@ from piip.recipe import load_recipe
 from piip.serialization.description import read_description
 from piip.serialization.hub import find_model
 from piip.structures import Size
-from piip.zoo.create import model_config, official_record
+from piip.zoo.create import model_config
 from piip.zoo.published import MAIN_RESULTS, PublishedModel, published_models
 
 RECIPE_ENDINGS = (".yaml", ".yml")
@@ -76,9 +76,10 @@ def _find(name: str) -> Subject:
         return Subject(name, untrained(load_recipe(name).model_config()))
     if Path(name).is_dir() or "/" in name:
         return _saved(name)
-    record = official_record(name)  # raises ValueError with the nearest names
-    published = next(model for model in published_models() if model.record == record)
-    config = untrained(model_config(name))
+    config = untrained(model_config(name))  # raises ValueError with the nearest names
+    published = next((model for model in published_models() if name in (model.name, model.record)), None)
+    if published is None:  # not one of the authors' models
+        return Subject(name, config)
     return Subject(name, config, accuracy=_published(published), image_size=_evaluated_size(published))
 
 

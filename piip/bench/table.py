@@ -13,8 +13,8 @@ SINGLES = {"b": "ViT-B", "l": "ViT-L", "cb": "ConvNeXt-B", "6b": "InternViT-6B"}
 FAMILIES = {"v": "ViT", "c": "ConvNeXt"}
 USUAL_PRETRAINING = ("deit3", "convnext", "convnext_deit3", "convnext_deit", "mae_internvl", "internvl")
 NAME = re.compile(
-    r"(?:piip|single)_(?P<networks>\w+?)_(?P<sizes>\d{3,4}(?:_\d{3,4})*)\.(?P<start>\w+?)_(?:coco|ade20k|in1k)"
-    r"(?:_mask_rcnn|_dino|_upernet)?(?:_(?P<variant>\w+))?$"
+    r"(?:piip|single)_(?P<networks>\w+?)_(?P<sizes>\d{3,4}(?:_\d{3,4})*)\.(?P<start>\w+?)"
+    r"(?:_(?:coco|ade20k|in1k)(?:_mask_rcnn|_dino|_upernet)?(?:_(?P<variant>\w+))?)?$"
 )
 COLUMNS = ("size", "GMACs", "s", "median", "first", "peak GB", "launches", "syncs", "accuracy", "time per MAC")
 

@@ -13,7 +13,7 @@ from piip.checkpoints.official import INDEX_BUFFERS, build_released, official_sh
 from piip.config import BranchConfig, ModelConfig
 from piip.device import without_values
 from piip.serialization.mismatch import explain_mismatch
-from piip.zoo.create import list_models, model_config
+from piip.zoo.create import model_config
 from piip.zoo.registry import OFFICIAL
 
 HEAD_PARTS = ("mm_projector.", "roi_head.", "bbox_head.", "decode_head.")  # multimodal, detectors, segmentors
@@ -52,14 +52,14 @@ def most_alike(given: Shapes, names: Iterable[str] | None = None) -> Likeness:
 
     Args:
         given: Names and shapes of the file, without prefixes.
-        names: Models to compare with; None compares with all.
+        names: Models to compare with; None compares with all that the authors released.
 
     Returns:
         The most similar models; without names if no model has this number of branches.
     """
     best = Likeness((), 0.0)
     with_head = any(name.startswith(HEAD_PARTS) for name in given)
-    for group in _likely_groups(given, list_models() if names is None else names):
+    for group in _likely_groups(given, sorted(OFFICIAL.values()) if names is None else names):
         with without_values():
             fraction = equal_fraction(given, official_shapes(build_released(group[0], with_head=with_head)))
         if fraction > best.fraction:

@@ -45,7 +45,8 @@ def plan(
         fps: Minimum images per second instead: --budget-seconds 1 / FPS.
         budget_bytes: Maximum memory of the process in bytes, expected from parameters and pixels unless measured.
         budget_params: Maximum parameters in M (1e6).
-        family: deit3, augreg, dinov2, dinov3, siglip2, eva02, convnextv2 or tiny.
+        family: deit3, augreg, dinov2_reg, dinov3, siglip2, eva02, convnextv2, convnextv2_deit3,
+            convnext_dinov3 or tiny.
         networks: Names of timm instead of a family, the largest first.
         interactions: Number of interactions. Default: as many as the networks allow.
         num_classes: Number of classes of the recipe. Default: `piip train` counts them.

@@ -1,9 +1,12 @@
 """Models by name.
 
 Names are `<arch>_<resolutions>.<pretraining>_<task>[_<variant>]`: networks from smallest to largest, resolutions
-from highest to lowest. Every model also answers to the name of its official record; that name builds the official
-rules (resize by factors, class from the top-left patch), ours the rules of this library (whole patches, class from the
-mean). The parameters are the same; the authors' classifiers were trained for theirs.
+from highest to lowest. The authors' models also answer to the names of their official records; such a name builds the
+official rules (resize by factors, class from the top-left patch), ours the rules of this library (whole patches, class
+from the mean). The parameters are the same; the authors' classifiers were trained for theirs.
+
+Names without a task (`families`) are not the authors': as in timm, they build a classifier, and with
+`features_only=True` the backbone; other heads are overrides.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ import dataclasses
 import fnmatch
 from typing import Any
 
+from piip.branches.published_weights import weights_license
 from piip.build import build_backbone, build_model
 from piip.config import HeadConfig, ModelConfig
 from piip.fields import nearest_names
 from piip.serialization.base import PyramidModel
-from piip.zoo import convnext, intern_vit, multimodal, pretrainings, vit  # noqa: F401 - these fill the registry
+from piip.zoo import convnext, families, intern_vit, multimodal, pretrainings, vit  # noqa: F401 - these fill the registry
 from piip.zoo.registry import MODELS, OFFICIAL, PUBLISHED
 
 
@@ -30,6 +34,11 @@ def list_models(pattern: str = "*", *, official: bool = False) -> list[str]:
     return sorted(fnmatch.filter(OFFICIAL if official else MODELS, pattern))
 
 
+def _check_name(name: str) -> None:
+    if name not in MODELS and name not in OFFICIAL:
+        raise ValueError(f"No model is called {name!r}. {nearest_names(name, [*MODELS, *OFFICIAL])}")
+
+
 def official_record(name: str) -> str:
     """Return the name of the official record of a model.
 
@@ -37,12 +46,13 @@ def official_record(name: str) -> str:
         name: Our name or already the record's.
 
     Raises:
-        ValueError: An unknown name, with the nearest known ones.
+        ValueError: An unknown name, with the nearest known ones, or a model that the authors did not release.
     """
-    records = {ours: record for record, ours in OFFICIAL.items()}
-    if name not in records and name not in OFFICIAL:
-        raise ValueError(f"No model is called {name!r}. {nearest_names(name, [*MODELS, *OFFICIAL])}")
-    return records.get(name, name)
+    _check_name(name)
+    record = name if name in OFFICIAL else next((key for key, ours in OFFICIAL.items() if ours == name), None)
+    if record is None:
+        raise ValueError(f"{name} is not one of the authors' models and has no record; `piip list --official` has all.")
+    return record
 
 
 def model_config(name: str) -> ModelConfig:
@@ -51,10 +61,10 @@ def model_config(name: str) -> ModelConfig:
     Raises:
         ValueError: An unknown name, with the nearest known ones.
     """
-    record = official_record(name)
-    config = MODELS[OFFICIAL[record]]()
-    if name != record:
-        return config
+    _check_name(name)
+    if name not in OFFICIAL:
+        return MODELS[name]()
+    config = MODELS[OFFICIAL[name]]()
     head = config.head
     if head.task == "classification" and head.reads == "branches":
         head = dataclasses.replace(head, pool="first_patch")
@@ -62,15 +72,28 @@ def model_config(name: str) -> ModelConfig:
 
 
 def published_config(name: str) -> ModelConfig:
-    """Return the model whose cost was published under a name.
+    """Return the model whose cost was published under a name; for models without a record their own.
 
     parity: the four-branch detectors are built with two ViT-S but published with the ViT-T that was meant.
 
     Raises:
         ValueError: An unknown name, with the nearest ones.
     """
-    ours = OFFICIAL[official_record(name)]
+    _check_name(name)
+    ours = OFFICIAL.get(name, name)
     return PUBLISHED.get(ours, MODELS[ours])()
+
+
+def branch_licenses(config: ModelConfig) -> dict[str, str | None]:
+    """Return the licences of the weights that `pretrained_branches` loads, by network, as timm states them.
+
+    Args:
+        config: Description of a model.
+
+    Returns:
+        Network -> name of the licence; None where timm states none or has no weights.
+    """
+    return {branch.network: weights_license(branch.network) for branch in config.branches}
 
 
 def create_model(
@@ -85,7 +108,8 @@ def create_model(
     """Build a model by name.
 
     Args:
-        name: One of `list_models()`, or the name of an official record.
+        name: One of `list_models()`, or the name of an official record. A name without a task, such as
+            `piip_sbl_1120_672_448.dinov3`, is a classifier.
         num_classes: Classes of the head, instead of the model's own.
         pretrained: Load weights of the whole model.
         pretrained_branches: Load the pretrained weights of each branch through timm.
@@ -105,10 +129,7 @@ def create_model(
     """
     config = model_config(name)
     if pretrained:
-        raise ValueError(
-            f"No downloadable weights are known for {name}. Get the authors' file and convert it with "
-            "`piip convert`, or start from pretrained_branches=True."
-        )
+        raise ValueError(_no_weights(name))
     if features_only:  # overrides need not fit the head
         config = dataclasses.replace(config, head=HeadConfig())
     config = ModelConfig.from_dict({**config.to_dict(), **overrides}) if overrides else config
@@ -124,3 +145,16 @@ def create_model(
     if num_classes is not None:
         config = dataclasses.replace(config, head=dataclasses.replace(config.head, num_classes=num_classes))
     return build_model(config)
+
+
+def _no_weights(name: str) -> str:
+    """Return the error for weights of a whole model."""
+    if name in OFFICIAL or name in OFFICIAL.values():
+        return (
+            f"No downloadable weights are known for {name}. Get the authors' file and convert it with "
+            "`piip convert`, or start from pretrained_branches=True."
+        )
+    return (
+        f"{name} was not trained as a whole, so pretrained=True has nothing to load; pretrained_branches=True loads "
+        "timm's weights of every branch."
+    )
