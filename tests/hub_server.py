@@ -9,11 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+try:
+    from huggingface_hub.utils import close_session
+except ImportError:  # huggingface-hub before 1.0
+    from huggingface_hub.utils import reset_sessions as close_session
 
 TOKEN = "hf_writes"
 OWNER = "me"
@@ -73,6 +82,31 @@ def serve() -> Iterator[StandInHub]:
         hub.shutdown()
         thread.join()
         hub.server_close()
+
+
+def point_at(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Do what HF_ENDPOINT does, which is read once at import."""
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    for module in (constants, file_download):  # which keeps a copy before huggingface-hub 1.0
+        address_of_files = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", address_of_files, raising=False)
+
+
+@contextmanager
+def served_to_clients(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[StandInHub]:
+    """An empty hub, an empty cache in a folder and a token that may write."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no_token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # the stand-in speaks the older protocol
+    disable_progress_bars()
+    with serve() as server:
+        point_at(monkeypatch, server.address)
+        yield server
+        close_session()
+    enable_progress_bars()
 
 
 def large_oid(content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from packaging.version import Version
 from torch import nn
 
 from piip.config import BranchConfig, InteractionConfig, MergeConfig, ModelConfig, NeckConfig
+from piip.zoo import model_config
 
 REGNET = pytest.param(
     "regnetx_002",
@@ -34,6 +36,21 @@ def tiny_pyramid(count: int = 2, *, neck: str = "simple", merge: str | None = No
     )
     interaction = InteractionConfig(num_heads=2)
     return ModelConfig(branches, interaction, merge=MergeConfig(merge), neck=NeckConfig(neck))
+
+
+def small_model(name: str) -> ModelConfig:
+    """Return a named model with networks of few blocks and channels, at about 1/7 of the resolutions."""
+    config = model_config(name)
+    branches = []
+    for index, branch in enumerate(config.branches):
+        width = 96 - 24 * index
+        sizes: dict[str, Any] = {"depth": 2, "embed_dim": width, "num_heads": width // 12}
+        if branch.network.startswith("convnext"):
+            sizes = {"depths": [1, 1, 1, 1], "dims": [width // 8, width // 4, width // 2, width]}
+        patch = 14 if "patch14" in branch.network else 16
+        side = branch.image_size // 224 * 2 * patch
+        branches.append(dataclasses.replace(branch, image_size=side, timm_args=sizes))
+    return dataclasses.replace(config, branches=tuple(branches), allow_direct=True)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

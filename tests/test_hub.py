@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import TOKEN, Refusal, Repository, StandInHub, serve
-from huggingface_hub import constants, file_download
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from hub_server import TOKEN, Refusal, Repository, StandInHub, point_at, served_to_clients
+from huggingface_hub import constants
 from processes import environment, run
 from safetensors.torch import load_file
 from tiny_run import CLASSES, write_images, write_model
@@ -26,11 +25,6 @@ from piip.serialization.description import read_description
 from piip.serialization.load import load_model
 from piip.serialization.model_card import is_generated
 
-try:
-    from huggingface_hub.utils import close_session
-except ImportError:  # huggingface-hub before 1.0
-    from huggingface_hub.utils import reset_sessions as close_session
-
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     # huggingface-hub 2.4 uploads by its older protocol in a way that its client calls deprecated
@@ -40,29 +34,11 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 FILES = ["README.md", "config.json", "model.safetensors"]
 
 
-def point_at(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """Do what HF_ENDPOINT does, which is read once at import."""
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    for module in (constants, file_download):  # which keeps a copy before huggingface-hub 1.0
-        address_of_files = address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", address_of_files, raising=False)
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInHub]:
     """An empty hub, an empty cache and a token that may write."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # the stand-in speaks the older protocol
-    disable_progress_bars()
-    with serve() as server:
-        point_at(monkeypatch, server.address)
+    with served_to_clients(monkeypatch, tmp_path) as server:
         yield server
-        close_session()
-    enable_progress_bars()
 
 
 @pytest.fixture

@@ -74,6 +74,18 @@ def test_a_card_names_the_files_that_were_converted() -> None:
     assert "They report" not in card
 
 
+def test_a_card_names_what_training_started_from() -> None:
+    model = build(
+        dataclasses.replace(CONFIG, branches=(dataclasses.replace(BRANCHES[0], weights="a.pth"), BRANCHES[1]))
+    )
+    assert "- branch 0: `a.pth`\n" in model_card(model)
+    model = build(CONFIG)
+    model.metadata = {"recipe": {"run": {"start": "me/first"}}}
+    assert "- all branches: those of the model `me/first`; its card names their origin\n" in model_card(model)
+    model.metadata = {"recipe": {"run": {"start": None}}}
+    assert "Initial weights" not in model_card(model)
+
+
 def test_costs_are_those_of_the_library() -> None:
     card = model_card(build(CONFIG))
     report = piip.estimate_cost(CONFIG)

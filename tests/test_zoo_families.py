@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from typing import Any
 
 import pytest
 import timm
 import torch
-from pyramids import image
+from pyramids import image, small_model
 
 import piip
 from piip.bench.subjects import find_subject
 from piip.branches.published_weights import image_statistics, weights_license
 from piip.cli import main
-from piip.config import ModelConfig
 from piip.zoo import branch_licenses, model_config, official_record
 from piip.zoo.families import NETWORK_FAMILIES, NetworkFamily, pyramid_config
 from piip.zoo.published import published_models
@@ -38,22 +36,6 @@ LICENSES = {
     "convnext_dinov3": {"dinov3-license"},
 }
 DINOV3 = "piip_sbl_672_448_224.dinov3"
-
-
-def small(name: str) -> ModelConfig:
-    """Return a named model with networks of few blocks and channels, at about 1/7 of the resolutions."""
-    config = model_config(name)
-    branches = []
-    for index, branch in enumerate(config.branches):
-        width = 96 - 24 * index
-        is_convnext = branch.network.startswith("convnext")
-        sizes: dict[str, Any] = {"depth": 2, "embed_dim": width, "num_heads": width // 12}
-        if is_convnext:
-            sizes = {"depths": [1, 1, 1, 1], "dims": [width // 8, width // 4, width // 2, width]}
-        patch = 14 if "patch14" in branch.network else 16
-        side = branch.image_size // 224 * 2 * patch
-        branches.append(dataclasses.replace(branch, image_size=side, timm_args=sizes))
-    return dataclasses.replace(config, branches=tuple(branches), allow_direct=True)
 
 
 def test_names_follow_from_the_table() -> None:
@@ -96,7 +78,7 @@ def test_costs_are_counted(name: str) -> None:
 @pytest.mark.parametrize("name", FIRST.values())
 def test_they_run_and_learn(name: str) -> None:
     torch.manual_seed(0)
-    config = small(name)
+    config = small_model(name)
     model = piip.build_model(dataclasses.replace(config, head=dataclasses.replace(config.head, num_classes=3)))
     side = config.branches[-1].image_size
     model(image(side, side)).square().sum().backward()

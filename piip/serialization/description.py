@@ -25,6 +25,7 @@ METADATA_KINDS = {
     "metrics": dict,
     "recipe": dict,
     "published": dict,
+    "pretrained_branches": list,
 }
 
 
@@ -97,6 +98,17 @@ def read_config(description: Mapping[str, Any], *, source: str) -> ModelConfig:
             "another model or was edited."
         )
     return config
+
+
+def pretrained_branches(config: ModelConfig, metadata: Mapping[str, Any]) -> list[int]:
+    """Return the branches of a model that started from timm's weights.
+
+    Args:
+        config: Description of the model.
+        metadata: Its metadata; a loaded model reads no weights of timm's, so they are recorded there.
+    """
+    started = [index for index, branch in enumerate(config.branches) if branch.pretrained]
+    return started or list(metadata.get("pretrained_branches", ()))
 
 
 def _check_metadata(description: Mapping[str, Any], *, source: str) -> None:

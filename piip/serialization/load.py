@@ -14,7 +14,7 @@ from piip.build import build_model
 from piip.config import ModelConfig
 from piip.device import without_values
 from piip.serialization.base import PyramidModel
-from piip.serialization.description import CONFIG_NAME, read_config, read_description
+from piip.serialization.description import CONFIG_NAME, pretrained_branches, read_config, read_description
 from piip.serialization.hub import find_model
 from piip.serialization.mismatch import explain_mismatch
 from piip.serialization.save import DTYPES, stored_dtype
@@ -99,6 +99,8 @@ def build_saved_model(directory: str | Path, *, dtype: str = "f32") -> PyramidMo
     branches = tuple(dataclasses.replace(branch, pretrained=False) for branch in config.branches)
     model = build_empty(dataclasses.replace(config, branches=branches))
     model.metadata = {name: value for name, value in description.items() if name not in ("library", "model", "input")}
+    if started := pretrained_branches(config, model.metadata):
+        model.metadata["pretrained_branches"] = started
     if "converted" in model.metadata and "published" not in model.metadata:  # written by version 0.1
         model.metadata["published"] = published_facts(model.metadata)
     return model.to(DTYPES[dtype])

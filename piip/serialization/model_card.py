@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from piip.branches.published_weights import weights_license
 from piip.config import ModelConfig
 from piip.cost.counting import Countable
 from piip.cost.report import CostReport, name_branches
 from piip.cost.total import total_cost
+from piip.serialization.description import pretrained_branches
 
 if TYPE_CHECKING:
     from piip.backbone import PIIPBackbone
@@ -67,8 +69,8 @@ def model_card(model: PyramidModel, *, hub_id: str | None = None) -> str:
     """Return a model's card: description, cost, input and usage.
 
     Args:
-        model: A model with a description. From its metadata the card shows "name", "license", "metrics" and "converted"
-            (the files of `piip convert`).
+        model: A model with a description. From its metadata the card shows "name", "license", "metrics",
+            "pretrained_branches" and "converted" (the files of `piip convert`).
         hub_id: "owner/name" of the model; None uses the card's own directory.
 
     Raises:
@@ -86,6 +88,7 @@ def model_card(model: PyramidModel, *, hub_id: str | None = None) -> str:
         f"## Input\n\n{_input(config, model.pretrained_cfg)}\n",
         f"## Use\n\n{_usage(model, hub_id or '.')}\n",
         _metrics(model.metadata),
+        _initial_weights(config, model.metadata),
         _origin(model.metadata),
         f"## Sources\n\n{SOURCES}",
     ]
@@ -211,6 +214,32 @@ def _metrics(metadata: Mapping[str, Any]) -> str:
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in metrics.items()}
     rows = [f"| {name} | {value} |" for name, value in shown.items()]
     return "## Metrics\n\n| metric | value |\n|---|---:|\n" + "\n".join(rows) + "\n"
+
+
+def _initial_weights(config: ModelConfig, metadata: Mapping[str, Any]) -> str:
+    """Return the weights that the branches started from, with their licences."""
+    pretrained = pretrained_branches(config, metadata)
+    start = _run_start(metadata)
+    lines = [] if start is None else [f"- all branches: those of the model `{start}`; its card names their origin"]
+    for index, branch in enumerate(config.branches):
+        if index in pretrained:
+            stated = weights_license(branch.network)
+            license_text = f"licence `{stated}`" if stated else "no licence stated"
+            lines.append(f"- branch {index}: `{branch.network}`, {license_text}")
+        elif branch.weights is not None:
+            lines.append(f"- branch {index}: `{branch.weights}`")
+    if not lines:
+        return ""
+    return (
+        "## Initial weights\n\nThe branches started from pretrained weights. Licences are those that timm states; read "
+        "their terms before you use or share this model.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _run_start(metadata: Mapping[str, Any]) -> str | None:
+    """Return the model that the training run started from."""
+    run = metadata.get("recipe", {}).get("run")
+    return run.get("start") if isinstance(run, Mapping) else None
 
 
 def _origin(metadata: Mapping[str, Any]) -> str:
