@@ -11,7 +11,7 @@ import torch
 from processes import run_processes
 from tiny_run import branch, recipe_values, tiny_recipe, write_images
 from torch import nn
-from training_run import EVERYTHING, run
+from training_run import EVERYTHING, moved, run
 
 import piip
 from piip.config import BranchConfig, ModelConfig
@@ -24,13 +24,6 @@ from piip.training.setup import build_recipe_model
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FROZEN = {"branches": [branch(24, 32, frozen=True, drop_path_rate=0.5), branch(32, 16)]}
-
-
-def moved(first: nn.Module, second: nn.Module) -> set[str]:
-    """Return the parts whose tensors differ: "branches.0", "branches.1", "interactions", ..."""
-    other = second.state_dict()
-    names = [name for name, value in first.state_dict().items() if not torch.equal(value, other[name])]
-    return {".".join(name.removeprefix("backbone.").split(".")[: 2 if ".branches." in name else 1]) for name in names}
 
 
 def saved_untrained(recipe: Recipe) -> nn.Module:

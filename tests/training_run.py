@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from tiny_run import branch
+from torch import nn
 
 from piip.recipe import Recipe
 from piip.training.run_folder import read_history
@@ -27,6 +29,13 @@ def run(recipe: Recipe, resume: str | None = None) -> TrainingResult:
 
 def losses(folder: str | Path) -> list[float]:
     return [row["train/loss"] for row in read_history(folder) if "train/loss" in row]
+
+
+def moved(first: nn.Module, second: nn.Module) -> set[str]:
+    """Return the parts whose tensors differ: "branches.0", "branches.1", "interactions", ..."""
+    other = second.state_dict()
+    names = [name for name, value in first.state_dict().items() if not torch.equal(value, other[name])]
+    return {".".join(name.removeprefix("backbone.").split(".")[: 2 if ".branches." in name else 1]) for name in names}
 
 
 def names(run_folder: Path) -> list[str]:
