@@ -22,23 +22,30 @@ from piip.cli import COMMANDS, main
 from piip.cost.estimate import COST_RULES
 from piip.data.formats import DATA_FORMATS
 from piip.export.formats import EXPORT_FORMATS
+from piip.plan.families import find_networks
 from piip.recipe import Recipe
 from piip.tables import Table
 from piip.training.train import train
+from piip.zoo.families import NETWORK_FAMILIES
+from piip.zoo.registry import MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 EXAMPLES = dict(re.findall(r"^## ([^\n]+)\n.*?```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S | re.M))
-TABLES: list[Table[Any, Any]] = [ATTENTIONS, MERGES, NECKS, HEADS, DATA_FORMATS, COST_RULES, EXPORT_FORMATS, COMMANDS]
+TABLES: list[Table[Any, Any]] = [
+    *(ATTENTIONS, MERGES, NECKS, HEADS, DATA_FORMATS, COST_RULES, EXPORT_FORMATS, COMMANDS, NETWORK_FAMILIES)
+]
 
 
 @pytest.fixture(autouse=True)
 def tables_as_before() -> Iterator[None]:
     """Take out again what an example registers."""
     before = [(table, dict(table), dict(table.facts)) for table in TABLES]
-    families = list(registry.FAMILIES)
+    families, names = list(registry.FAMILIES), dict(MODELS)
     yield
     registry.FAMILIES[:] = families
+    MODELS.clear()
+    MODELS.update(names)
     for table, entries, facts in before:
         table.clear()
         table.update(entries)
@@ -62,7 +69,7 @@ def maps_of(description: ModelConfig, side: int = 32) -> list[torch.Tensor]:
 
 
 def test_the_page_shows_every_table_in_at_most_thirty_lines() -> None:
-    assert len(EXAMPLES) == 9
+    assert len(EXAMPLES) == 10
     for name, code in EXAMPLES.items():
         lines = [line for line in code.splitlines() if line.strip()]
         assert len(lines) <= (45 if name in ("Head", "Branch family") else 30), f"{name}: {len(lines)} lines"
@@ -185,6 +192,18 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as info:
         main(["params", "no_such_model"])
     assert info.value.code == 2
+
+
+def test_family_of_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    run_example("Family of networks")
+    main(["list", "*.clip"])
+    assert capsys.readouterr().out.split() == ["piip_bl_896_448.clip", "branches:", "apache-2.0"]
+    assert find_networks("clip", None)[0] == "vit_large_patch14_clip_224.openai"
+    with torch.device("meta"):
+        model = piip.create_model("piip_bl_896_448.clip", num_classes=3)
+    assert [branch.stride for branch in model.get_backbone().branches] == [14, 16]
+    with pytest.raises(ValueError, match="There is a family 'clip' already"):
+        run_example("Family of networks")
 
 
 def test_a_kind_is_registered_once() -> None:

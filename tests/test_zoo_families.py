@@ -39,7 +39,8 @@ DINOV3 = "piip_sbl_672_448_224.dinov3"
 
 
 def test_names_follow_from_the_table() -> None:
-    assert len(NAMES) == sum(len(family.pyramids) for family in NETWORK_FAMILIES.values()) == 28
+    assert len(NAMES) == sum(len(family.pyramids) for family in NETWORK_FAMILIES.values())
+    assert len(NAMES) <= 40, "a choice, not a catalogue"
     assert FIRST.keys() == LICENSES.keys()
     assert DINOV3 in piip.list_models("*dinov3*")
     assert "piip_tsb_1120_896_448.eva02" in piip.list_models("*tsb*")

@@ -1,4 +1,4 @@
-"""Write docs/models.md: the authors' 50 models with published figures and the total cost that this library counts.
+"""Write docs/models.md: the authors' 50 models with published figures, other named models, and the total costs.
 
     python tools/write_models_page.py            # counts all models, some with six billion parameters; takes minutes
     python tools/write_models_page.py --keep     # keeps the costs in the page, for changes to the text
@@ -17,9 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path += [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "benchmarks")]
 
 from common.progress import Results, say
+from today_section import names as names_of_today
+from today_section import write_section
 
 from piip.cost import estimate_cost
 from piip.zoo import PublishedModel, list_models, model_config, published_models
@@ -29,11 +31,15 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 HUB = "https://huggingface.co/OpenGVLab"
 HEAD = """\
 <!-- written by tools/write_models_page.py: change the words there -->
-# The authors' models
+# Models by name
+
+`piip list` prints all names: the authors' 50 models and [pyramids of today's networks](#networks-of-today).
+
+## The authors' models
 
 The 50 models of the authors' public release ([OpenGVLab/PIIP](https://github.com/OpenGVLab/PIIP), code state of
-2025-08-05), with our names and the names of their official records. `piip list` prints the names; `piip list --json`
-also prints all published data below.
+2025-08-05), with our names and the names of their official records. `piip list --json` also prints all published data
+below.
 
 - **Results, published G and M** are the authors' figures as printed: results, billions of multiply-adds by
   [their rule](cost.md#the-rule-paper), millions of backbone parameters; "-" if not published.
@@ -205,14 +211,14 @@ def write_page(costs: Mapping[str, Cost]) -> str:
     """Return the page.
 
     Args:
-        costs: By official record; for all 50 models.
+        costs: By official record for the authors' models, by name for the others.
     """
     parts = [HEAD.format(hub=HUB)]
     for task, (title, columns) in TASKS.items():
         models = [model for model in published_models() if model.task == task]
         parts += [f"## {title}\n", table(models, columns, costs), ENDS[task].format(hub=HUB)]
         parts += notes(models)
-    return "\n".join(parts)
+    return "\n".join([*parts, write_section(costs)])
 
 
 def table(models: Sequence[PublishedModel], columns: Sequence[Column], costs: Mapping[str, Cost]) -> str:
@@ -232,25 +238,26 @@ def notes(models: Sequence[PublishedModel]) -> list[str]:
 
 
 def read_costs(page: str) -> dict[str, Cost]:
-    """Return the costs in a page, by official record."""
+    """Return the costs in a page, by official record; by name for models without one."""
     found: dict[str, Cost] = {}
     header: list[str] = []
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("| ") else []
-        if cells[:2] == ["name", "record"]:
+        if cells[:1] == ["name"]:
             header = cells
-        elif len(cells) > 2 and len(cells) == len(header) and re.fullmatch(r"`.+`", cells[1]):
+        elif len(cells) > 2 and len(cells) == len(header) and re.fullmatch(r"`.+`", cells[0]):
             row = dict(zip(header, cells, strict=True))
             of_head = (row.get("head G", "-"), row.get("head M", "-"))
-            found[row["record"].strip("`")] = Cost(row["total G"], row["total M"], *of_head)
+            key = row.get("record", row["name"]).strip("`")
+            found[key] = Cost(row["total G"], row["total M"], *of_head)
     return found
 
 
-def count(model: PublishedModel) -> Cost:
-    """Count one model, on PyTorch's meta device."""
-    report = estimate_cost(model.name)
+def count(name: str) -> Cost:
+    """Count one model by its name, on PyTorch's meta device."""
+    report = estimate_cost(name)
     total = (f"{report.macs / 1e9:.1f}", f"{report.params / 1e6:.1f}")
-    if not model_config(model.name).head.is_dense:
+    if not model_config(name).head.is_dense:
         return Cost(*total)
     head = (report.macs - report.without_head.macs, report.params - report.without_head.params)
     return Cost(*total, f"{head[0] / 1e9:.1f}", f"{head[1] / 1e6:.1f}")
@@ -263,11 +270,12 @@ def count_all() -> dict[str, Cost]:
     if missing:
         sys.exit(f"{len(missing)} of the 50 models have no name in this library: {', '.join(missing)}")
     costs: dict[str, Cost] = {}
-    results, models = Results(COUNTED, {"unit": "G multiply-adds, M parameters"}), published_models()
-    for model in models:
-        costs[model.record] = count(model)
-        results.put(model.record, {"record": model.record, **costs[model.record]._asdict()})
-        say(f"{len(costs)} of {len(models)}: {model.name}: {costs[model.record].macs} G")
+    results = Results(COUNTED, {"unit": "G multiply-adds, M parameters"})
+    keys = {model.record: model.name for model in published_models()} | {name: name for name in names_of_today()}
+    for key, name in keys.items():
+        costs[key] = count(name)
+        results.put(key, {"record": key, **costs[key]._asdict()})
+        say(f"{len(costs)} of {len(keys)}: {name}: {costs[key].macs} G")
     results.write()
     return costs
 
