@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -m "not slow"
 # then made once; who is done early takes tests from the others.
 WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check dist bench format clean
 
 demo: $(STAMP) ## detect nuclei and segment land cover with the shipped models; write out/*.png
 	$(BIN)/piip demo --out out/demo.png
@@ -22,6 +22,12 @@ check: $(STAMP) ## what must hold before a commit, apart from the tests
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/pylint piip
+
+dist: $(STAMP) ## source archive and wheel in dist/, checked as PyPI does; VERSION=1.2.3 must be the version that they get
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(if $(VERSION),test -e dist/piip-$(VERSION)-py3-none-any.whl)
 
 # benchmarks/intern_vit_6b.py is left out: it needs 17 GiB of memory.
 BENCHMARKS := sampling launches speed training_step runtimes
