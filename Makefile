@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -m "not slow"
 # then made once; who is done early takes tests from the others.
 WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test check dist bench format clean
+.PHONY: demo test check docs dist bench format clean
 
 demo: $(STAMP) ## detect nuclei and segment land cover with the shipped models; write out/*.png
 	$(BIN)/piip demo --out out/demo.png
@@ -22,6 +22,10 @@ check: $(STAMP) ## what must hold before a commit, apart from the tests
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/pylint piip
+
+docs: $(STAMP) ## the documentation site in out/docs; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs out/docs
+	@echo "The site is in out/docs/index.html."
 
 dist: $(STAMP) ## source archive and wheel in dist/, checked as PyPI does; VERSION=1.2.3 must be the version that they get
 	rm -rf build dist

@@ -31,7 +31,7 @@ def targets_called(text: str) -> list[str]:
 
 
 def test_there_are_workflows_and_forms() -> None:
-    assert {path.stem for path in WORKFLOWS} == {"test", "publish"}
+    assert {path.stem for path in WORKFLOWS} == {"test", "docs", "publish"}
     assert {path.stem for path in FORMS} == {"bug", "feature", "results"}
 
 
@@ -62,7 +62,7 @@ def test_only_the_job_that_uploads_has_an_identity() -> None:
 
 def test_continuous_integration_runs_targets_that_exist() -> None:
     called = targets_called((ROOT / ".ci" / "run").read_text(encoding="utf-8"))
-    assert set(called) >= {"check", "test"}
+    assert set(called) >= {"check", "docs", "test"}
     assert set(called) <= TARGETS
 
 
