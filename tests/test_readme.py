@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from pages import ROOT, Block, read_blocks
 from processes import succeed
 
 from piip.cli import COMMANDS
 
-ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-NOT_RUN = "<!-- not run in tests: "
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block.
-
-    Args:
-        language: What stands behind the fence.
-        code: Its lines.
-        output: The `text` block that follows, "" if none does.
-        runs: Whether no comment behind it says why it is not run.
-    """
-
-    language: str
-    code: str
-    output: str
-    runs: bool
-
-
-def read_blocks(text: str) -> list[Block]:
-    parts = re.split(r"^```(\w*)\n(.*?)^```\n", text, flags=re.DOTALL | re.MULTILINE)
-    blocks = []
-    for index in range(1, len(parts), 3):
-        language, code, after = parts[index : index + 3]
-        has_output = not after.strip() and parts[index + 3 : index + 4] == ["text"]
-        output = parts[index + 4] if has_output else ""
-        blocks.append(Block(language, code, output, not after.lstrip("\n").startswith(NOT_RUN)))
-    return blocks
-
-
 BLOCKS = read_blocks(README.read_text(encoding="utf-8"))
 PYTHON = [block for block in BLOCKS if block.language == "python" and block.runs]
 COMMAND_LINES = [
@@ -86,19 +52,6 @@ def test_commands_exist(line: str) -> None:
         assert arguments[0] in COMMANDS
     for argument in arguments:
         assert not argument.endswith(".yaml") or (ROOT / argument).is_file()
-
-
-def test_links_lead_somewhere() -> None:
-    for name in (
-        "README.md",
-        "CONTRIBUTING.md",
-        "CHANGELOG.md",
-        *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
-    ):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)  # code has subscripts, not links
-        for target in re.findall(r"\]\(([^)#]+)\)", prose):
-            assert target.startswith("https://") or ((ROOT / name).parent / target).exists(), f"{name}: {target}"
 
 
 def test_example_is_ten_lines() -> None:
