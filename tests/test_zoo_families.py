@@ -13,6 +13,7 @@ from pyramids import image, small_model
 
 import piip
 from piip.bench.subjects import find_subject
+from piip.bench.table import label
 from piip.branches.published_weights import image_statistics, weights_license
 from piip.cli import main
 from piip.zoo import branch_licenses, model_config, official_record
@@ -131,6 +132,9 @@ def test_licenses_are_those_that_timm_states() -> None:
 def test_commands_take_the_names(capsys: pytest.CaptureFixture[str]) -> None:
     subject = find_subject(DINOV3)
     assert (subject.accuracy, subject.image_size) == (None, None)
+    assert label(DINOV3) == "PIIP-SBL 672/448/224 (dinov3)"
+    hybrid = "PIIP ConvNeXt-N, ViT-B 1120/448 (convnextv2_deit3)"
+    assert label("piip_cn_vb_1120_448.convnextv2_deit3") == hybrid
     main(["cost", "piip_cn_vb_1120_448.convnextv2_deit3", "--json"])
     assert json.loads(capsys.readouterr().out)["macs"] > 0
     main(["list", "*dinov3*"])
