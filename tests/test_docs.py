@@ -171,15 +171,24 @@ def documented() -> set[str]:
     return {name for page in PAGES if page.startswith("reference/") for name in DIRECTIVE.findall(PAGES[page])}
 
 
+def names_of_adapter(file: str) -> list[str]:
+    """Return the public names of an adapter, whose library may not be installed: `__all__`, or what the file makes."""
+    body = ast.parse((ROOT / "piip" / "integrations" / file).read_text(encoding="utf-8")).body
+    for node in body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    made = [node.name for node in body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+    return [name for name in made if not name.startswith("_")]
+
+
 def public_names() -> set[str]:
     """Return what must have a page: public names, those of adapters, and what extensions import."""
     names = {f"piip.{name}" for name in piip.__all__}
-    for package in ("piip.checkpoints", "piip.ops", "piip.integrations.transformers"):
+    for package in ("piip.checkpoints", "piip.ops"):
         names |= {f"{package}.{name}" for name in importlib.import_module(package).__all__}
-    for library in ("torchvision", "smp", "supervision"):
-        tree = ast.parse((ROOT / "piip" / "integrations" / f"{library}.py").read_text(encoding="utf-8"))
-        made = [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
-        names |= {f"piip.integrations.{library}.{name}" for name in made if not name.startswith("_")}
+    for file in ("torchvision.py", "smp.py", "supervision.py", "transformers/__init__.py"):
+        library = file.removesuffix(".py").removesuffix("/__init__")
+        names |= {f"piip.integrations.{library}.{name}" for name in names_of_adapter(file)}
     for block in read_blocks(PAGES["extending.md"]):
         for node in ast.walk(ast.parse(block.code if block.language == "python" else "")):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("piip"):
