@@ -141,7 +141,9 @@ def test_wrong_commands_are_found() -> None:
 def options_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit):
         main([*words, "--help"])
-    return capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert text.startswith("usage"), f"There is no command {' '.join(words)}"
+    return text
 
 
 @pytest.mark.parametrize("page", [*PAGES, *(page for page in ROOT_PAGES if page != "CHANGELOG.md")])
