@@ -47,7 +47,7 @@ clean:
 	rm -rf .venv build dist out *.egg-info
 
 $(STAMP): pyproject.toml
-	@echo "Making the environment .venv, once: about 3 GB to download and 6 GB on disk with the CUDA build of PyTorch."
+	@echo "Making the environment .venv, once: about 3 GB to download and 7 GB on disk with the CUDA build of PyTorch."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable ".[dev]"
 	touch $@
