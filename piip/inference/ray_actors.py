@@ -163,7 +163,7 @@ def _cluster(address: str) -> Iterator[dict[str, float]]:
     with _quiet_logs():
         try:
             dashboard = False if address == LOCAL else None
-            ray.init(address=address, include_dashboard=dashboard, logging_level="warning", log_to_driver=False)
+            ray.init(address=address, include_dashboard=dashboard, logging_level=logging.WARNING, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ValueError(f"--ray {address}: no Ray cluster answers there ({error}).") from error
         try:
