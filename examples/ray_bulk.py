@@ -1,8 +1,9 @@
-"""Predict many images on a Ray cluster: folders, or Parquet files with encoded images in a column "image".
+"""Predict many images on a Ray cluster: folders, or Parquet files with a column of encoded images.
 
-    python examples/ray_bulk.py MODEL IMAGES_OR_PARQUET OUT --actors 4 [--address auto]
+    python examples/ray_bulk.py MODEL FOLDER OUT --actors 4 [--address auto]
+    python examples/ray_bulk.py MODEL TABLE.parquet OUT --column image
 
-OUT gets Parquet files with the columns of the input, but the images, and "prediction" as JSON.
+OUT gets Parquet files with all columns except the images, and "prediction" as JSON.
 """
 
 import argparse
@@ -19,6 +20,7 @@ parser = argparse.ArgumentParser(description="Predict many images on a Ray clust
 parser.add_argument("model")
 parser.add_argument("images", help="a folder, or a Parquet file or folder of them that ends with .parquet")
 parser.add_argument("out")
+parser.add_argument("--column", default="bytes", help='of a Parquet file, often "image"')
 parser.add_argument("--actors", type=int, default=1)
 parser.add_argument("--address", default="local")
 args = parser.parse_args()
@@ -29,7 +31,8 @@ class Model:
         self.predictor = piip.Predictor(args.model)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        images = [Image.open(io.BytesIO(encoded)) for encoded in batch.pop("image" if "image" in batch else "bytes")]
+        files = [file["bytes"] if isinstance(file, dict) else file for file in batch.pop(args.column)]
+        images = [Image.open(io.BytesIO(file)) for file in files]
         batch["prediction"] = [json.dumps(prediction.to_dict()) for prediction in self.predictor.predict(images)]
         return batch
 

@@ -50,10 +50,28 @@ def test_structs_of_data_sets_are_read(tmp_path: Path) -> None:
         read_rgb(rows[1])
 
 
+def test_files_that_are_written_again(tmp_path: Path) -> None:
+    table = write(tmp_path / "x.parquet", {"image": [encoded(1)]})
+    assert np.asarray(read_rgb(table_rows(table)[0]))[0, 0, 0] == 1
+    write(table, {"image": [encoded(2), encoded(3)]})
+    assert [np.asarray(read_rgb(row))[0, 0, 0] for row in table_rows(table)] == [2, 3]
+
+
+def test_coded_columns_are_read(tmp_path: Path) -> None:
+    codes = pyarrow.array([encoded(1), encoded(2), encoded(1)]).dictionary_encode()
+    rows = table_rows(write(tmp_path / "x.parquet", {"image": codes}))
+    assert [np.asarray(read_rgb(row))[0, 0, 0] for row in rows] == [1, 2, 1]
+
+
 def test_the_column_must_be_clear(tmp_path: Path) -> None:
     two = write(tmp_path / "two.parquet", {"a": [b"1"], "b": [b"2"]})
     with pytest.raises(ValueError, match="has the columns a, b, expected the images as bytes in one called 'image'"):
         find_images(two)
+    names = write(tmp_path / "names.parquet", {"image": ["a.png"], "thumb": [b"1"]})
+    with pytest.raises(ValueError, match="has the columns image, thumb, expected the images as bytes"):
+        find_images(names)
+    with pytest.raises(ValueError, match="has no rows"):
+        find_images(write(tmp_path / "empty.parquet", {"image": pyarrow.array([], pyarrow.binary())}))
     (tmp_path / "text.parquet").write_text("no table")
     with pytest.raises(ValueError, match=r"text.parquet cannot be read as Parquet"):
         find_images(tmp_path / "text.parquet")

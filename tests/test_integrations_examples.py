@@ -87,11 +87,12 @@ def test_ray_bulk(tmp_path: Path) -> None:
     import pyarrow.parquet
 
     files = sorted((NUCLEI / "images").glob("nuclei*"))[:4]
-    columns = {"name": [path.name for path in files], "image": [path.read_bytes() for path in files]}
+    pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in files]  # as on the Hugging Face hub
+    columns = {"name": [path.name for path in files], "image": pictures}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "images.parquet")
     command = [sys.executable, ROOT / "examples" / "ray_bulk.py", NUCLEI / "model", "--actors", "1"]
     quiet = environment(RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=str(ROOT))
-    succeed(*command, tmp_path / "images.parquet", tmp_path / "table", env=quiet)
+    succeed(*command, tmp_path / "images.parquet", tmp_path / "table", "--column", "image", env=quiet)
     succeed(*command, NUCLEI / "images", tmp_path / "folder", env=quiet)
     alone = [prediction.to_dict() for prediction in piip.Predictor(NUCLEI / "model").predict(files)]
     for name, key in (("table", "name"), ("folder", "path")):

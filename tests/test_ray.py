@@ -91,7 +91,7 @@ class ShyPredictor:
 def test_an_actor_returns_what_it_did_before_an_error() -> None:
     from ray import cloudpickle
 
-    actor = Actor(ShyPredictor, partial(ShyPredictor.predict_paths, on_error="stop"))  # type: ignore[arg-type]
+    actor = Actor(ShyPredictor, partial(ShyPredictor.predict_paths, on_error="stop"), ".")  # type: ignore[arg-type]
     predictions, warnings, problem = cloudpickle.loads(actor({"paths": ["a.png", "damaged.png", "b.png"]})["results"])
     assert [prediction.path for prediction in predictions] == ["a.png"]
     assert (warnings, problem) == ([], "The image damaged.png cannot be read.")
@@ -100,17 +100,20 @@ def test_an_actor_returns_what_it_did_before_an_error() -> None:
 def test_an_actor_returns_why_it_has_no_model(tmp_path: Path) -> None:
     from ray import cloudpickle
 
-    actor = Actor(partial(Predictor, tmp_path), Predictor.predict_paths)
+    actor = Actor(partial(Predictor, tmp_path), Predictor.predict_paths, ".")
     predictions, _, problem = cloudpickle.loads(actor({"paths": ["a.png"]})["results"])
     assert predictions == []
     assert "expected a model directory" in problem
+    elsewhere = Actor(partial(Predictor, MODEL), Predictor.predict_paths, str(tmp_path / "missing"))
+    assert "missing" in cloudpickle.loads(elsewhere({"paths": []})["results"])[2]
 
 
-def test_an_actor_returns_warnings(images: Path) -> None:
+def test_an_actor_returns_warnings(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray import cloudpickle
 
-    actor = Actor(partial(Predictor, MODEL, device="cpu"), Predictor.predict_paths)
-    predictions, warnings, problem = cloudpickle.loads(actor({"paths": [str(images / "01.png")]})["results"])
+    monkeypatch.chdir("/")  # actors of a running cluster start where the cluster was started
+    actor = Actor(partial(Predictor, MODEL, device="cpu"), Predictor.predict_paths, str(images))
+    predictions, warnings, problem = cloudpickle.loads(actor({"paths": ["01.png"]})["results"])
     assert (predictions, problem) == ([], "")
     assert len(warnings) == 1
     assert "01.png cannot be read" in warnings[0]
@@ -154,5 +157,6 @@ def test_each_actor_gets_its_part_of_the_gpus(monkeypatch: pytest.MonkeyPatch) -
 
     assert options(RayPool("auto")) == (1.0, 4)
     assert options(RayPool("auto", 8)) == (0.5, 8)
+    assert options(RayPool("auto", 5)) == (0.5, 5)
     assert options(RayPool("auto", 2)) == (1.0, 2)
     assert options(RayPool("auto", use_gpus=False)) == (None, 16)

@@ -16,6 +16,14 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORMS = sorted(path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
 TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
 FIELD_KINDS = {"markdown", "textarea", "input", "dropdown", "checkboxes"}
+ACTIONS = {
+    *(f"actions/{name}" for name in ("checkout", "setup-python", "upload-artifact", "download-artifact")),
+    *("actions/upload-pages-artifact", "actions/deploy-pages", "pypa/gh-action-pypi-publish"),
+}
+MORE_RIGHTS = {
+    ("docs", "deploy"): {"pages": "write", "id-token": "write"},
+    ("publish", "publish"): {"id-token": "write"},
+}
 
 
 def read(path: Path) -> Any:
@@ -45,11 +53,14 @@ def test_workflows_call_make(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflows_are_pinned_and_may_only_read(path: Path) -> None:
+def test_workflows_name_versions_and_have_no_rights_but_these(path: Path) -> None:
     actions = [step["uses"] for step in steps(path) if "uses" in step]
     assert actions
+    assert {action.partition("@")[0] for action in actions} <= ACTIONS
     assert not [action for action in actions if not re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|release/v\d+)", action)]
     assert read(path)["permissions"] == {"contents": "read"}
+    more = {(path.stem, name): job["permissions"] for name, job in read(path)["jobs"].items() if "permissions" in job}
+    assert all(MORE_RIGHTS.get(key) == rights for key, rights in more.items())
 
 
 def test_only_the_job_that_uploads_has_an_identity() -> None:

@@ -38,7 +38,7 @@ levels = piip.create_model("piip_sbl_672_448_224.dinov3", features_only=True, ne
   [classification](../recipes/classification/piip_sbl_672_448_224.dinov3_in1k.yaml),
   [linear probe](../recipes/classification/piip_sbl_672_448_224.dinov3_in1k_linear_probe.yaml) and
   [frozen largest branch](../recipes/detection/piip_sbl_1120_672_448.dinov3_coco_dino_frozen.yaml).
-  Change `model.name` for another name.
+  Change `model.name` for another name; the head of a recipe says what else hybrids and pairs need.
 
 ### Licences of the weights
 

@@ -42,6 +42,8 @@ def table_rows(table: Path) -> list[Path]:
     """
     file = _open(table)
     _column(table, file)
+    if not file.metadata.num_rows:
+        raise ValueError(f"{table} has no rows, expected a row per image.")
     return [table.with_name(f"{table.name}#{row}") for row in range(file.metadata.num_rows)]
 
 
@@ -61,15 +63,28 @@ def row_bytes(path: str | Path) -> bytes:
     group = bisect_right(ends, int(row))
     if group == len(ends):
         raise ValueError(f"{table} has {file.metadata.num_rows} rows, there is no row {row} (from 0)")
-    value = _group(Path(table), group)[int(row) - ends[group] + counts[group]].as_py()
+    value = _group(Path(table), _version(Path(table)), group)[int(row) - ends[group] + counts[group]].as_py()
     encoded = value["bytes"] if isinstance(value, dict) else value
     if not encoded:
         raise ValueError("the row has no bytes; files that it names are not fetched")
     return bytes(encoded)
 
 
-@functools.lru_cache(maxsize=8)
 def _open(table: Path) -> pyarrow.parquet.ParquetFile:
+    return _opened(table, _version(table))
+
+
+def _version(table: Path) -> tuple[int, int]:
+    """Return what changes when a file is written again."""
+    try:
+        facts = table.stat()
+    except OSError as error:
+        raise ValueError(f"{table} cannot be read ({error}).") from error
+    return facts.st_mtime_ns, facts.st_size
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(table: Path, version: tuple[int, int]) -> pyarrow.parquet.ParquetFile:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -82,8 +97,8 @@ def _open(table: Path) -> pyarrow.parquet.ParquetFile:
 
 
 @functools.lru_cache(maxsize=2)  # rows are read one after the other, by row groups of megabytes
-def _group(table: Path, group: int) -> pyarrow.ChunkedArray:
-    file = _open(table)
+def _group(table: Path, version: tuple[int, int], group: int) -> pyarrow.ChunkedArray:
+    file = _opened(table, version)
     return file.read_row_group(group, columns=[_column(table, file)]).column(0)
 
 
@@ -92,6 +107,8 @@ def _column(table: Path, file: pyarrow.parquet.ParquetFile) -> str:
     import pyarrow
 
     def has_bytes(kind: pyarrow.DataType) -> bool:
+        if pyarrow.types.is_dictionary(kind):
+            kind = kind.value_type
         if pyarrow.types.is_struct(kind):
             return kind.get_field_index("bytes") >= 0
         return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
@@ -99,7 +116,7 @@ def _column(table: Path, file: pyarrow.parquet.ParquetFile) -> str:
     names = [field.name for field in file.schema_arrow if has_bytes(field.type)]
     if COLUMN in names:
         return COLUMN
-    if len(names) != 1:
+    if len(names) != 1 or COLUMN in file.schema_arrow.names:
         columns = ", ".join(file.schema_arrow.names)
         raise ValueError(f"{table} has the columns {columns}, expected the images as bytes in one called {COLUMN!r}.")
     return names[0]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import os
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,14 +65,16 @@ class Actor:
     Args:
         make_predictor: Returns the predictor.
         predict: `Predictor.predict_paths` with its options.
+        folder: The caller's working directory, which the names of files may be relative to.
     """
 
-    def __init__(self, make_predictor: MakePredictor, predict: PredictPaths) -> None:
+    def __init__(self, make_predictor: MakePredictor, predict: PredictPaths, folder: str) -> None:
         self.predict = predict
         self.problem = ""  # an error here would reach the caller as Ray's, after some tries
         try:
+            os.chdir(folder)
             self.predictor = make_predictor()
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             self.problem = str(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
@@ -107,7 +111,7 @@ def predict_on_ray(
     with _cluster(pool.address) as resources:
         from ray import cloudpickle, exceptions
 
-        rows = _dataset(files, (make_predictor, predict), batch_size, pool, resources).iter_rows()
+        rows = _dataset(files, (make_predictor, predict, os.getcwd()), batch_size, pool, resources).iter_rows()
         try:
             for row in rows:
                 predictions, messages, problem = cloudpickle.loads(row["results"])
@@ -130,7 +134,7 @@ def _dataset(
     import ray.data
 
     gpus = int(resources.get("GPU", 0)) if pool.use_gpus else 0
-    count = pool.actors or gpus or int(resources["CPU"])
+    count = pool.actors or gpus or int(resources.get("CPU", 1))
     starts = range(0, len(files), batch_size)
     batches = [{"paths": [str(path) for path in files[start : start + batch_size]]} for start in starts]
     dataset = ray.data.from_items(batches, override_num_blocks=min(len(batches), MAX_BLOCKS))
@@ -143,7 +147,7 @@ def _dataset(
             Actor,
             fn_constructor_args=made_of,
             compute=ray.data.ActorPoolStrategy(size=min(count, len(batches))),
-            num_gpus=min(1.0, gpus / count) if gpus else None,
+            num_gpus=1 / math.ceil(count / gpus) if gpus else None,  # a GPU has whole actors
             max_restarts=-1,
             max_task_retries=RETRIES,
         )
@@ -165,7 +169,10 @@ def _cluster(address: str) -> Iterator[dict[str, float]]:
             dashboard = False if address == LOCAL else None
             ray.init(address=address, include_dashboard=dashboard, logging_level=logging.WARNING, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ValueError(f"--ray {address}: no Ray cluster answers there ({error}).") from error
+            raise ValueError(
+                f"--ray {address}: no Ray cluster answers there ({' '.join(str(error).split())}). If the cluster has "
+                "tokens (`ray start` says so), set RAY_AUTH_MODE=token."
+            ) from error
         try:
             yield ray.cluster_resources()
         finally:
@@ -175,6 +182,7 @@ def _cluster(address: str) -> Iterator[dict[str, float]]:
 def _check_reachable(address: str) -> None:
     """Raise ValueError if nothing answers at HOST:PORT, for which Ray itself waits for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    host = host.strip("[]")  # of IPv6
     if not port.isdecimal():
         return
     try:
