@@ -25,10 +25,11 @@ def bench(
 ) -> None:
     """Measure time and memory of models in turn, and show them beside their cost and accuracy.
 
-    Each model runs in its own process, one pass at a time in alternation with the others. Accuracies are not measured:
-    they are those the authors published, or those recorded when a model was trained. Without weights of their own,
-    models run with random ones, which take the same time. "launches" and "syncs" are kernel launches and waits of the
-    host in one eager pass; "time per MAC" is relative to the first model, in the same rounds.
+    Each model runs in its own process, in alternation with the others; of the two passes of a turn the second counts.
+    Accuracies are not measured: they are those the authors published, or those recorded when a model was trained.
+    Without weights of their own, models run with random ones, which take the same time. "launches" and "syncs" are
+    kernel launches and waits of the host in one eager pass; "time per MAC" is relative to the first model, in the same
+    rounds.
 
     Write OUT/bench.json after every pass, and at the end OUT/bench.md, a table, and OUT/bench-DTYPE.png: accuracy
     against seconds, multiply-adds and memory.
