@@ -89,10 +89,14 @@ def test_the_step_that_a_signal_interrupts_is_saved(
             os.kill(os.getpid(), sent)
 
     recipe = tiny_recipe(images, tmp_path / "run")
-    with monkeypatch.context() as patch:
-        patch.setattr(StepSeed, "on_train_batch_start", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(StepSeed, "on_train_batch_start", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run(recipe)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert names(tmp_path / "run") == ["recipe.yaml", "step00000004.ckpt"]
     resumed = run(recipe, resume="auto").model_dir / "model.safetensors"
     whole = run(tiny_recipe(images, tmp_path / "whole")).model_dir / "model.safetensors"
