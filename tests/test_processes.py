@@ -75,6 +75,15 @@ def test_an_error_in_another_process_ends_all(images: Path, tmp_path: Path) -> N
     assert "Replace or remove it, or use --on-error skip" in done.stderr
 
 
+@pytest.mark.slow
+def test_ray_and_torchrun_exclude_each_other(images: Path, tmp_path: Path) -> None:
+    model = PACKAGE / "assets" / "nuclei" / "model"
+    done = run(*command(COUNT, "predict", model, images, "--ray", "local", "--device", "cpu"), cwd=tmp_path)
+    assert done.returncode != 0
+    assert "piip: error: --ray and torchrun both share the images, expected one of them." in done.stderr
+    assert done.stdout == ""
+
+
 def reports(folder: Path, *arguments: object) -> list[dict[str, Any]]:
     """Evaluate in one process and in several."""
     options = ("evaluate", *arguments, "--workers", 0, "--device", "cpu", "--json")

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Literal
 
 from piip.output import to_json, writable_folder
 
 if TYPE_CHECKING:
     from piip.inference.predictions import Prediction
     from piip.inference.predictor import Predictor
+    from piip.inference.ray_actors import RayPool
 
 
 def predict(
@@ -76,21 +77,22 @@ def predict(
         json: Print one JSON object per line.
 
     Raises:
-        ValueError: --formats without --out, or --ray-actors without --ray.
+        ValueError: --formats without --out, --ray-actors without --ray, or --ray under torchrun.
         SystemExit: Files could not be read; the others were predicted.
     """
     from piip.data.listing import find_images
     from piip.inference.predictor import Predictor
     from piip.inference.processes import joined
-    from piip.inference.ray_actors import RayPool, predict_on_ray
+    from piip.inference.ray_actors import predict_on_ray
 
     if formats and out is None:
         raise ValueError("--formats writes files, expected --out DIR with it.")
     if out is not None:
         writable_folder(out)
-    if ray_actors is not None and ray is None:
-        raise ValueError("--ray-actors is the number of actors on a Ray cluster, expected --ray ADDRESS with it.")
+    pool = _ray_pool(ray, ray_actors, device)
     with joined() as processes:
+        if pool is not None and processes.count > 1:
+            raise ValueError("--ray and torchrun both share the images, expected one of them.")
         make_predictor = partial(
             Predictor,
             model_dir,
@@ -108,21 +110,28 @@ def predict(
         predict_paths = partial(
             Predictor.predict_paths, top=top, batch_size=batch_size, workers=workers, on_error=on_error
         )
-        if ray is None:
+        if pool is None:
             rows = predict_paths(predictor, files, processes=processes)
         else:
-            pool = RayPool(ray, ray_actors, use_gpus=device != "cpu")
-            actor = partial(make_predictor, device=device)
-            rows = predict_on_ray(files, actor, predict_paths, pool, batch_size=predictor.files_at_once(batch_size))
+            actor, block = partial(make_predictor, device=device), predictor.files_at_once(batch_size)
+            rows = predict_on_ray(files, actor, predict_paths, pool, batch_size=block)
         if out is not None and processes.is_first:
             rows = _written(rows, predictor, out, formats or ())
-        results = sys.stdout
-        # Ray prints to the standard output, too
-        with redirect_stdout(sys.stderr if ray is not None else results):
-            count = _print(rows, as_json=json, file=results)
+        count = _print(rows, as_json=json, with_ray=pool is not None)
         if processes.is_first and count < len(files):
             print(f"{len(files) - count} of {len(files)} images could not be read and are left out.", file=sys.stderr)
             raise SystemExit(1)
+
+
+def _ray_pool(address: str | None, actors: int | None, device: str) -> RayPool | None:
+    """Return the actors to predict with, None without --ray."""
+    from piip.inference.ray_actors import RayPool
+
+    if address is not None:
+        return RayPool(address, actors, use_gpus=device != "cpu")
+    if actors is not None:
+        raise ValueError("--ray-actors is the number of actors on a Ray cluster, expected --ray ADDRESS with it.")
+    return None
 
 
 def _written(
@@ -141,9 +150,10 @@ def _written(
     )
 
 
-def _print(rows: Iterable[Prediction], *, as_json: bool, file: TextIO) -> int:
+def _print(rows: Iterable[Prediction], *, as_json: bool, with_ray: bool) -> int:
     """Print a line per prediction; return how many there are."""
-    count = 0
-    for count, row in enumerate(rows, start=1):  # noqa: B007
-        print(to_json(row.to_dict()) if as_json else f"{row.path}  {row.summary()}", file=file, flush=True)
+    count, results = 0, sys.stdout
+    with redirect_stdout(sys.stderr if with_ray else results):  # Ray prints to the standard output, too
+        for count, row in enumerate(rows, start=1):  # noqa: B007
+            print(to_json(row.to_dict()) if as_json else f"{row.path}  {row.summary()}", file=results, flush=True)
     return count

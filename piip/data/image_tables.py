@@ -56,14 +56,16 @@ def row_bytes(path: str | Path) -> bytes:
     Raises:
         ValueError: The row does not exist or is empty.
     """
-    table, _, row = str(path).rpartition("#")
-    file = _open(Path(table))
+    name, _, row = str(path).rpartition("#")
+    table = Path(name)
+    version = _version(table)
+    file = _opened(table, version)
     counts = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
     ends = list(accumulate(counts))
     group = bisect_right(ends, int(row))
     if group == len(ends):
         raise ValueError(f"{table} has {file.metadata.num_rows} rows, there is no row {row} (from 0)")
-    value = _group(Path(table), _version(Path(table)), group)[int(row) - ends[group] + counts[group]].as_py()
+    value = _group(table, version, group)[int(row) - ends[group] + counts[group]].as_py()
     encoded = value["bytes"] if isinstance(value, dict) else value
     if not encoded:
         raise ValueError("the row has no bytes; files that it names are not fetched")
