@@ -1,10 +1,8 @@
-"""Whole models: a pyramid backbone with a head for classification, dense tasks, or a language model."""
+"""A pyramid with a head for detection or segmentation."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,182 +11,12 @@ from piip.backbone import PIIPBackbone
 from piip.config import ModelConfig
 from piip.cost.counting import NamesParts
 from piip.heads.base import DenseHead, LossesAndMetrics, View
-from piip.heads.classification import ClassificationHead
-from piip.heads.projector import Projector
-from piip.layers.map_info import MapInfo
-from piip.layers.merge import CombinesBranches
-from piip.layers.outputs import ExportWrapper, NamedOutputs, Output
-from piip.serialization.base import PyramidModel
-from piip.structures import BranchFeatures, HeadOutput, ImageInfo, Target
+from piip.layers.outputs import ExportWrapper
+from piip.models.base import ModelWithHead
+from piip.structures import HeadOutput, ImageInfo, Target
 
 
-class _ModelWithHead(PyramidModel):
-    """A backbone with a head.
-
-    Args:
-        backbone: The pyramid.
-        config: Description of the model.
-    """
-
-    config: ModelConfig
-    head: nn.Module
-
-    def __init__(self, backbone: PIIPBackbone, *, config: ModelConfig) -> None:
-        first = backbone.branches[0]
-        super().__init__(config, mean=first.mean, std=first.std, image_size=backbone.image_sizes[-1])
-        self.backbone = backbone
-
-    def parts(self) -> dict[str, list[nn.Module]]:
-        """Return the modules of each part; see `ModelParts`."""
-        return {**self.backbone.parts(), "head": [self.head]}
-
-    def get_backbone(self) -> PIIPBackbone:
-        """Return the pyramid."""
-        return self.backbone
-
-    def combining_parts(self) -> list[CombinesBranches]:
-        """Return the merges of the backbone."""
-        return self.backbone.combining_parts()
-
-    def usage(self) -> str:
-        """Return Python code that runs the model on `image`; see `PyramidModel`."""
-        return f"print(model((image - mean) / std).shape)  # {self._output_shape()}"
-
-    @property
-    def feature_info(self) -> MapInfo:
-        """Channels and strides of the backbone's maps; see `PIIPBackbone.feature_info`."""
-        return self.backbone.feature_info
-
-    def forward_intermediates(
-        self,
-        image: Tensor,
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-        *,
-        branch: int | None = None,
-    ) -> Any:
-        """Return intermediate maps of images; see `PIIPBackbone.forward_intermediates`."""
-        return self.backbone.forward_intermediates(
-            image, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only, branch=branch
-        )
-
-    def _output_shape(self) -> str:
-        return "(1, ...)"
-
-    def _named_output(self, name: str, meaning: str) -> ExportWrapper:
-        stride, min_side = self.backbone.branches[-1].stride, self.backbone.min_side
-        return NamedOutputs(self, [Output(name, meaning)], stride=stride, min_side=min_side)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's activations in the backward pass instead of storing them."""
-        self.backbone.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that are usually excluded from weight decay."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
-
-
-class PIIPClassifier(_ModelWithHead):
-    """A pyramid backbone with a classification head.
-
-    Args:
-        backbone: The pyramid.
-        head: `PooledHead` or `PerBranchHead`.
-        config: Description of the model, for saving.
-    """
-
-    title = "Classifier"
-    hub_task = "image-classification"
-
-    def __init__(self, backbone: PIIPBackbone, head: ClassificationHead, *, config: ModelConfig) -> None:
-        super().__init__(backbone, config=config)
-        self.head: ClassificationHead = head
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes K."""
-        return self.config.head.num_classes
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new one for another number of classes, like timm's models.
-
-        Args:
-            num_classes: Number of classes K.
-
-        Raises:
-            ValueError: Fewer than one class.
-        """
-        head = dataclasses.replace(self.config.head, num_classes=num_classes)
-        self.config = dataclasses.replace(self.config, head=head)
-        self.head.reset_classes(num_classes)
-        for name in ("classes", "metrics"):  # of the classifier before
-            self.metadata.pop(name, None)
-
-    def combining_parts(self) -> list[CombinesBranches]:
-        """Return the merges and the head."""
-        return [*super().combining_parts(), self.head]
-
-    def forward_features(self, image: Tensor) -> list[BranchFeatures]:
-        """Return the finished features of every branch for images (B, 3, H, W)."""
-        return self.backbone.forward_features(image)
-
-    def forward_head(self, features: list[BranchFeatures]) -> Tensor:
-        """Return logits (B, K) of finished features."""
-        return self.head(features, self.backbone.forward_maps(features))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return logits (B, K) of normalised RGB images (B, 3, H, W)."""
-        return self.forward_head(self.forward_features(image))
-
-    def summary(self) -> str:
-        """Return one sentence about the output of the model, for cards."""
-        return self.head.summary(self.num_classes)
-
-    def _output_shape(self) -> str:
-        return f"(1, {self.num_classes})"
-
-    def export_wrapper(self) -> ExportWrapper:
-        """Return the classifier as one graph with the output "logits"."""
-        return self._named_output("logits", "logits of the classes, float32 (B, K)")
-
-
-class PIIPVisionTower(_ModelWithHead):
-    """A pyramid and a projector: image -> tokens for a language model.
-
-    Args:
-        backbone: The pyramid, without merge and neck.
-        projector: Converts its maps to tokens.
-        config: Description of the model.
-    """
-
-    title = "Vision tower"
-    hub_task = "image-feature-extraction"
-
-    def __init__(self, backbone: PIIPBackbone, projector: Projector, *, config: ModelConfig) -> None:
-        super().__init__(backbone, config=config)
-        self.head: Projector = projector
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return tokens (B, N, D) of normalised RGB images (B, 3, H, W)."""
-        return self.head(self.backbone(image))
-
-    def summary(self) -> str:
-        """Return one sentence about the output of the model, for cards."""
-        return f"A projector makes tokens of {self.head.width} channels for a language model."
-
-    def _output_shape(self) -> str:
-        return f"(1, N, {self.head.width})"
-
-    def export_wrapper(self) -> ExportWrapper:
-        """Return the vision tower as one graph with the output "tokens"."""
-        return self._named_output("tokens", "tokens for a language model, float32 (B, N, D)")
-
-
-class PIIPDenseModel(_ModelWithHead):
+class PIIPDenseModel(ModelWithHead):
     """Backbone plus a detection or segmentation head.
 
     Args:
