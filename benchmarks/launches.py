@@ -27,7 +27,7 @@ from torch import Tensor
 import piip
 from piip.cost import Launches, count_launches
 from piip.models import PIIPDenseModel
-from piip.ops import native
+from piip.ops.native import compiled
 
 MODELS = {"TSB": "piip_tsb_1120_896_448.deit3_coco_mask_rcnn", "ViT-B": "single_b_1024.deit3_coco_mask_rcnn"}
 HEADS = {"mask_rcnn": "Mask R-CNN", "dino": "DINO"}
@@ -44,7 +44,7 @@ def forward_passes(size: int) -> Iterable[Counted]:
         with torch.no_grad():
             model(image)  # tables of positions are made in the first call of a size
             yield f"{title}, forward", "eager", count_launches(lambda m=model: m(image))
-            with mock.patch.object(native, "library", return_value=None):
+            with mock.patch.object(compiled, "library", return_value=None):
                 optimized = piip.optimize_for_inference(model, image)
                 optimized(image)
                 yield f"{title}, forward", "optimized", count_launches(lambda run=optimized: run(image))

@@ -15,7 +15,7 @@ from piip.config import HeadConfig, InteractionConfig, MergeConfig, ModelConfig,
 from piip.cost import Launches, count_launches
 from piip.cost.launches import LaunchCounter
 from piip.models import PIIPDenseModel
-from piip.ops import native
+from piip.ops.native import compiled
 from piip.serialization.base import PyramidModel
 from piip.structures import ImageInfo
 
@@ -114,8 +114,8 @@ def three_branches() -> PyramidModel:
 @pytest.fixture(params=[True, False], ids=["native", "portable"])
 def has_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     if not request.param:
-        monkeypatch.setattr(native, "library", lambda: None)
-    elif not native.is_available():
+        monkeypatch.setattr(compiled, "library", lambda: None)
+    elif not compiled.is_available():
         pytest.skip("no compiler")
     return bool(request.param)
 
@@ -128,7 +128,7 @@ def test_forward_passes_of_three_branches(has_kernels: bool) -> None:
 
 
 def test_optimized_forward_passes_without_kernels_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(compiled, "library", lambda: None)
     image = torch.randn(1, 3, 96, 96)
     fast = piip.optimize_for_inference(three_branches(), image)
     fast(image)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from piip.ops import native
+from piip.ops.native import compiled
 
 SIDE, DEPTH, BLOCK = 16, 32, 32  # of tiles, as in gemm.cpp
 
@@ -39,7 +39,7 @@ class Norm(NamedTuple):
 
 def level() -> int:
     """Return 2 where the processor has units for matrix products, 1 where it has only dot products, else 0."""
-    kernels = native.library()
+    kernels = compiled.library()
     return kernels.piip_products() if kernels else 0
 
 
@@ -76,7 +76,7 @@ def linear(tokens: Tensor, layer: Layer, result: Tensor, *, gap: tuple[int, int]
     rows = tokens.numel() // layer.in_features
     is_large = rows * layer.out_features > LARGE
     sizes = (rows, layer.in_features, layer.out_features, *gap, int(is_large))
-    native.call("linear", tokens, sizes, tokens, layer.weight, layer.bias, result)
+    compiled.call("linear", tokens, sizes, tokens, layer.weight, layer.bias, result)
 
 
 def network(tokens: Tensor, norm: Norm, first: Layer, second: Layer) -> Tensor:
@@ -93,7 +93,7 @@ def network(tokens: Tensor, norm: Norm, first: Layer, second: Layer) -> Tensor:
     rows = tokens.numel() // first.in_features
     sizes = (rows, first.in_features, first.out_features)
     layers = (first.weight, first.bias, second.weight, second.bias)
-    native.call("network", tokens, sizes, tokens, *norm, *layers, result)
+    compiled.call("network", tokens, sizes, tokens, *norm, *layers, result)
     return result
 
 
@@ -117,5 +117,5 @@ def attend(qkv: Tensor, heads: int, scale: float) -> Tensor:
     qkv = qkv.contiguous()
     batch, tokens, width = qkv.shape
     result = qkv.new_empty(batch, tokens, width // 3)
-    native.call("attend", qkv, (batch, tokens, heads, width // heads // 3), qkv, scale, result)
+    compiled.call("attend", qkv, (batch, tokens, heads, width // heads // 3), qkv, scale, result)
     return result
