@@ -17,8 +17,8 @@ from training_run import losses, run
 from piip.recipe import Recipe
 from piip.serialization.load import load_model
 from piip.training.callbacks import StepSeed
+from piip.training.prepare import prepare
 from piip.training.sharding import clip_gradients
-from piip.training.train import _prepare
 
 HEADS = {"mask_rcnn": "coco", "dino": "coco", "upernet": "semantic_masks"}
 
@@ -55,7 +55,7 @@ class SharedCounts:
 def train_on_halves(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     """Train in this process on the two half-batches in turn; return the losses of each half."""
     recipe = Recipe.from_dict(values)
-    halves = [_prepare(recipe, None, replicas=2, on_gpu=False) for _ in range(2)]
+    halves = [prepare(recipe, None, replicas=2, on_gpu=False) for _ in range(2)]
     task = halves[0].task.train()
     optimizer, schedule = task.configure(task.model)
     seen: list[list[float]] = [[], []]

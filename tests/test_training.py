@@ -143,7 +143,7 @@ def _float16_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return trainer_type(plugins=[MixedPrecision("16-mixed", "cpu")], **options)
 
     trainer_type = pl.Trainer
-    monkeypatch.setattr("piip.training.train.pl.Trainer", trainer)
+    monkeypatch.setattr("piip.training.trainer.pl.Trainer", trainer)
     monkeypatch.setattr("piip.training.train.check_precision", lambda *_: None)
 
 

@@ -9,22 +9,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import ProgressBar
-from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from piip.data.formats import DATA_FORMATS, Images
+from piip.data.formats import DATA_FORMATS
 from piip.data.image_check import check_splits
-from piip.data.loader import ResumableLoader, check_shared_memory, ignore_interrupts
-from piip.data.sampler import EpochSampler, GroupedSampler
+from piip.data.loader import check_shared_memory
 from piip.device import check_devices, check_precision, pick_device
-from piip.kinds import DATA_KINDS
 from piip.recipe import Recipe
 from piip.serialization.base import PyramidModel
 from piip.serialization.save import save_model
@@ -41,38 +35,12 @@ from piip.training.callbacks import (
     validation_metrics,
 )
 from piip.training.interruption import explained_restore, saved_interrupts
-from piip.training.loggers import build_loggers
+from piip.training.prepare import Parts, prepare
 from piip.training.progress import note, progress_callbacks
 from piip.training.resuming import Begun, ContinuedBySteps, SameData
-from piip.training.run_folder import (
-    BEST,
-    CHECKPOINTS,
-    MODEL,
-    check_same_recipe,
-    check_weights,
-    checkpoint_step,
-    find_checkpoint,
-    locked,
-)
-from piip.training.setup import (
-    RunLength,
-    build_recipe_model,
-    check_classes,
-    describe_frozen,
-    digest_annotations,
-    open_images,
-    resolve,
-    run_length,
-    set_transforms,
-)
-from piip.training.tasks.base import TrainingTask
-from piip.training.tasks.build import build_task
-
-LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
-    "32": "32-true",
-    "bf16": "bf16-mixed",
-    "16": "16-mixed",
-}
+from piip.training.run_folder import BEST, CHECKPOINTS, MODEL, find_checkpoint, locked
+from piip.training.setup import describe_frozen, digest_annotations
+from piip.training.trainer import build_trainer
 
 
 @dataclass(frozen=True)
@@ -128,7 +96,7 @@ def train(
     with locked(folder) if process.rank == 0 else contextlib.nullcontext():
         checkpoint = find_checkpoint(folder, resume)
         on_gpu = pick_device(device).type == "cuda"
-        parts = _prepare(recipe, checkpoint, replicas=devices * nodes, on_gpu=on_gpu, is_exact=not resume_inexact)
+        parts = prepare(recipe, checkpoint, replicas=devices * nodes, on_gpu=on_gpu, is_exact=not resume_inexact)
         return _run(
             parts,
             checkpoint,
@@ -141,7 +109,7 @@ def train(
 
 
 def _run(
-    parts: _Parts,
+    parts: Parts,
     checkpoint: Path | None,
     *,
     device: str,
@@ -193,119 +161,6 @@ def _run(
     return TrainingResult(folder / MODEL, metrics, trainer.global_step)
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Checked parts of a run.
-
-    Args:
-        recipe: The resolved recipe.
-        length: Length of the run.
-        task: Training task with the model.
-        loader: Training batches.
-        val_loader: Validation batches, if there is a validation split.
-        splits: Training images, and validation images if there are any.
-    """
-
-    recipe: Recipe
-    length: RunLength
-    task: TrainingTask
-    loader: ResumableLoader
-    val_loader: DataLoader[Any] | None
-    splits: list[Images]
-
-
-def _prepare(recipe: Recipe, checkpoint: Path | None, *, replicas: int, on_gpu: bool, is_exact: bool = True) -> _Parts:
-    images, val_images = open_images(recipe)
-    torch.manual_seed(recipe.run.seed)
-    model = build_recipe_model(recipe, num_classes=len(images.classes), resumed=checkpoint is not None)
-    check_classes(model, images.classes)
-    recipe = resolve(recipe, model)
-    if checkpoint is not None:
-        resolve_old = functools.partial(resolve, model=model)
-        difference = check_same_recipe(recipe, checkpoint, resolve=resolve_old, is_exact=is_exact)
-        if difference:
-            note(difference)
-        check_weights(model, checkpoint)
-    set_transforms(images, val_images, recipe.data)
-    loader = _train_loader(recipe, images, replicas, pin_memory=on_gpu)
-    length = run_length(recipe, len(loader))
-    return _Parts(
-        recipe,
-        length,
-        task=build_task(recipe, model, length, val_images),
-        loader=loader,
-        val_loader=_val_loader(recipe, val_images),
-        splits=[split for split in (images, val_images) if split is not None],
-    )
-
-
-def _val_loader(recipe: Recipe, val_images: Images | None) -> DataLoader[Any] | None:
-    if val_images is None:
-        return None
-    return DataLoader(
-        val_images,
-        # an image's padding, and so its prediction, must not depend on other images of the batch
-        batch_size=1 if DATA_KINDS[recipe.data.kind].is_padded else recipe.data.batch_size,
-        num_workers=recipe.data.workers,
-        collate_fn=DATA_FORMATS[recipe.data.kind].collate(recipe.data, False),
-        worker_init_fn=ignore_interrupts,
-    )
-
-
-def build_trainer(
-    recipe: Recipe,
-    length: RunLength,
-    callbacks: list[pl.Callback],
-    *,
-    device: str = "auto",
-    devices: int = 1,
-    nodes: int = 1,
-    checkpoint: Path | None = None,
-) -> pl.Trainer:
-    """Return Lightning's trainer with loggers in the run's folder.
-
-    Args:
-        recipe: The recipe of the run.
-        length: Length of the run.
-        callbacks: All callbacks.
-        device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        devices: Processes per machine.
-        nodes: Machines.
-        checkpoint: The checkpoint to resume from; TensorBoard discards later steps.
-    """
-    folder = recipe.run.out
-    place = pick_device(device)
-    resumed_at = checkpoint_step(checkpoint) if checkpoint is not None else None
-    return pl.Trainer(
-        default_root_dir=folder,
-        accelerator=place.type,
-        devices=devices if place.index is None else [place.index],
-        num_nodes=nodes,
-        strategy=_strategy(recipe, devices * nodes),
-        # each process has too few images for its own statistics; PyTorch synchronises on GPUs only
-        sync_batchnorm=place.type == "cuda" and devices * nodes > 1,
-        precision=LIGHTNING_PRECISION[recipe.run.precision],
-        max_epochs=length.epochs,
-        accumulate_grad_batches=recipe.run.accumulate,
-        gradient_clip_val=recipe.optim.clip,
-        callbacks=callbacks,
-        logger=build_loggers(recipe.run, log_every=length.log_every, resumed_at=resumed_at),
-        log_every_n_steps=length.log_every,
-        num_sanity_val_steps=1,
-        use_distributed_sampler=False,
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-        enable_model_summary=False,
-    )
-
-
-def _strategy(recipe: Recipe, processes: int) -> Strategy | str:
-    if recipe.run.strategy == "fsdp2":
-        return ModelParallelStrategy(
-            data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
-    return "auto"
-
-
 def export_model(
     model: PyramidModel,
     state: dict[str, Tensor],
@@ -337,28 +192,8 @@ def export_model(
     save_model(model, directory, metadata, state=state)
 
 
-def _order(recipe: Recipe, images: Images, replicas: int) -> EpochSampler:
-    data, seed = recipe.data, recipe.run.seed
-    if not data.group_by_aspect:
-        return EpochSampler(len(images), seed=seed, num_replicas=replicas)
-    padded: Any = images  # recipes do not allow grouping for other kinds
-    groups = [int(width > height) for height, width in padded.shapes]
-    return GroupedSampler(groups, batch_size=data.batch_size, seed=seed, num_replicas=replicas)
-
-
-def _train_loader(recipe: Recipe, images: Images, replicas: int, *, pin_memory: bool) -> ResumableLoader:
-    return ResumableLoader(
-        images,
-        _order(recipe, images, replicas),
-        batch_size=recipe.data.batch_size,
-        workers=recipe.data.workers,
-        pin_memory=pin_memory,
-        collate=DATA_FORMATS[recipe.data.kind].collate(recipe.data, True),
-    )
-
-
 def _callbacks(
-    parts: _Parts, export: Callable[..., None], averaging: list[AveragedWeights], checkpoint: Path | None
+    parts: Parts, export: Callable[..., None], averaging: list[AveragedWeights], checkpoint: Path | None
 ) -> list[pl.Callback]:
     """Return the callbacks; the best model is exported before the averaged weights are swapped back."""
     recipe = parts.recipe
