@@ -418,12 +418,21 @@ def test_data_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["data", "check", file, "--out", out])
     assert caught.value.code == 2
-    assert "must be mended" in capsys.readouterr().out
+    assert "must be fixed" in capsys.readouterr().out
     shapes.write_semantic_masks(tmp_path / "masks", "train", 3)
     folders = [str(tmp_path / "masks" / name / "train") for name in ("annotations", "images")]
     (tmp_path / "masks" / "classes.txt").write_text("ground\nbox\ndisc\n")
     main(["data", "check", folders[0], "--images", folders[1], "--out", out])
     assert "pixels by class: ground" in capsys.readouterr().out
+
+
+def test_data_check_takes_train_and_val_for_splits_not_classes(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["data", "check", str(images), "--out", str(tmp_path / "out"), "--json"])
+    splits = json.loads(capsys.readouterr().out)["splits"]
+    assert [Path(split["path"]) for split in splits] == [images / "train", images / "val"]
+    assert all(sum(split["classes"].values()) == split["images"] > 0 for split in splits)
 
 
 def test_image_folders_say_what_is_left_out(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

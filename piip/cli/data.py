@@ -17,14 +17,15 @@ def data_check(
     out: str | None = "out/data_check",
     json: bool = False,
 ) -> None:
-    """Check labelled data as training would, without training: what must be mended, what would be left out.
+    """Check labelled data as training would, without training: what must be fixed, what would be left out.
 
     Shows the number of images, objects or pixels of every class, image sizes, suspicious things such as classes with
     few objects or equal images in two splits, and writes a sheet of a few annotated images. Ends with exit code 2 if
-    something must be mended.
+    something must be fixed.
 
     Args:
-        paths: Recipes (both splits), COCO files, image folders with a folder per class, or folders of semantic masks.
+        paths: Recipes (both splits), COCO files, image folders (with a folder per class, or with the splits train, val
+            and test), or folders of semantic masks.
         images: Folder of the images of COCO files and semantic masks. Default: looked for near a COCO file.
         num_classes: Number of classes of semantic masks without classes.txt.
         workers: Files read at the same time.
@@ -32,7 +33,7 @@ def data_check(
         json: Print JSON.
 
     Raises:
-        SystemExit: Something must be mended.
+        SystemExit: Something must be fixed.
     """
     from piip.evaluation.data_check import check_data, format_check
 

@@ -50,7 +50,7 @@ class Findings:
         self._notes: dict[tuple[str, str], list[str]] = {}  # kind and hint: names
 
     def problem(self, text: str) -> None:
-        """Add something that must be mended first.
+        """Add something that must be fixed first.
 
         Args:
             text: Place, actual and expected, without a full stop.

@@ -30,6 +30,7 @@ MINORITY = 0.01  # fraction of the most frequent class below which a class is ra
 SHEET_NAME = "sheet.png"
 SHEET_ROWS = 6
 IMAGE_FOLDERS = ("images", "imgs", ".")
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class SplitCheck:
         unit: What `classes` counts: "images", "objects" or "pixels".
         classes: Number of each class.
         sizes: Smallest, median and largest (H, W) by area.
-        problems: What must be mended before training.
+        problems: What must be fixed before training.
         left_out: What training would leave out or read differently.
         suspicious: What is allowed, but looks odd.
     """
@@ -73,7 +74,7 @@ class DataCheck:
 
     @property
     def is_usable(self) -> bool:
-        """Whether nothing must be mended."""
+        """Whether nothing must be fixed."""
         return not any(split.problems for split in self.splits)
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,7 +135,14 @@ def _splits(path: Path, images: Path | None, num_classes: int | None) -> list[tu
         raise ValueError(f"There is no {str(path)!r}, expected a recipe, a COCO file or a folder.")
     if images is not None:
         return [(str(path), functools.partial(_open_masks, path, images, num_classes))]
-    return [(str(path), lambda: ImageFolder(path))]
+    return [(str(folder), functools.partial(ImageFolder, folder)) for folder in _image_folders(path)]
+
+
+def _image_folders(path: Path) -> list[Path]:
+    """Return the folders with a folder per class: the splits in a folder, if it has nothing else, or itself."""
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    is_parent = bool(folders) and all(folder.name.lower() in SPLIT_NAMES for folder in folders)
+    return folders if is_parent else [path]
 
 
 def _open_masks(path: Path, images: Path, num_classes: int | None) -> SemanticMasks:
@@ -248,7 +256,7 @@ def format_check(check: DataCheck) -> str:
             shown = [f"{name} {count}" for name, count in split.classes.items()]
             lines.append(f"  {split.unit} by class: {shorten(shown)}")
         for title, texts in (
-            ("must be mended", split.problems),
+            ("must be fixed", split.problems),
             ("left out or read differently", split.left_out),
             ("suspicious", split.suspicious),
         ):
@@ -257,5 +265,5 @@ def format_check(check: DataCheck) -> str:
     lines += [f"suspicious: {text}" for text in check.suspicious]
     if check.sheet is not None:
         lines.append(f"A few annotated images: {check.sheet}")
-    lines.append("Nothing must be mended." if check.is_usable else "Mend what is listed before training.")
+    lines.append("Nothing must be fixed." if check.is_usable else "Fix what is listed before training.")
     return "\n".join(lines)

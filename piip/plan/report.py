@@ -30,7 +30,11 @@ def table(rows: Sequence[Mapping[str, Any]], title: str) -> TextTable:
     """
     shown = TextTable(title=title)
     for name in ("", "model (finest first)", "GMACs", "M params", "seconds", "GB", "most like (published)", "support"):
-        shown.add_column(name, justify="right" if name in ("GMACs", "M params", "seconds", "GB", "support") else "left")
+        shown.add_column(
+            name,
+            overflow="fold",
+            justify="right" if name in ("GMACs", "M params", "seconds", "GB", "support") else "left",
+        )
     for number, row in enumerate(rows, start=1):
         evidence = row["evidence"]
         like = "" if evidence is None else f"{evidence['name'].split('.')[0]}, {evidence['saving']:.1f}x"
