@@ -127,6 +127,8 @@ class InteractionConfig:
         direction: "both", only "to_coarse" (towards the larger network), only "to_fine", or "none": the branches meet
             in the merge only (baselines).
         drop_path_rate: Stochastic depth of the ConvFFN, in [0, 1).
+        gate_init: Initial value of the gates. 0 (released) starts pretrained networks unchanged; networks that are
+            trained from scratch may learn faster with open gates, such as 1.
     """
 
     count: int | None = None
@@ -139,6 +141,7 @@ class InteractionConfig:
     norm: bool = True
     direction: str = "both"
     drop_path_rate: float = 0.0
+    gate_init: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)

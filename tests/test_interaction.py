@@ -92,6 +92,16 @@ def test_options_leave_their_parts_out(options) -> None:
     assert any(".offsets." in key for key in keys) == ("attention" not in options)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_gates_start_at_the_value_of_the_description(value: float) -> None:
+    parts = (tiny_vit(32, 2, 64), tiny_vit(24, 2, 96))
+    model = piip.build_backbone(ModelConfig(parts, InteractionConfig(count=1, num_heads=4, gate_init=value)))
+    injectors = model.interactions[0].units[0].injectors(0).values()
+    gates = [gate for injector in injectors for gate in injector.gates().values()]
+    assert len(gates) == 4
+    assert all((gate == value).all() for gate in gates)
+
+
 def test_dense_attention_equals_torch_multi_head_attention() -> None:
     ours = CrossAttention(12, 20, num_heads=3)
     theirs = nn.MultiheadAttention(12, 3, kdim=20, vdim=20, batch_first=True, bias=False)

@@ -69,6 +69,7 @@ def _injector(config: InteractionConfig, dim: int, source_dim: int) -> Injector:
         ffn=ConvFFN(dim, hidden) if hidden else None,
         ffn_norm=norm(dim) if hidden else None,
         drop_path_rate=config.drop_path_rate,
+        gate_init=config.gate_init,
     )
 
 

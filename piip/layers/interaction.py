@@ -39,7 +39,7 @@ class ConvFFN(nn.Module):
 
 
 class Injector(nn.Module):
-    """Adds features of one branch to another, with gates initialised to zero.
+    """Adds features of one branch to another, through gates.
 
     Args:
         attention: Cross-attention with `forward(query, source, query_grid, source_grid)`.
@@ -49,6 +49,7 @@ class Injector(nn.Module):
         ffn: ConvFFN after the attention, or None.
         ffn_norm: Norm before the ConvFFN.
         drop_path_rate: Stochastic depth of the ConvFFN.
+        gate_init: Initial value of the gates.
     """
 
     def __init__(
@@ -61,16 +62,17 @@ class Injector(nn.Module):
         ffn: ConvFFN | None = None,
         ffn_norm: nn.Module | None = None,
         drop_path_rate: float = 0.0,
+        gate_init: float = 0.0,
     ) -> None:
         super().__init__()
         self.query_norm = query_norm
         self.source_norm = source_norm
         self.attention = attention
-        self.attention_gate = nn.Parameter(torch.zeros(dim))
+        self.attention_gate = nn.Parameter(torch.full((dim,), gate_init))
         self.ffn = ffn
         if ffn is not None:
             self.ffn_norm = ffn_norm or nn.Identity()
-            self.ffn_gate = nn.Parameter(torch.zeros(dim))
+            self.ffn_gate = nn.Parameter(torch.full((dim,), gate_init))
             self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def gates(self) -> dict[str, Tensor]:
