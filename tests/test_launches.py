@@ -26,6 +26,11 @@ COUNTED: dict[str, tuple[Callable[[], object], Launches]] = {
     "elementwise": (lambda: (VALUES + 1).exp_(), Launches(2, 0)),
     "a copy": (lambda: VALUES.t().reshape(6), Launches(1, 0)),
     "a product": (lambda: torch.nn.functional.linear(VALUES, VALUES, VALUES[:, 0]), Launches(1, 0)),
+    "a matrix product": (lambda: VALUES @ VALUES.T, Launches(1, 0)),
+    "a resized map": (
+        lambda: torch.nn.functional.interpolate(VALUES[None, None], size=(5, 7), mode="bicubic"),
+        Launches(1, 0),
+    ),
     "item": (lambda: VALUES.sum().item(), Launches(1, 1)),
     "a condition": (lambda: bool(VALUES.isfinite().all()), Launches(5, 1)),
     "nonzero": (lambda: VALUES.nonzero(), Launches(1, 1)),

@@ -21,6 +21,7 @@ WITHOUT_KERNEL = ("empty", "sym", "is_", "_local", "lift")  # beginnings of name
 SYNCHRONISING = frozenset(
     "_local_scalar_dense _unique2 equal is_nonzero masked_select nms nonzero unique_consecutive unique_dim".split()
 )
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd  # operations that call others
 INDEXING = frozenset({"_index_put_impl_", "index", "index_put", "index_put_"})  # by a mask, which is counted first
 
 
@@ -56,11 +57,11 @@ class LaunchCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and count it."""
         kwargs = kwargs or {}
-        if func is not torch.ops.prim.device.default:
-            with self:  # inference mode hands on whole what otherwise arrives in parts
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        # Inference mode hands on whole what otherwise arrives in parts. `func.decompose` would prefer the compiler's
+        # decompositions: a resized map would be a hundred operations.
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE.name):
+            with self:
+                return func._op_dk(COMPOSITE, *args, **kwargs)
         name = func.overloadpacket.__name__
         if name not in VIEWS and not name.startswith(WITHOUT_KERNEL):
             self.launched[name] += 1
