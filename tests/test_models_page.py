@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tool_loading import load_tool
 
 import piip
 from piip.cli import COMMANDS
@@ -29,12 +29,7 @@ COUNTED_AGAIN = [
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_models_page", ROOT / "tools" / "write_models_page.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("write_models_page")
 
 
 def test_all_models_are_there() -> None:

@@ -42,7 +42,7 @@ def scores(content: Row, label: str, rate: float, metric: str) -> list[float]:
 def table(content: Row) -> str:
     """Return the models that have a finished run, in Markdown, recomputed from the runs."""
     metrics = content["metrics"]
-    heads = ["model", *(f"{metric} %" for metric in metrics), "seeds", "GMACs", "of it head", "M params"]
+    heads = ["model", *(f"{metric} %" for metric in metrics), "seeds", "GMACs", "of which head", "M params"]
     heads += ["ms / image", "training GMACs / image", "rate"]
     lines = [heads, ["---", *("---:" for _ in heads[1:])]]
     for model in content["models"]:
