@@ -210,7 +210,7 @@ class SemanticPredictor(DensePredictor):
         """Return "labels" (H, W) of one prepared image, on the CPU; see `DensePredictor.run`."""
         config = self.tta.config
         if config.slide_crop is not None or config.flip_test or len(batches) > 1:
-            return {"labels": self.probabilities(batches).argmax(0)}
+            return {"labels": self.probabilities(batches).max(0).indices}
         ((image, image_info, _),) = self._views(batches)
         return {name: value.cpu() for name, value in self.model.predict(image, [image_info])[0].items()}
 

@@ -262,6 +262,6 @@ def tiled_labels(probabilities: Callable[[Region], Tensor], shape: tuple[int, in
         assert band is not None  # a row has at least one tile
         if rest is not None:
             band[:, : rest.shape[1]] += rest
-        labels[top:following] = band[:, : following - top].argmax(0)  # the largest sum is the largest average
+        labels[top:following] = band[:, : following - top].max(0).indices  # the largest sum is the largest average
         rest = band[:, following - top :].clone()
     return labels
