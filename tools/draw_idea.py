@@ -1,6 +1,6 @@
 """Draw docs/images/idea.png: `python tools/draw_idea.py`.
 
-The image is one of the shipped samples; names and sizes are those of the README's example.
+The image is a tile of `piip data landcover`; names and sizes are those of the README's example.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
-from piip.demo import ASSETS
-
 matplotlib.use("Agg")
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "images" / "idea.png"
-IMAGE = ASSETS.parent / "landcover_maps" / "images" / "y0512_x1312.jpg"
+IMAGE = ROOT / "docs" / "images" / "idea_input.jpg"
 
 # network, side of its image in pixels, middle of its row, height of its stages, colour
 BRANCHES = (
