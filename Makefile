@@ -9,9 +9,9 @@ WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test check docs dist bench format clean
 
-demo: $(STAMP) ## detect nuclei and segment land cover with the shipped models; write out/*.png
+demo: $(STAMP) ## detect nuclei, and find their pixels with a pyramid and single networks; write out/*.png
 	$(BIN)/piip demo --out out/demo.png
-	$(BIN)/piip demo --task segmentation --out out/landcover.png
+	$(BIN)/piip demo --task segmentation --out out/nuclei_maps.png
 
 test: $(STAMP) ## PYTEST_ARGS= runs the slow ones too; PYTEST_ARGS="-n 0 ..." runs all in one process
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)

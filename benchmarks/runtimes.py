@@ -38,7 +38,7 @@ from piip.export.formats import EXPORT_FORMATS, find_format
 from piip.export.runtime import FORMAT_OF, INT8
 
 ASSETS = Path(piip.__file__).parent / "assets"
-DEFAULTS = [str(ASSETS / name / "model") for name in ("landcover", "landcover_maps", "nuclei")]
+DEFAULTS = [str(ASSETS / name / "model") for name in ("landcover", "nuclei_maps", "nuclei")]
 Run = Callable[[NDArray[np.float32]], Any]
 
 

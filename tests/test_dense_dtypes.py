@@ -11,7 +11,7 @@ import piip
 from piip.serialization.load import load_model
 
 ASSETS = Path(piip.__file__).parent / "assets"
-FILES = {"nuclei": "nuclei_d827a7d8.png", "landcover_maps": ""}
+FILES = {"nuclei": "nuclei_d827a7d8.png", "nuclei_maps": ""}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -96,7 +96,7 @@ def test_what_a_runtime_does_not_take(cache: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["landcover", "landcover_maps"])
+@pytest.mark.parametrize("name", ["landcover", "nuclei_maps"])
 def test_predictors_give_the_same_results(name: str, cache: Path) -> None:
     folder = Path(piip.__file__).parent / "assets" / name
     files = sorted((folder / "images").iterdir())[:2]

@@ -128,7 +128,8 @@ def main() -> None:
             dirs[name] = Path(scratch) / name
             save_model(load_model(run), dirs[name], kept, dtype="bf16")
             recipe = f"recipes/classification/landcover_{name}.yaml"
-            facts = {"name": name, "recipe": recipe, "seed": about["recipe"]["run"]["seed"]}
+            facts = {"name": name, "folder": "model" if name == "piip" else None, "recipe": recipe}
+            facts["seed"] = about["recipe"]["run"]["seed"]
             facts |= {} if name == "piip" else {"model": about["model"]}
             results.put(name, {**facts, **measure(dirs[name], args.data)})
             say(json.dumps(entries[name]))

@@ -16,7 +16,7 @@ SHOWN = {
     "project/security": "SECURITY.md",
     "cards/nuclei": "piip/assets/nuclei/MODEL_CARD.md",
     "cards/landcover": "piip/assets/landcover/MODEL_CARD.md",
-    "cards/landcover_maps": "piip/assets/landcover_maps/MODEL_CARD.md",
+    "cards/nuclei_maps": "piip/assets/nuclei_maps/MODEL_CARD.md",
 }
 PAGES = {path: f"docs/{page}.md" for page, path in SHOWN.items()}
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)(?=[)#])")

@@ -18,15 +18,15 @@ def demo(
 ) -> None:
     """Predict on real images with an included model, draw the result, and compare cost and time with other networks.
 
-    Detect nuclei in microscope images (instances), segment the land cover of satellite tiles (segmentation), or
-    classify whole satellite images (classification).
+    Detect nuclei in microscope images (instances), find their pixels with a pyramid and with single networks
+    (segmentation), or classify whole satellite images (classification).
 
     Args:
         task: Task to demonstrate.
         out: Output figure, PNG.
         image: Your own images instead of the included ones: files, folders or patterns.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        json: Print JSON: "task", "accuracy", "images", "models" and "figure".
+        json: Print JSON: "task", "accuracy", "accuracies", "images", "models" and "figure".
     """
     from rich.console import Console
 

@@ -1,8 +1,9 @@
 """The demo: included models on real images, compared with other networks.
 
 `run` predicts, compares cost and time, and draws; `tasks` is the table of demo tasks; `sheet` draws the figure and
-`terminal` prints. Assets lie in `piip/assets`, one folder per task with `model/`, `images/`, `truth.json` (the
-target of every image) and `results.json` (recorded scores); MODEL_CARD.md there describes how they were made.
+`terminal` prints. Assets lie in `piip/assets`, one folder per task with the included models, `images/`, `truth.json`
+(the target of every image) and `results.json` (for every model its recorded scores, and its "folder" if it is
+included); MODEL_CARD.md there describes how they were made.
 """
 
 from __future__ import annotations

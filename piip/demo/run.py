@@ -1,4 +1,4 @@
-"""Running the demo: predictions of an included model, cost and time of it and other networks, and the figure."""
+"""Running the demo: predictions of the included models, cost and time of them and other networks, and the figure."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from piip.cost import estimate_cost
 from piip.data.image_reading import read_rgb
 from piip.data.listing import find_images
 from piip.demo.sheet import Bar, Tile, draw_sheet
-from piip.demo.tasks import TASKS, DemoTask, Known, Result
+from piip.demo.tasks import TASKS, Answer, DemoTask, Known
 from piip.inference.predictor import Predictor
+from piip.optimize.rewrite import optimize_for_inference
 from piip.serialization.base import PyramidModel
 
 ROUNDS = 7
@@ -29,28 +30,38 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class DemoImage:
-    """One image with its prediction.
+    """One image with what the included models predict.
 
     Args:
         path: The file.
         size: (H, W) in pixels.
-        result: The prediction.
-        seconds: Time from the image in memory to the prediction.
+        answers: Predictions by the name of the model, the pyramid's first.
     """
 
     path: str
     size: tuple[int, int]
-    result: Result
-    seconds: float
+    answers: Mapping[str, Answer]
+
+    @property
+    def first(self) -> Answer:
+        """Prediction of the pyramid."""
+        return next(iter(self.answers.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values: the pyramid's prediction, and under "others" those of other included models."""
+        first, *others = ((name, dataclasses.asdict(answer)) for name, answer in self.answers.items())
+        place = {"path": self.path, "size": self.size}
+        flat = {name: {**answer["result"], "seconds": answer["seconds"]} for name, answer in (first, *others)}
+        return {**flat.pop(first[0]), **place, "others": flat}
 
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """Cost and time of a model; for detectors and segmentors without the head, which is the same for all.
+    """Cost and time of a model.
 
     Args:
         name: "piip", or the name of another network.
-        macs: Multiply-adds for one square image of the task's size.
+        macs: Multiply-adds for one square image of the task's size, of the part that the task compares.
         params: Parameters of the whole model.
         seconds: Median time for that image, measured in turn with the others.
         scores: Scores recorded on the whole test split; empty for a model that was not trained.
@@ -69,7 +80,7 @@ class DemoReport:
 
     Args:
         task: Name of the task.
-        images: Every image with its prediction.
+        images: Every image with its predictions.
         models: Compared models, the included one first.
         figure: Path of the figure.
     """
@@ -80,20 +91,26 @@ class DemoReport:
     figure: Path
 
     @property
+    def accuracies(self) -> dict[str, float]:
+        """Mean accuracy of every included model on the images with known target; empty if there are none."""
+        found: dict[str, list[float]] = {}
+        for image in self.images:
+            for name, answer in image.answers.items():
+                if answer.result.accuracy is not None:
+                    found.setdefault(name, []).append(answer.result.accuracy)
+        return {name: statistics.fmean(values) for name, values in found.items()}
+
+    @property
     def accuracy(self) -> float | None:
-        """Mean accuracy of the images with known target; None if there are none."""
-        known = [image.result.accuracy for image in self.images if image.result.accuracy is not None]
-        return statistics.fmean(known) if known else None
+        """Mean accuracy of the pyramid on the images with known target; None if there are none."""
+        return next(iter(self.accuracies.values()), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        images = [
-            {**dataclasses.asdict(image.result), "path": image.path, "size": image.size, "seconds": image.seconds}
-            for image in self.images
-        ]
         models = [dataclasses.asdict(model) for model in self.models]
-        values = {"task": self.task, "accuracy": self.accuracy, "images": images, "models": models}
-        return {**values, "figure": str(self.figure)}
+        images = [image.to_dict() for image in self.images]
+        values = {"task": self.task, "accuracy": self.accuracy, "accuracies": self.accuracies, "images": images}
+        return {**values, "models": models, "figure": str(self.figure)}
 
 
 def run_demo(
@@ -107,7 +124,7 @@ def run_demo(
     """Predict on the included images, or the user's own, and draw the result.
 
     Args:
-        task: "instances" (nuclei), "segmentation" or "classification" (land cover).
+        task: "instances" or "segmentation" (nuclei), or "classification" (land cover).
         out: Output figure, PNG.
         images: Files, folders or patterns instead of the included images.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
@@ -120,66 +137,82 @@ def run_demo(
     folder = shown.assets if assets is None else Path(assets)
     if not (folder / "model").is_dir():
         raise ValueError(f"This installation has no demo model in {folder}. Train one and use `piip predict`.")
-    predictor = Predictor(folder / "model", device=device)
+    recorded = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    predictors = {
+        row["name"]: Predictor(folder / row["folder"], device=device) for row in recorded if row["folder"] is not None
+    }
     known: dict[str, Known] = {} if images else json.loads((folder / "truth.json").read_text(encoding="utf-8"))
     paths = find_images(images) if images else [folder / "images" / name for name in known]
-    found, tiles, legend = _predict_all(shown, predictor, paths, known, folder / "images")
-    recorded = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    models = compare(predictor.model, recorded, side=shown.side)
+    found, tiles, legend = _predict_all(shown, predictors, paths, known, folder / "images")
+    included = {name: predictor.model for name, predictor in predictors.items()}
+    models = compare(shown, included, recorded)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet = draw_sheet(shown.title, _subtitle(models[0], shown.side), tiles, _charts(models), shown.layout, legend)
+    report = DemoReport(task, tuple(found), models, out)
+    sheet = draw_sheet(shown.title, _subtitle(shown, models[0]), tiles, _charts(report), shown.layout, legend)
     sheet.save(out, format="PNG")
-    return DemoReport(task, tuple(found), models, out)
+    return report
 
 
 def _predict_all(
-    shown: DemoTask, predictor: Predictor, paths: Sequence[Path], known: Mapping[str, Known], folder: Path
+    shown: DemoTask,
+    predictors: Mapping[str, Predictor],
+    paths: Sequence[Path],
+    known: Mapping[str, Known],
+    folder: Path,
 ) -> tuple[list[DemoImage], list[Tile], Image.Image | None]:
-    """Return results, tiles and legend; the first prediction is repeated, because it is slower."""
+    """Return predictions, tiles and legend; the first prediction of a model is repeated, because it is slower."""
     found: list[DemoImage] = []
     tiles: list[Tile] = []
-    prediction: Any = None
+    predictions: dict[str, Any] = {}
     for path in paths:
-        image = read_rgb(path, upright=True)
-        if not found:
-            predictor.predict([image])
-        start = time.perf_counter()
-        prediction = dataclasses.replace(predictor.predict([image], top=shown.top)[0], path=str(path))  # type: ignore[type-var]
-        seconds = time.perf_counter() - start
-        result = shown.result(prediction, known.get(path.name), folder)
-        found.append(DemoImage(str(path), (image.height, image.width), result, seconds))
-        tiles.append(shown.tile(image, prediction, result, known.get(path.name), folder))
-    return found, tiles, shown.legend(prediction)
+        image, answers = read_rgb(path, upright=True), {}
+        for name, predictor in predictors.items():
+            if not found:
+                predictor.predict([image])
+            start = time.perf_counter()
+            prediction: Any = predictor.predict([image], top=shown.top)[0]
+            seconds = time.perf_counter() - start
+            predictions[name] = dataclasses.replace(prediction, path=str(path))
+            answers[name] = Answer(shown.result(predictions[name], known.get(path.name), folder), seconds)
+        found.append(DemoImage(str(path), (image.height, image.width), answers))
+        tiles.append(shown.tile(image, predictions, answers, known.get(path.name), folder))
+    return found, tiles, shown.legend(next(iter(predictions.values())))
 
 
-def compare(model: PyramidModel, recorded: Sequence[Mapping[str, Any]], *, side: int) -> tuple[ComparedModel, ...]:
-    """Count and time the included model and the recorded ones, in alternation.
+def compare(
+    shown: DemoTask, included: Mapping[str, PyramidModel], recorded: Sequence[Mapping[str, Any]]
+) -> tuple[ComparedModel, ...]:
+    """Count the included models and the recorded ones, and time them in alternation; on CPUs optimized for inference.
 
     Args:
-        model: The included model.
-        recorded: For each model "name", "scores" and, except for the included one, "model", its description.
-        side: Side of the square image in pixels.
+        shown: The task.
+        included: The included models by name.
+        recorded: For each model "name", "scores" and, except for the included ones, "model", its description.
     """
-    device = next(model.parameters()).device
-    others = [build_model(ModelConfig.from_dict(row["model"])).to(device).eval() for row in recorded[1:]]
-    models = [model, *others]
-    image = torch.zeros(1, 3, side, side, device=device)
+    device = next(next(iter(included.values())).parameters()).device
+    models = [
+        included.get(row["name"]) or build_model(ModelConfig.from_dict(row["model"])).to(device).eval()
+        for row in recorded
+    ]
+    parts = [shown.compared_part(model) for model in models]
+    image = torch.zeros(1, 3, shown.side, shown.side, device=device)
+    # Compiling for a GPU would take minutes.
+    runs = [optimize_for_inference(part, image) if device.type == "cpu" else part for part in parts]
     times: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
         for _ in range(ROUNDS + 1):
-            for each, seconds in zip(models, times, strict=True):
-                seconds.append(_seconds(each.up_to_dense_head(), image))
-    costs = [estimate_cost(each.up_to_dense_head(), image_size=side) for each in models]
+            for run, seconds in zip(runs, times, strict=True):
+                seconds.append(_seconds(run, image))
     return tuple(
         ComparedModel(
             row["name"],
-            cost.macs,
-            sum(parameter.numel() for parameter in each.parameters()),
+            estimate_cost(part, image_size=shown.side).macs,
+            sum(parameter.numel() for parameter in model.parameters()),
             statistics.median(seconds[1:]),
             row["scores"],
         )
-        for row, each, cost, seconds in zip(recorded, models, costs, times, strict=True)
+        for row, model, part, seconds in zip(recorded, models, parts, times, strict=True)
     )
 
 
@@ -191,11 +224,14 @@ def _seconds(run: Callable[[torch.Tensor], Any], image: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
-def _subtitle(model: ComparedModel, side: int) -> str:
-    return f"{model.macs / 1e9:.2f} GMACs at {side} x {side} pixels, {model.params / 1e6:.1f} M parameters"
+def _subtitle(shown: DemoTask, model: ComparedModel) -> str:
+    size = f"{shown.side} x {shown.side} pixels"
+    cost = f"{model.macs / 1e9:.2f} GMACs at {size} ({shown.part}), {model.params / 1e6:.1f} M parameters"
+    return f"{cost}\n{shown.note}"
 
 
-def _charts(models: Sequence[ComparedModel]) -> dict[str, list[Bar]]:
+def _charts(report: DemoReport) -> dict[str, list[Bar]]:
+    models = report.models
     charts = {
         "Multiply-adds": [Bar(model.name, model.macs / 1e9, f"{model.macs / 1e9:.2f} G") for model in models],
         "Time, measured in turn just now": [

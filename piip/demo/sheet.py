@@ -77,7 +77,7 @@ def draw_sheet(
 
     Args:
         title: Title.
-        subtitle: Line below the title.
+        subtitle: Lines below the title.
         tiles: At least one tile.
         charts: Bars by title.
         layout: Arrangement of tiles.
@@ -91,11 +91,11 @@ def draw_sheet(
     legend_height = 0 if legend is None else legend.height + 2 * GAP
     chart_height = 40 + BAR * max(len(bars) for bars in charts.values())
     width = max(2 * MARGIN + columns * (column_width + GAP) - GAP, 1100)
-    sheet = Image.new("RGB", (width, 110 + sum(heights) + legend_height + chart_height + MARGIN), "white")
+    top = 110 + (LINE + 6) * subtitle.count("\n")
+    sheet = Image.new("RGB", (width, top + sum(heights) + legend_height + chart_height + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, 26), title, fill=INK, font=_font(TITLE))
     pen.text((MARGIN, 68), subtitle, fill=GREY, font=_font(TEXT + 2))
-    top = 110
     for row, height in zip(rows, heights, strict=True):
         for column, tile in enumerate(row):
             sheet.paste(tile, (MARGIN + column * (column_width + GAP), top))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from piip.demo.run import DemoReport
+from piip.demo.run import DemoImage, DemoReport
 from piip.demo.tasks import TASKS
 
 MAX_SCORES = 3
@@ -19,34 +19,44 @@ def print_demo(report: DemoReport, console: Console) -> None:
         report: From `run_demo`.
         console: Where to print.
     """
-    if report.accuracy is not None:
-        console.print(f"[bold]Accuracy on the included images: {report.accuracy:.1%}[/] (not used in training)")
+    accuracies = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in report.accuracies.items())
+    if accuracies:
+        console.print(f"[bold]Accuracy on the included images: {accuracies}[/] (not used in training)")
     console.print(_images_table(report))
     console.print(_models_table(report))
+    console.print(TASKS[report.task].note)
     console.print(f"The figure is in {report.figure}", highlight=False)
 
 
 def _images_table(report: DemoReport) -> Table:
-    """Return the least accurate images first."""
-    images = sorted(report.images, key=lambda image: 1.0 if image.result.accuracy is None else image.result.accuracy)
+    """Return the images that the pyramid is least accurate on first."""
+    images = sorted(report.images, key=_accuracy)
     more = f" (the first {MAX_ROWS} of {len(images)})" if len(images) > MAX_ROWS else ""
-    table = Table("image", "size", "prediction", title=f"Images{more}")
+    table = Table("image", "size", "model", "prediction", title=f"Images{more}")
     for column in ("target", "accuracy", "seconds"):
         table.add_column(column, justify="right")
     for image in images[:MAX_ROWS]:
         height, width = image.size
-        result = image.result
-        target = "-" if result.target is None else str(result.target).replace("_", " ")
-        accuracy = "-" if result.accuracy is None else f"{result.accuracy:.0%}"
-        name = image.path.rsplit("/", 1)[-1]
-        table.add_row(name, f"{width}x{height}", result.text, target, accuracy, f"{image.seconds:.2f}")
+        place = [image.path.rsplit("/", 1)[-1], f"{width}x{height}"]
+        for name, answer in image.answers.items():
+            result = answer.result
+            target = "-" if result.target is None else str(result.target).replace("_", " ")
+            accuracy = "-" if result.accuracy is None else f"{result.accuracy:.0%}"
+            table.add_row(*place, name, result.text, target, accuracy, f"{answer.seconds:.2f}")
+            place = ["", ""]
     return table
+
+
+def _accuracy(image: DemoImage) -> float:
+    accuracy = image.first.result.accuracy
+    return 1.0 if accuracy is None else accuracy
 
 
 def _models_table(report: DemoReport) -> Table:
     """Return cost, time and recorded scores; cells of models that were not trained stay empty."""
-    side = TASKS[report.task].side
-    table = Table("model", title=f"Models at {side}x{side}, timed in turn; scores recorded on the test split")
+    task = TASKS[report.task]
+    title = f"Models at {task.side}x{task.side}, {task.part}, timed in turn; scores recorded on the test split"
+    table = Table("model", title=title)
     scores = list(report.models[0].scores)[:MAX_SCORES]
     for column in ("GMACs", "ms", "M params", *(name.replace("_", " ") for name in scores)):
         table.add_column(column, justify="right")
