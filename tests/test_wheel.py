@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from processes import succeed
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_BYTES = 30_000_000  # three models with their sample images; more belongs on a hub
+MAX_BYTES = 30_000_000  # five models with their sample images; more belongs on a hub
 EXTRAS = {"pytorch_lightning", "onnxruntime", "openvino", "transformers", "supervision", "pytest"}
 
 

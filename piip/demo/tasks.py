@@ -153,7 +153,7 @@ class Segmentation(DemoTask):
     assets = ROOT / "nuclei_maps"
     title = "Nuclei and their borders: an inverted image pyramid beside single networks"
     side = 768
-    note = "Over three seeds these models differ by less than the seeds of one model do; why: docs/evidence.md."
+    note = "Three seeds do not tell these models apart: docs/evidence.md in the repository."
     layout = Layout(columns=2, side=200)
 
     def result(self, prediction: SemanticPrediction, known: Known | None, folder: Path) -> Result:
