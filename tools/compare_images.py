@@ -11,12 +11,9 @@ other seeds.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import track
@@ -24,7 +21,7 @@ from torch import Tensor
 
 from piip.data.image_reading import read_rgb
 from piip.demo.sheet import Bar, Tile, draw_sheet
-from piip.demo.tasks import TASKS, Answer, read_labels
+from piip.demo.tasks import TASKS, Sample, read_labels
 from piip.evaluation.metrics.semantic import SemanticMetric
 from piip.inference.predictor import Predictor
 
@@ -44,11 +41,6 @@ class Compared:
 
     tile: Tile
     counts: Tensor
-
-    @property
-    def gain(self) -> float:
-        """How much higher the pyramid's mIoU of this image is than that of the best single network."""
-        return gain(self.counts, 1)
 
 
 def miou(counts: Tensor) -> float:
@@ -71,20 +63,15 @@ def compare_image(predictors: dict[str, Predictor], path: Path, labels: Path) ->
         path: The image.
         labels: Its classes of pixels.
     """
-    image, known = read_rgb(path, upright=True), {"map": labels.name}
-    predictions: dict[str, Any] = {}
-    answers: dict[str, Answer] = {}
-    counts = []
-    for name, predictor in predictors.items():
-        start = time.perf_counter()
-        prediction = dataclasses.replace(predictor.predict([image])[0], path=path.stem[:8])
-        seconds = time.perf_counter() - start
-        predictions[name] = prediction
-        answers[name] = Answer(TASK.result(prediction, known, labels.parent), seconds)
+    sample = Sample(path.stem[:8], read_rgb(path, upright=True), {"map": labels.name}, labels.parent)
+    predictions = {name: predictor.predict([sample.image])[0] for name, predictor in predictors.items()}
+    results = {name: TASK.result(prediction, sample) for name, prediction in predictions.items()}
+    counts, target = [], read_labels(labels)
+    for prediction in predictions.values():
         metric = SemanticMetric(len(prediction.classes))
-        metric.add(prediction.labels, read_labels(labels))
+        metric.add(prediction.labels, target)
         counts.append(metric.counts)
-    return Compared(TASK.tile(image, predictions, answers, known, labels.parent), torch.stack(counts))
+    return Compared(TASK.tile(sample, predictions, results), torch.stack(counts))
 
 
 def interval(counts: Tensor, model: int) -> tuple[float, float]:
@@ -125,9 +112,9 @@ def main() -> None:
                 f"piip - {name}: {found_gain:.1f} points of mIoU, 95 % interval {100 * low:.1f} to {100 * high:.1f}; "
                 f"better in {won} of {len(found)} images"
             )
-    ordered = sorted(found, key=lambda image: -image.gain)
+    best = max(rows[1:], key=lambda row: row["scores"]["miou"])["name"]
+    ordered = sorted(found, key=lambda image: -gain(image.counts, [*predictors].index(best)))
     tiles = [image.tile for pair in zip(ordered[:SHOWN], ordered[: -SHOWN - 1 : -1], strict=True) for image in pair]
-    best = [*predictors][1]
     subtitle = (
         f"Left: the images of the test split where the pyramid gains most against {best}; right: where it loses most"
     )

@@ -39,7 +39,8 @@ border: `model`, an inverted pyramid ({pyramid}), and single networks of the com
 in. The networks are plain ViTs of six blocks from scratch; the head is the same for all.
 
 - **Made by** `piip compare recipes/compare/nuclei_resolution.yaml --threads 1` ({steps} steps a run), then
-  `python tools/ship_nuclei_maps.py`. Of the seeds of each, the one that did best in validation is shipped, in bfloat16.
+  `python tools/ship_nuclei_maps.py {arguments}`.
+  Of the seeds of each, the one that did best in validation is shipped, in bfloat16.
 - **Data**: `piip data nuclei --semantic`, the 2018 Data Science Bowl's stage-1 training images with corrected masks
   (CC0). Images that look alike lie in one split.
 - **Measured** on the {images} images of the test split, on {machine}, {threads} thread(s), {date}; multiply-adds and
@@ -50,8 +51,12 @@ in. The networks are plain ViTs of six blocks from scratch; the head is the same
 |---|---|---:|---:|---:|---:|---:|---:|---:|---:|
 {rows}
 
-"mIoU over seeds" is of the unrounded weights, mean and standard deviation; the others are of what is shipped. What the
-comparison says, and what it does not show: docs/evidence.md.
+| IoU of a class | {classes} |
+|---|{rules}
+{class_rows}
+
+All miss many of the borders, which are two pixels wide. "mIoU over seeds" is of the unrounded weights, mean and
+standard deviation; the others are of what is shipped. What the comparison says, and what not: docs/evidence.md.
 
 **For**: comparing the models on your own images. **Not for**: diagnosis or counting that matters.
 """
@@ -94,6 +99,7 @@ def ship(comparison: Path, content: dict[str, Any], label: str, place: tuple[str
         "label": label,
         "seed": run["seed"],
         "scores": {score: round(report.scores[score], 4) for score in SCORES},
+        "class_iou": {name: round(row["iou"], 4) for name, row in report.per_class.items()},
         "seeds": {"miou": [round(value, 4) for value in seeds]},
         "images": report.images,
     }
@@ -123,6 +129,11 @@ def row(model: ComparedModel, entry: dict[str, Any]) -> str:
     return f"| `{entry['folder']}` | {entry['label']} | {mean} | {scores} | {numbers} | {entry['seed']} |"
 
 
+def class_row(entry: dict[str, Any]) -> str:
+    """Return one line of the card's table of classes."""
+    return f"| {entry['label']} | {' | '.join(f'{iou:.1%}' for iou in entry['class_iou'].values())} |"
+
+
 def main() -> None:
     """Write the assets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,6 +156,10 @@ def main() -> None:
     models = compare(TASK, included, entries)
     card = CARD.format(
         pyramid=args.pyramid,
+        arguments=f"{args.comparison} --pyramid {args.pyramid} --single {' '.join(args.single)}",
+        classes=" | ".join(entries[0]["class_iou"]),
+        rules="---:|" * len(entries[0]["class_iou"]),
+        class_rows="\n".join(map(class_row, entries)),
         steps=best_run(content, args.pyramid)["steps"],
         images=entries[0]["images"],
         machine=f"{platform.machine()}, PyTorch {torch.__version__}",

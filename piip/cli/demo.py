@@ -26,7 +26,8 @@ def demo(
         out: Output figure, PNG.
         image: Your own images instead of the included ones: files, folders or patterns.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        json: Print JSON: "task", "accuracy", "accuracies", "images", "models" and "figure".
+        json: Print JSON: "task", "accuracy" (by model, mean of the images with a known target), "images" (with the
+            "answers" of every model), "models" and "figure".
     """
     from rich.console import Console
 

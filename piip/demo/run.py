@@ -20,7 +20,7 @@ from piip.cost import estimate_cost
 from piip.data.image_reading import read_rgb
 from piip.data.listing import find_images
 from piip.demo.sheet import Bar, Tile, draw_sheet
-from piip.demo.tasks import TASKS, Answer, DemoTask, Known
+from piip.demo.tasks import TASKS, Answer, DemoTask, Known, Sample, score_name
 from piip.inference.predictor import Predictor
 from piip.optimize.rewrite import optimize_for_inference
 from piip.serialization.base import PyramidModel
@@ -42,17 +42,13 @@ class DemoImage:
     size: tuple[int, int]
     answers: Mapping[str, Answer]
 
-    @property
-    def first(self) -> Answer:
-        """Prediction of the pyramid."""
-        return next(iter(self.answers.values()))
-
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values: the pyramid's prediction, and under "others" those of other included models."""
-        first, *others = ((name, dataclasses.asdict(answer)) for name, answer in self.answers.items())
-        place = {"path": self.path, "size": self.size}
-        flat = {name: {**answer["result"], "seconds": answer["seconds"]} for name, answer in (first, *others)}
-        return {**flat.pop(first[0]), **place, "others": flat}
+        """Return JSON values; of every model what it found, and its seconds."""
+        answers = {
+            name: {**dataclasses.asdict(answer.result), "seconds": answer.seconds}
+            for name, answer in self.answers.items()
+        }
+        return {"path": self.path, "size": self.size, "answers": answers}
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class DemoReport:
     figure: Path
 
     @property
-    def accuracies(self) -> dict[str, float]:
+    def accuracy(self) -> dict[str, float]:
         """Mean accuracy of every included model on the images with known target; empty if there are none."""
         found: dict[str, list[float]] = {}
         for image in self.images:
@@ -100,17 +96,12 @@ class DemoReport:
                     found.setdefault(name, []).append(answer.result.accuracy)
         return {name: statistics.fmean(values) for name, values in found.items()}
 
-    @property
-    def accuracy(self) -> float | None:
-        """Mean accuracy of the pyramid on the images with known target; None if there are none."""
-        return next(iter(self.accuracies.values()), None)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
         models = [dataclasses.asdict(model) for model in self.models]
         images = [image.to_dict() for image in self.images]
-        values = {"task": self.task, "accuracy": self.accuracy, "accuracies": self.accuracies, "images": images}
-        return {**values, "models": models, "figure": str(self.figure)}
+        values = {"task": self.task, "accuracy": self.accuracy, "images": images, "models": models}
+        return {**values, "figure": str(self.figure)}
 
 
 def run_demo(
@@ -166,17 +157,19 @@ def _predict_all(
     tiles: list[Tile] = []
     predictions: dict[str, Any] = {}
     for path in paths:
-        image, answers = read_rgb(path, upright=True), {}
+        sample = Sample(path.name, read_rgb(path, upright=True), known.get(path.name), folder)
+        answers = {}
         for name, predictor in predictors.items():
             if not found:
-                predictor.predict([image])
+                predictor.predict([sample.image])
             start = time.perf_counter()
-            prediction: Any = predictor.predict([image], top=shown.top)[0]
+            prediction: Any = predictor.predict([sample.image], top=shown.top)[0]
             seconds = time.perf_counter() - start
             predictions[name] = dataclasses.replace(prediction, path=str(path))
-            answers[name] = Answer(shown.result(predictions[name], known.get(path.name), folder), seconds)
-        found.append(DemoImage(str(path), (image.height, image.width), answers))
-        tiles.append(shown.tile(image, predictions, answers, known.get(path.name), folder))
+            answers[name] = Answer(shown.result(predictions[name], sample), seconds)
+        found.append(DemoImage(str(path), (sample.image.height, sample.image.width), answers))
+        results = {name: answer.result for name, answer in answers.items()}
+        tiles.append(shown.tile(sample, predictions, results))
     return found, tiles, shown.legend(next(iter(predictions.values())))
 
 
@@ -226,7 +219,7 @@ def _seconds(run: Callable[[torch.Tensor], Any], image: torch.Tensor) -> float:
 
 def _subtitle(shown: DemoTask, model: ComparedModel) -> str:
     size = f"{shown.side} x {shown.side} pixels"
-    cost = f"{model.macs / 1e9:.2f} GMACs at {size} ({shown.part}), {model.params / 1e6:.1f} M parameters"
+    cost = f"The pyramid: {model.macs / 1e9:.2f} GMACs at {size} ({shown.part}), {model.params / 1e6:.1f} M parameters"
     return f"{cost}\n{shown.note}"
 
 
@@ -240,6 +233,6 @@ def _charts(report: DemoReport) -> dict[str, list[Bar]]:
     }
     name = next(iter(models[0].scores))
     scored = [model for model in models if name in model.scores]
-    title = f"{name.replace('_', ' ')}, recorded on the test split"
+    title = f"{score_name(name)}, recorded on the test split"
     charts[title] = [Bar(model.name, model.scores[name], f"{model.scores[name]:.1%}") for model in scored]
     return charts

@@ -23,6 +23,24 @@ from piip.structures import IGNORE_INDEX
 ROOT = Path(__file__).resolve().parents[1] / "assets"
 ASSETS = ROOT / "landcover"  # of the classifier
 Known = Mapping[str, Any]
+SCORE_NAMES = {"miou": "mIoU", "aacc": "pixels right", "macc": "mean of classes"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image with its target.
+
+    Args:
+        name: Name of the file.
+        image: The image, RGB.
+        known: Target of the image; None for the user's own.
+        folder: Folder of the images.
+    """
+
+    name: str
+    image: Image.Image
+    known: Known | None
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -31,8 +49,8 @@ class Result:
 
     Args:
         found: Prediction: a number of objects, fractions of classes, or probabilities of classes.
-        target: Target: a number of objects, or a class; None if unknown.
-        accuracy: Whether the class is right, or the fraction of labelled pixels that are right; None if unknown.
+        target: Target: a number of objects, or a class; None if unknown or not said in a word.
+        accuracy: In [0, 1], see `DemoTask.accuracy_name`; None if unknown.
         text: Prediction as text.
     """
 
@@ -64,6 +82,7 @@ class DemoTask(ABC):
         side: Side in pixels of the square image for the comparison of cost and time.
         part: Name of the part of the models whose cost and time are compared, see `compared_part`.
         note: What the comparison says, for those who see only its numbers.
+        accuracy_name: What the accuracy of an image is.
         layout: Arrangement of the images.
         top: Number of classes to predict per image, None if the task is not classification.
     """
@@ -73,36 +92,27 @@ class DemoTask(ABC):
     side: ClassVar[int]
     part: ClassVar[str] = "head included"
     note: ClassVar[str]
+    accuracy_name: ClassVar[str] = "accuracy"
     layout: ClassVar[Layout] = Layout(columns=2, side=400)
     top: ClassVar[int | None] = None
 
     @abstractmethod
-    def result(self, prediction: Any, known: Known | None, folder: Path) -> Result:
+    def result(self, prediction: Any, sample: Sample) -> Result:
         """Return a prediction in the terms of the task.
 
         Args:
             prediction: Prediction of the model.
-            known: Target of the image; None for the user's own.
-            folder: Folder of the images.
+            sample: The image.
         """
 
     @abstractmethod
-    def tile(
-        self,
-        image: Image.Image,
-        predictions: Mapping[str, Any],
-        answers: Mapping[str, Answer],
-        known: Known | None,
-        folder: Path,
-    ) -> Tile:
+    def tile(self, sample: Sample, predictions: Mapping[str, Any], results: Mapping[str, Result]) -> Tile:
         """Return the tile of one image.
 
         Args:
-            image: The image.
+            sample: The image.
             predictions: Predictions by model, the pyramid's first.
-            answers: The same in the terms of the task.
-            known: See `result`.
-            folder: See `result`.
+            results: The same in the terms of the task.
         """
 
     def compared_part(self, model: PyramidModel) -> nn.Module:
@@ -123,24 +133,19 @@ class Instances(DemoTask):
     part = "without the head"
     note = "The single network was not trained: it is there for cost and time."
 
-    def result(self, prediction: InstancePrediction, known: Known | None, folder: Path) -> Result:
+    def result(self, prediction: InstancePrediction, sample: Sample) -> Result:
         """Return the number of nuclei above the score threshold."""
-        count, target = prediction.count, None if known is None else known["count"]
+        count, target = prediction.count, None if sample.known is None else sample.known["count"]
         marked = "" if target is None else f", {target} marked by experts"
         text = f"{count} nuclei (score >= {prediction.score_threshold:g}){marked}"
         return Result(count, target, None, text)
 
     def tile(
-        self,
-        image: Image.Image,
-        predictions: Mapping[str, InstancePrediction],
-        answers: Mapping[str, Answer],
-        known: Known | None,
-        folder: Path,
+        self, sample: Sample, predictions: Mapping[str, InstancePrediction], results: Mapping[str, Result]
     ) -> Tile:
         """Return the image, and with its nuclei drawn."""
         ((name, prediction),) = predictions.items()
-        return Tile([image, prediction.draw(image)], [Path(str(prediction.path)).name, answers[name].result.text])
+        return Tile([sample.image, prediction.draw(sample.image)], [sample.name, results[name].text])
 
     def compared_part(self, model: PyramidModel) -> nn.Module:
         """Return the backbone: the time of the head depends on what it finds."""
@@ -154,39 +159,36 @@ class Segmentation(DemoTask):
     title = "Nuclei and their borders: an inverted image pyramid beside single networks"
     side = 768
     note = "Three seeds do not tell these models apart: docs/evidence.md in the repository."
+    accuracy_name = "mIoU"
     layout = Layout(columns=2, side=200)
 
-    def result(self, prediction: SemanticPrediction, known: Known | None, folder: Path) -> Result:
-        """Return the classes by area, and the fraction of known pixels that are right."""
-        found = dict(sorted(prediction.fractions().items(), key=lambda pair: -pair[1])[:3])
+    def result(self, prediction: SemanticPrediction, sample: Sample) -> Result:
+        """Return the classes by area, and mIoU where the classes of the pixels are known."""
+        found = dict(sorted(prediction.fractions().items(), key=lambda pair: -pair[1]))
         text = ", ".join(f"{name.replace('_', ' ')} {fraction:.0%}" for name, fraction in found.items())
-        if known is None:
-            return Result(found, None, None, text)
-        metric = SemanticMetric(len(prediction.classes))
-        metric.add(prediction.labels, read_labels(folder / known["map"]))
-        scores = metric.scores()
-        return Result(found, None, scores["aacc"], f"mIoU {scores['miou']:.1%}")
+        accuracy = None
+        if sample.known is not None:
+            metric = SemanticMetric(len(prediction.classes))
+            metric.add(prediction.labels, read_labels(sample.folder / sample.known["map"]))
+            accuracy = metric.scores()["miou"]
+        return Result(found, None, accuracy, text)
 
     def tile(
-        self,
-        image: Image.Image,
-        predictions: Mapping[str, SemanticPrediction],
-        answers: Mapping[str, Answer],
-        known: Known | None,
-        folder: Path,
+        self, sample: Sample, predictions: Mapping[str, SemanticPrediction], results: Mapping[str, Result]
     ) -> Tile:
         """Return the image, its target where that is known, and the predictions of all models."""
-        prediction = next(iter(predictions.values()))
-        shown, names = [image], ["image"]
-        if known is not None:
-            labels = read_labels(folder / known["map"])
+        image, names = sample.image, ["image"]
+        shown = [image]
+        if sample.known is not None:
+            prediction = next(iter(predictions.values()))
+            labels = read_labels(sample.folder / sample.known["map"])
             filled = torch.where(labels == IGNORE_INDEX, prediction.labels, labels)
             shown.append(dataclasses.replace(prediction, labels=filled).draw(image))
             names.append("target")
         shown += [each.draw(image) for each in predictions.values()]
-        lines = [f"{name}: {answer.seconds * 1000:.0f} ms, {answer.result.text}" for name, answer in answers.items()]
-        order = ", ".join([*names, *predictions])
-        return Tile(shown, [f"{Path(str(prediction.path)).name}: {order}", *lines])
+        scores = {name: result.accuracy for name, result in results.items()}
+        lines = [f"{name}: {self.accuracy_name} {score:.1%}" for name, score in scores.items() if score is not None]
+        return Tile(shown, [f"{sample.name}: {', '.join([*names, *predictions])}", *lines])
 
     def legend(self, prediction: SemanticPrediction) -> Image.Image:
         """Return the classes with their colours."""
@@ -203,29 +205,27 @@ class Classification(DemoTask):
     top = 3
     layout = Layout(columns=10, side=136, max_tiles=40)
 
-    def result(self, prediction: ClassPrediction, known: Known | None, folder: Path) -> Result:
+    def result(self, prediction: ClassPrediction, sample: Sample) -> Result:
         """Return the most probable classes."""
-        target = None if known is None else known["class"]
+        target = None if sample.known is None else sample.known["class"]
         text = ", ".join(f"{name.replace('_', ' ')} {score:.0%}" for name, score in prediction.top)
         accuracy = None if target is None else float(prediction.label == target)
         return Result(dict(prediction.top), target, accuracy, text)
 
-    def tile(
-        self,
-        image: Image.Image,
-        predictions: Mapping[str, ClassPrediction],
-        answers: Mapping[str, Answer],
-        known: Known | None,
-        folder: Path,
-    ) -> Tile:
+    def tile(self, sample: Sample, predictions: Mapping[str, ClassPrediction], results: Mapping[str, Result]) -> Tile:
         """Return the image with the class below it, green where it is right and red where it is wrong."""
         ((name, prediction),) = predictions.items()
-        result = answers[name].result
+        result = results[name]
         colour = INK if result.accuracy is None else RIGHT if result.accuracy else WRONG
         lines = [f"{prediction.score:.0%} {prediction.label.replace('_', ' ')}"]
         if result.accuracy == 0:
             lines.append(f"is {str(result.target).replace('_', ' ')}")
-        return Tile([image], lines, colour)
+        return Tile([sample.image], lines, colour)
+
+
+def score_name(key: str) -> str:
+    """Return a recorded score's name for people."""
+    return SCORE_NAMES.get(key, key.replace("_", " "))
 
 
 def read_labels(path: Path) -> torch.Tensor:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from piip.demo.run import DemoImage, DemoReport
-from piip.demo.tasks import TASKS
+from piip.demo.tasks import TASKS, score_name
 
 MAX_SCORES = 3
 MAX_ROWS = 12
@@ -19,12 +19,13 @@ def print_demo(report: DemoReport, console: Console) -> None:
         report: From `run_demo`.
         console: Where to print.
     """
-    accuracies = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in report.accuracies.items())
-    if accuracies:
-        console.print(f"[bold]Accuracy on the included images: {accuracies}[/] (not used in training)")
+    task = TASKS[report.task]
+    accuracy = ", ".join(f"{name} {value:.1%}" for name, value in report.accuracy.items())
+    if accuracy:
+        console.print(f"[bold]Mean {task.accuracy_name} of the included images: {accuracy}[/] (not used in training)")
     console.print(_images_table(report))
     console.print(_models_table(report))
-    console.print(TASKS[report.task].note)
+    console.print(task.note)
     console.print(f"The figure is in {report.figure}", highlight=False)
 
 
@@ -32,23 +33,24 @@ def _images_table(report: DemoReport) -> Table:
     """Return the images that the pyramid is least accurate on first."""
     images = sorted(report.images, key=_accuracy)
     more = f" (the first {MAX_ROWS} of {len(images)})" if len(images) > MAX_ROWS else ""
+    has_targets = any(answer.result.target is not None for image in images for answer in image.answers.values())
     table = Table("image", "size", "model", "prediction", title=f"Images{more}")
-    for column in ("target", "accuracy", "seconds"):
+    for column in [*(["target"] if has_targets else []), TASKS[report.task].accuracy_name, "seconds"]:
         table.add_column(column, justify="right")
     for image in images[:MAX_ROWS]:
         height, width = image.size
         place = [image.path.rsplit("/", 1)[-1], f"{width}x{height}"]
         for name, answer in image.answers.items():
             result = answer.result
-            target = "-" if result.target is None else str(result.target).replace("_", " ")
+            target = ["-" if result.target is None else str(result.target).replace("_", " ")] if has_targets else []
             accuracy = "-" if result.accuracy is None else f"{result.accuracy:.0%}"
-            table.add_row(*place, name, result.text, target, accuracy, f"{answer.seconds:.2f}")
+            table.add_row(*place, name, result.text, *target, accuracy, f"{answer.seconds:.2f}")
             place = ["", ""]
     return table
 
 
 def _accuracy(image: DemoImage) -> float:
-    accuracy = image.first.result.accuracy
+    accuracy = next(iter(image.answers.values())).result.accuracy
     return 1.0 if accuracy is None else accuracy
 
 
@@ -58,7 +60,7 @@ def _models_table(report: DemoReport) -> Table:
     title = f"Models at {task.side}x{task.side}, {task.part}, timed in turn; scores recorded on the test split"
     table = Table("model", title=title)
     scores = list(report.models[0].scores)[:MAX_SCORES]
-    for column in ("GMACs", "ms", "M params", *(name.replace("_", " ") for name in scores)):
+    for column in ("GMACs", "ms", "M params", *map(score_name, scores)):
         table.add_column(column, justify="right")
     for index, model in enumerate(report.models):
         shown = [f"{model.scores[name]:.1%}" if name in model.scores else "-" for name in scores]
